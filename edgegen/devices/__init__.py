@@ -1,0 +1,1 @@
+"""One file a unit; the file name is the name users type."""

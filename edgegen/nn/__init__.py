@@ -1,0 +1,1 @@
+"""Blocks, losses and feature extractors that models, passes and metrics share."""

@@ -1,0 +1,267 @@
+"""The nouns of edgegen: frozen dataclasses that travel between the rooms. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TASKS = ("classification", "super-resolution", "restoration", "image-to-image", "unconditional")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output. A free dimension is a string (its symbol), a fixed one an int."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+    value_range: tuple[float, float] | None = None
+    layout: str = "NCHW"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a uint8 image becomes the network's input: resize, crop, map 0..255 to `value_range`, (x - mean) / std.
+
+    `mean` and `std` are in the units of `value_range`; empty means no normalisation. `resize` is the length of the
+    shorter side in pixels (None: as it is), `crop` the centre crop (H, W) (None: none). `colour` is "RGB" or "L".
+    """
+
+    value_range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: int | None = None
+    crop: tuple[int, int] | None = None
+    colour: str = "RGB"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where weights come from and under which licence; `weights_sha256` is over the loaded state, not the file."""
+
+    source: str
+    licence: str = "unknown"
+    paper: str = ""
+    weights_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What a build should make of a graph: what `quantize` and `cast` write and what `runtimes.*.build` obey.
+
+    precision: one of PRECISIONS. format: "" (the runtime's only one), "u8s8" or "s8s8" (ONNX Runtime Q/DQ).
+    rest: precision of what is not quantized in an int8 build. float_layers: graph node names (exact) left in
+    `rest`; float_types: ONNX operation types left in `rest`.
+    """
+
+    precision: str = "fp32"
+    format: str = ""
+    rest: str = "fp32"
+    float_layers: tuple[str, ...] = ()
+    float_types: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Short name for tables, such as `int8 (u8s8, rest fp32)`."""
+        if self.precision != "int8":
+            return self.precision
+        parts = [part for part in (self.format, f"rest {self.rest}") if part]
+        kept = len(self.float_layers) + len(self.float_types)
+        return f"int8 ({', '.join(parts + ([f'{kept} in float'] if kept else []))})"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One exportable graph: an `nn.Module` in eval mode, or (for an .onnx model) a file and no module."""
+
+    name: str
+    module: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    onnx: Path | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with everything needed to feed it and to judge it.
+
+    origin: how to make the unchanged architecture again, as JSON: {"kind": "builtin", "name": "edsr", "config": {}},
+    {"kind": "timm", "name": ...}, {"kind": "file", "path": ..., "factory": ..., "sha256": ...}, {"kind": "pt2"|"onnx",
+    "path": ...}. options: task settings such as {"scale": 4} for super-resolution or {"calibration": "photos"}.
+    """
+
+    name: str
+    task: str
+    stages: tuple[Stage, ...]
+    preprocessing: Preprocessing = Preprocessing()
+    provenance: Provenance = Provenance("unknown")
+    plan: PrecisionPlan = PrecisionPlan()
+    sampler: Any = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> Stage:
+        """The only stage of a single-pass network."""
+        if len(self.stages) != 1:
+            raise ValueError(f"{self.name} has {len(self.stages)} stages; name the one you mean")
+        return self.stages[0]
+
+    def with_module(self, module: Any) -> Model:
+        """The same single-stage model around another module."""
+        return dataclasses.replace(self, stages=(dataclasses.replace(self.stage, module=module),))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A stage as an ONNX file on disk (float32, static shapes), with the precision plan and its cost."""
+
+    stage: str
+    onnx: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    plan: PrecisionPlan = PrecisionPlan()
+    macs: int = 0
+    params: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that runs on a target. `files` are all files of it, `path` the main one, `size_bytes` their sum."""
+
+    runtime: str
+    path: Path
+    files: tuple[Path, ...]
+    plan: PrecisionPlan
+    size_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """`runtime precision`, for tables and messages."""
+        return f"{self.runtime} {self.plan.label}"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a built file really contains, read back from it.
+
+    layers: layer name -> precision it got. int8_weight_share: share of weight bytes stored as int8 (0..1).
+    int8_macs_share: share of MACs computed in int8 (0..1).
+    """
+
+    layers: Mapping[str, str]
+    int8_weight_share: float
+    int8_macs_share: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A reason why a runtime cannot take a graph, and the rewrite that would cure it."""
+
+    op: str
+    layer: str
+    rewrite: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number that belongs to one device and one procedure.
+
+    value: the figure itself (latency: the median, p50, in ms). interval: 95% confidence interval of `value`, or None.
+    samples: every raw sample where there are any. direction: "lower" or "higher" is better. status: "measured",
+    "estimated" or "not measured" (then `value` is NaN and `reason` says why). conditions: device, threads, batch, n,
+    seed, feature extractor ... whatever is needed to compare it.
+    """
+
+    name: str
+    unit: str
+    value: float
+    interval: tuple[float, float] | None = None
+    samples: tuple[float, ...] = ()
+    direction: str = "lower"
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    status: str = "measured"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The new model; `changed`: layer -> what changed; `skipped`: layer -> why it was left; `notes`: figures."""
+
+    model: Model
+    changed: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    needs_recovery: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device read from targets/<name>.toml: facts, each with its source."""
+
+    name: str
+    description: str
+    runtimes: tuple[str, ...]
+    is_host: bool = False
+    precisions: tuple[str, ...] = ("fp32",)
+    channel_multiple: Mapping[str, int] = field(default_factory=dict)
+    memory_bytes: int = 0
+    bandwidth_bytes_per_s: float = 0.0
+    peak_macs_per_s: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 0
+    opset: int = 18
+    notes: str = ""
+
+    def width_multiple(self, precision: str) -> int:
+        """Channel counts should be a multiple of this for `precision`."""
+        return int(self.channel_multiple.get(precision, self.channel_multiple.get("default", 8)))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits the result must keep. None: no limit. The unit of max_quality_drop belongs to the task."""
+
+    max_latency_ms: float | None = None
+    max_size_bytes: int | None = None
+    max_quality_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a pass may look at.
+
+    data: a `data.Dataset` that passes may learn from, or None (self-generated inputs). checkpoints: a folder of this
+    step alone in which a long pass may keep its state to resume from, or None. progress(text, fraction 0..1).
+    latency(stage) -> Measurement and quality(model) -> Measurement judge a candidate on the target.
+    """
+
+    target: Target
+    data: Any = None
+    teacher: Model | None = None
+    budget: Budget = Budget()
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0
+    checkpoints: Path | None = None
+    progress: Callable[[str, float], None] = lambda text, fraction: None
+    latency: Callable[[Stage], Measurement] | None = None
+    quality: Callable[[Model], Measurement] | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The output folder of a run; `manifest` is its parsed manifest.json."""
+
+    path: Path
+    manifest: Mapping[str, Any]
