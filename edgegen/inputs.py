@@ -1,0 +1,118 @@
+"""From a request to the data of a run: what passes learn from, what decisions are made on, what is reported on.
+
+Three parts that share no image (by content): train, select, test. `select` decides between candidates; `test` gives the
+figures of the report, and can only reject a candidate. Calibration images are taken from train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgegen import calibration_sets, data, registry
+from edgegen.errors import DataError
+from edgegen.request import Request
+from edgegen.types import Model
+
+# Without a number from the user: enough for a KID at its usual subset size, and for a point of top-1.
+DEFAULT_SAMPLES = {"unconditional": 2000, "classification": 5000}
+
+
+@dataclass(frozen=True)
+class RunData:
+    """train/select/test/calibration are `data.Dataset`; None under --latency-only. sources: text for the report."""
+
+    train: Any
+    select: Any
+    test: Any
+    calibration: Any
+    sources: dict[str, str]
+    broken: tuple[str, ...] = ()
+    fresh: Any = None
+
+
+def prepare(request: Request, model: Model) -> RunData:
+    """Open, check and split the data that the request names.
+
+    Raises:
+        DataError: no data for a task that needs it, unreadable data, or calibration that overlaps the evaluation data.
+    """
+    if request.latency_only:
+        return RunData(None, None, None, None, {"calibration": "random values (--latency-only)"})
+    if model.task == "unconditional":
+        return _latents(request, model)
+    train_source, eval_source, names = _sources(request, model)
+    train = data.Dataset(train_source, model, seed=request.seed)
+    if eval_source is None:
+        train, select, test = data.split(train, (0.6, 0.2, 0.2), seed=request.seed)
+    else:
+        held_out = data.Dataset(eval_source, model, seed=request.seed)
+        if shared := data.overlap(train, held_out):
+            raise DataError(
+                f"{shared} images are both in the training and in the evaluation data; give data that do not overlap"
+            )
+        select, test = data.split(held_out, (0.5, 0.5), seed=request.seed)
+    limit = request.samples or DEFAULT_SAMPLES.get(model.task, 200)
+    select, test = _limited(select, limit, request.seed), _limited(test, limit, request.seed)
+    calibration = _calibration(request, model, train, (select, test))
+    broken = tuple(train_source.broken) + (tuple(eval_source.broken) if eval_source is not None else ())
+    return RunData(train, select, test, calibration, names, broken)
+
+
+def _sources(request: Request, model: Model) -> tuple[Any, Any, dict[str, str]]:
+    if request.data is not None:
+        held_out = data.open_source(request.eval_data) if request.eval_data is not None else None
+        names = {"train": str(request.data), "evaluation": str(request.eval_data or f"held-out part of {request.data}")}
+        return data.open_source(request.data), held_out, names
+    chosen = str(model.options.get("calibration", ""))
+    if not chosen:
+        raise DataError(
+            f"{model.name} needs data: give --data FOLDER (images, an archive of them, or .npz with x and y);"
+            " or --latency-only for timing without quality"
+        )
+    held_out = calibration_sets.load_split(chosen, "eval")
+    if request.eval_data is not None:
+        held_out = data.open_source(request.eval_data)
+    names = {"train": f"calibration set {chosen}, training part", "evaluation": str(request.eval_data or chosen)}
+    return calibration_sets.load_split(chosen, "train"), held_out, names
+
+
+def _latents(request: Request, model: Model) -> RunData:
+    number = request.samples or DEFAULT_SAMPLES["unconditional"]
+    real = data.open_source(request.data) if request.data is not None else None
+    parts = [
+        data.Dataset(real if part in (1, 2) else None, model, seed=4 * request.seed + part, length=number)
+        for part in range(4)
+    ]
+    train, select, test, fresh = parts
+    calibration = train.select(request.calibration_images, request.seed)
+    reference = str(request.data) if real is not None else "samples of the teacher from other latents"
+    names = {"train": "latents N(0, 1)", "evaluation": f"latents N(0, 1), against {reference}"}
+    return RunData(train, select, test, calibration, names, tuple(real.broken) if real is not None else (), fresh)
+
+
+def _calibration(request: Request, model: Model, train: Any, held_out: tuple[Any, Any]) -> Any:
+    if request.calibration:
+        known = request.calibration in registry.names("calibration")
+        if not known and not Path(request.calibration).exists():
+            registry.check("calibration", request.calibration)
+        source = (
+            calibration_sets.load_split(request.calibration, "train")
+            if known
+            else data.open_source(Path(request.calibration))
+        )
+        chosen = data.Dataset(source, model, seed=request.seed)
+        shared = sum(data.overlap(chosen, part) for part in held_out)
+        if shared:
+            raise DataError(
+                f"--calibration {request.calibration}: {shared} of its images are also in the evaluation data;"
+                " calibrate on other images"
+            )
+    else:
+        chosen = train
+    return _limited(chosen, request.calibration_images, request.seed)
+
+
+def _limited(dataset: Any, number: int, seed: int) -> Any:
+    return dataset.select(number, seed) if len(dataset) > number else dataset

@@ -1,0 +1,253 @@
+"""Candidates: build every one in its runtime, time all of them together, score them, and say why each was kept or not.
+
+A speed-up is always a ratio from one interleaved run against a named baseline. A build or a run that fails is a
+candidate with a reason, not the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import estimate, files, measuring, quality, registry, serial
+from edgegen.devices import local
+from edgegen.errors import RuntimeFailed
+from edgegen.runlog import RunLog
+from edgegen.types import Artifact, Budget, Graph, Inspection, Measurement, PrecisionPlan, Target
+
+# Gains below this are noise on a shared machine, whatever the interval says.
+LEAST_GAIN = 1.02
+Progress = Callable[[str, str, float], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One build of one network. `of` says which network; `speedup` is over the run's baseline (above 1: faster)."""
+
+    of: str
+    runtime: str
+    graph: Graph
+    artifact: Artifact | None = None
+    inspection: Inspection | None = None
+    latency: Measurement | None = None
+    speedup: Measurement | None = None
+    figures: tuple[Measurement, ...] = ()
+    drop: float | None = None
+    verdict: str = ""
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """`network: runtime precision`."""
+        return f"{self.of}: {self.runtime} {self.graph.plan.label}"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether this is an INT8 build."""
+        return self.graph.plan.precision == "int8"
+
+    def judged(self, verdict: str, reason: str) -> Candidate:
+        """The same candidate with a verdict; the first verdict stays."""
+        return self if self.verdict else dataclasses.replace(self, verdict=verdict, reason=reason)
+
+
+@dataclass
+class Bench:
+    """Where candidates are built, timed and scored; everything it finds is in the run's log."""
+
+    target: Target
+    folder: Path
+    log: RunLog
+    limits: measuring.Limits
+    progress: Progress
+    seed: int = 0
+    feeds: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def here(self) -> bool:
+        """Whether the target is this host, so that its latency can be measured."""
+        return self.target.is_host
+
+    def plans(self, quantized: bool) -> list[tuple[str, PrecisionPlan]]:
+        """(runtime, plan) pairs that the target's runtimes offer, of one kind."""
+        flags = local.cpu_flags()
+        return [
+            (name, plan)
+            for name in self.target.runtimes
+            for plan in registry.module("runtimes", name).plans(self.target, flags)
+            if (plan.precision == "int8") == quantized
+        ]
+
+    def build(self, of: str, graph: Graph, runtime: str, plan: PrecisionPlan, calibration: Path | None) -> Candidate:
+        """Build one candidate in a worker process; a failure becomes its verdict."""
+        graph = dataclasses.replace(graph, plan=plan)
+        candidate = Candidate(of=of, runtime=runtime, graph=graph)
+        key = files.key("build", graph.sha256, runtime, dataclasses.asdict(plan), str(calibration))
+        out = self.folder / "builds" / key
+        self.progress("build", f"{runtime} {plan.label}", 0.0)
+
+        def work() -> dict[str, Any]:
+            try:
+                artifact = measuring.build_isolated(
+                    graph, out, runtime=runtime, calibration=calibration, target=self.target, limits=self.limits
+                )
+                with measuring.Worker(artifact, self.limits) as worker:
+                    inspection = worker.inspect()
+            except RuntimeFailed as error:
+                return {"failure": str(error)}
+            return {"artifact": serial.to_json(artifact), "inspection": serial.to_json(inspection)}
+
+        found = self.log.once(key, work)
+        if "failure" in found:
+            return candidate.judged("failed", found["failure"])
+        artifact = serial.from_json(Artifact, found["artifact"])
+        if not all(file.exists() for file in artifact.files):
+            measuring.build_isolated(
+                graph, out, runtime=runtime, calibration=calibration, target=self.target, limits=self.limits
+            )
+        inspection = serial.from_json(Inspection, found["inspection"])
+        return dataclasses.replace(candidate, artifact=artifact, inspection=inspection)
+
+    def time(self, candidates: list[Candidate], baseline: Candidate | None, rounds: int) -> list[Candidate]:
+        """Time all candidates that were built in one interleaved run; the ratio is to `baseline`, or the fastest.
+
+        On a target that is not here, the latency is an estimate and so is the ratio.
+        """
+        built = [c for c in candidates if c.artifact is not None]
+        if not built:
+            return candidates
+        key = files.key("time", [(c.label, c.graph.sha256) for c in built], baseline and baseline.label, rounds)
+        found = self.log.once(key, lambda: self._measure(built, rounds))
+        times = {c.label: serial.from_json(Measurement, found[c.label]) for c in built if c.label in found}
+        failed = found.get("failed", {})
+        if baseline is None:
+            float_labels = [c.label for c in built if not c.quantized and c.label in times]
+            if not float_labels:
+                raise RuntimeFailed(f"no unquantized build runs on {self.target.name}: {failed}")
+            reference = min((times[label] for label in float_labels), key=lambda m: m.value)
+        else:
+            reference = times[baseline.label]
+        return [self._timed(c, times.get(c.label), reference, failed) for c in candidates]
+
+    def _timed(
+        self, candidate: Candidate, latency: Measurement | None, reference: Measurement, failed: dict[str, str]
+    ) -> Candidate:
+        if latency is None:
+            return candidate.judged("failed", failed.get(candidate.label, "was not built"))
+        if latency.status == "measured":
+            speedup = measuring.ratio(reference, latency)
+        else:
+            value = reference.value / latency.value
+            speedup = Measurement("speed-up", "x", value, direction="higher", status="estimated")
+        return dataclasses.replace(candidate, latency=latency, speedup=speedup)
+
+    def _measure(self, built: list[Candidate], rounds: int) -> dict[str, Any]:
+        if not self.here:
+            return {
+                c.label: serial.to_json(estimate.estimate_latency(c.graph, self.target, c.graph.plan.precision))
+                for c in built
+            }
+        found: dict[str, Any] = {"failed": {}}
+        alive: list[Candidate] = []
+        artifacts: list[Artifact] = []
+        for candidate in built:
+            try:  # alone first, so that a crash takes nothing else with it
+                with measuring.Worker(_artifact(candidate), self.limits) as worker:
+                    worker.time(self.feeds, 1, warmup=0)
+                alive.append(candidate)
+                artifacts.append(_artifact(candidate))
+            except RuntimeFailed as error:
+                found["failed"][candidate.label] = str(error)
+        self.progress("time", f"{len(alive)} builds, interleaved", 0.0)
+        if alive:
+            times = measuring.time_interleaved(artifacts, self.feeds, rounds=rounds, seed=self.seed)
+            for candidate, latency in zip(alive, times, strict=True):
+                found[candidate.label] = serial.to_json(latency)
+        return found
+
+    def outputs(self, candidate: Candidate, dataset: Any, name: str) -> Path:
+        """The candidate's outputs on a dataset, as a .npy file in the run's folder."""
+        out = self.folder / "outputs" / f"{name}.npy"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        spec_in, spec_out = candidate.graph.inputs[0].name, candidate.graph.outputs[0].name
+        with measuring.Worker(_artifact(candidate), self.limits) as worker, files.whole(out) as temporary:
+
+            def run_many(inputs: np.ndarray) -> np.ndarray:
+                return worker.run_many({spec_in: inputs})[spec_out]
+
+            quality.collect(run_many, dataset, temporary, lambda text, share: self.progress("score", text, share))
+        return out
+
+    def score(self, candidate: Candidate, evaluation: quality.Evaluation, gate: quality.Gate, where: str) -> Candidate:
+        """The candidate with its figures and its drop on `evaluation`; a crash becomes its verdict."""
+        teacher = self.teacher_figures(evaluation, where)
+        key = files.key("score", candidate.graph.sha256, candidate.label, where)
+
+        def work() -> Any:
+            try:
+                with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                    outputs = self.outputs(candidate, evaluation.data, f"{Path(scratch).name}-candidate")
+                    found = [serial.to_json(m) for m in evaluation.figures(outputs)]
+                    outputs.unlink()
+                    return found
+            except RuntimeFailed as error:
+                return {"failure": str(error)}
+
+        found = self.log.once(key, work)
+        if isinstance(found, dict):
+            return candidate.judged("failed", found["failure"])
+        figures = tuple(serial.from_json(Measurement, value) for value in found)
+        lost = quality.drop(evaluation.model, gate, teacher, figures)
+        return dataclasses.replace(candidate, figures=figures, drop=lost)
+
+    def teacher_figures(self, evaluation: quality.Evaluation, where: str) -> tuple[Measurement, ...]:
+        """The figures of the teacher itself (its FP32 build) on the same data."""
+        found = self.log.once(
+            files.key("teacher", where), lambda: [serial.to_json(m) for m in evaluation.figures(evaluation.teacher)]
+        )
+        return tuple(serial.from_json(Measurement, value) for value in found)
+
+
+def _artifact(candidate: Candidate) -> Artifact:
+    if candidate.artifact is None:
+        raise RuntimeFailed(f"{candidate.label} was not built: {candidate.reason}")
+    return candidate.artifact
+
+
+def fastest(candidates: list[Candidate], quantized: bool | None = None) -> Candidate:
+    """The candidate with the least median latency, among unquantized ones when `quantized` is False.
+
+    Raises:
+        RuntimeFailed: none has a latency; the message holds every reason.
+    """
+    timed = [c for c in candidates if c.latency is not None and (quantized is None or c.quantized == quantized)]
+    if not timed:
+        raise RuntimeFailed("no build runs: " + "; ".join(f"{c.label}: {c.reason}" for c in candidates))
+    return min(timed, key=lambda c: c.latency.value if c.latency else math.inf)
+
+
+def is_faster(candidate: Candidate) -> bool:
+    """Whether the speed-up is beyond noise: the value at least `LEAST_GAIN`, the interval above 1."""
+    speedup = candidate.speedup
+    if speedup is None or not speedup.value >= LEAST_GAIN:
+        return False
+    return speedup.interval is None or speedup.interval[0] > 1.0
+
+
+def within(candidate: Candidate, budget: Budget, gate: quality.Gate) -> str:
+    """Which limit the candidate breaks, in words with figures; empty when none."""
+    latency, artifact = candidate.latency, candidate.artifact
+    if budget.max_latency_ms is not None and latency is not None and latency.value > budget.max_latency_ms:
+        return f"latency {latency.value:.3g} ms is over --max-latency {budget.max_latency_ms:g} ms"
+    if budget.max_size_bytes is not None and artifact is not None and artifact.size_bytes > budget.max_size_bytes:
+        return f"size {artifact.size_bytes / 1e6:.3g} MB is over --max-size {budget.max_size_bytes / 1e6:g} MB"
+    if budget.max_quality_drop is not None and candidate.drop is not None and candidate.drop > budget.max_quality_drop:
+        return f"drop of {candidate.drop:.3g} is over the budget of {budget.max_quality_drop:g} {gate.unit}"
+    return ""

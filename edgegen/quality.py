@@ -1,0 +1,192 @@
+"""Quality of a built artifact, by task: which metrics, what counts as a drop, and where the gate stands.
+
+| task | figures | the drop, and its unit |
+|---|---|---|
+| classification | top-1 (with labels), agreement with the teacher | points of top-1 lost (without labels: of agreement) |
+| super-resolution, restoration | PSNR and SSIM to the reference images, PSNR to the teacher | dB of PSNR to the reference lost |
+| image-to-image | PSNR, SSIM and perceptual distance to the teacher | dB of paired PSNR below 50 dB (two builds of one network in FP32 and BF16 are about 50 dB apart); with "%": perceptual distance to the teacher x 100 |
+| unconditional | KID to real images or to other samples of the teacher, PSNR to the teacher | change of KID x 1000, in either direction (two-sided) |
+
+Teacher and candidate always see the same inputs. Outputs lie on disk as memory-mapped arrays, so memory stays bounded.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import registry
+from edgegen.errors import RecipeError
+from edgegen.types import Measurement, Model
+
+CHUNK = 32
+CEILING_DB = 50.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a task judges a candidate. figure: the deciding metric; default: the drop allowed when none is given."""
+
+    figure: str
+    unit: str
+    default: float
+
+
+def gate(model: Model, labelled: bool, unit: str = "") -> Gate:
+    """The gate of a model's task; `unit` "%" asks for the perceptual distance where the task has one.
+
+    Raises:
+        RecipeError: "%" for a task without a perceptual distance.
+    """
+    if unit == "%":
+        if model.task in ("classification", "unconditional"):
+            raise RecipeError(
+                f"a quality drop in % is for image-to-image, super-resolution and restoration, got task {model.task};"
+                " give a plain number"
+            )
+        return Gate("perceptual distance to the teacher", "% of perceptual distance to the teacher", 5.0)
+    return {
+        "classification": Gate("top-1", "points of top-1", 0.5)
+        if labelled
+        else Gate("agreement", "points of agreement with the teacher", 1.0),
+        "super-resolution": Gate("PSNR to the reference", "dB of PSNR to the reference images", 0.5),
+        "restoration": Gate("PSNR to the reference", "dB of PSNR to the reference images", 0.5),
+        "image-to-image": Gate("PSNR to the teacher", f"dB of PSNR to the teacher below {CEILING_DB:.0f} dB", 25.0),
+        "unconditional": Gate("KID", "KID x 1000, two-sided", 20.0),
+    }[model.task]
+
+
+def collect(run_many: Callable[[np.ndarray], np.ndarray], dataset: Any, out: Path, progress: Callable) -> Path:
+    """Run every sample of `dataset` through `run_many` (stacked inputs to stacked outputs) into a .npy file."""
+    total = len(dataset)
+    array = None
+    for start in range(0, total, CHUNK):
+        inputs = np.stack([dataset[i].input for i in range(start, min(start + CHUNK, total))])
+        outputs = run_many(inputs)
+        if array is None:
+            shape = (total, *outputs.shape[1:])
+            array = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
+        array[start : start + len(outputs)] = outputs
+        progress(f"{min(start + CHUNK, total)} of {total} samples", min(start + CHUNK, total) / total)
+    if array is not None:
+        array.flush()
+    return out
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that stays the same between two candidates: data, the teacher's outputs, extractor and seed.
+
+    data: a `data.Dataset` that the passes never saw. teacher: .npy with the teacher's outputs on it. real: iterable
+    factory of real images (N, C, H, W) in 0..1 for `unconditional`, or None (then `fresh`, the teacher's samples
+    from other latents, is the reference). features: a feature extractor, or None where the task needs none.
+    """
+
+    model: Model
+    data: Any
+    teacher: Path
+    seed: int = 0
+    features: Any = None
+    real: Callable[[], Iterable[np.ndarray]] | None = None
+    fresh: Path | None = None
+
+    def figures(self, outputs: Path) -> tuple[Measurement, ...]:
+        """All figures of one candidate, the deciding one of its task among them."""
+        if self.model.task == "classification":
+            return self._classification(outputs)
+        if self.model.task == "unconditional":
+            return self._unconditional(outputs)
+        return self._images(outputs)
+
+    def _classification(self, outputs: Path) -> tuple[Measurement, ...]:
+        found = [_metric("agreement")(rows(self.teacher), rows(outputs), seed=self.seed)]
+        if self.data[0].label is not None:
+            labels = (np.array([s.label for s in part]) for part in _samples(self.data))
+            found.insert(0, _metric("top1")(labels, rows(outputs), seed=self.seed))
+        return tuple(_renamed(m, {"top1": "top-1"}.get(m.name, m.name)) for m in found)
+
+    def _images(self, outputs: Path) -> tuple[Measurement, ...]:
+        found = []
+        for against, images in (("reference", self._references), ("teacher", lambda: self._images_of(self.teacher))):
+            if against == "reference" and self.data[0].reference is None:
+                continue
+            for name in ("psnr", "ssim"):
+                value = _metric(name)(images(), self._images_of(outputs), seed=self.seed)
+                found.append(_renamed(value, f"{name.upper()} to the {against}"))
+        if self.features is not None:
+            distance = _metric("perceptual")
+            pair = (self._images_of(self.teacher), self._images_of(outputs))
+            value = distance(*pair, features=self.features, seed=self.seed)
+            found.append(_renamed(value, "perceptual distance to the teacher"))
+        return tuple(found)
+
+    def _unconditional(self, outputs: Path) -> tuple[Measurement, ...]:
+        if self.real is not None:
+            reference = self.real()
+        elif self.fresh is not None:
+            reference = self._images_of(self.fresh)
+        else:
+            raise ValueError("an unconditional generator is judged against real images or fresh teacher samples")
+        kid = _metric("kid")(reference, self._images_of(outputs), features=self.features, seed=self.seed)
+        paired = _metric("psnr")(self._images_of(self.teacher), self._images_of(outputs), seed=self.seed)
+        return (_renamed(kid, "KID"), _renamed(paired, "PSNR to the teacher"))
+
+    def _references(self) -> Iterator[np.ndarray]:
+        return (self._unit(np.stack([s.reference for s in part])) for part in _samples(self.data))
+
+    def _images_of(self, outputs: Path) -> Iterator[np.ndarray]:
+        return (self._unit(part) for part in rows(outputs))
+
+    def _unit(self, images: np.ndarray) -> np.ndarray:
+        low, high = self.model.stages[-1].outputs[0].value_range or (0.0, 1.0)
+        return np.clip((images - low) / (high - low), 0.0, 1.0).astype(np.float32)
+
+
+def drop(model: Model, chosen: Gate, teacher: tuple[Measurement, ...], candidate: tuple[Measurement, ...]) -> float:
+    """The candidate's quality drop in the gate's unit; zero or less is no worse than the teacher. NaN counts as inf."""
+    mine = find(candidate, chosen.figure).value
+    if not math.isfinite(mine):
+        return math.inf
+    if chosen.figure.startswith("perceptual"):
+        return 100.0 * mine
+    if model.task == "image-to-image":
+        return max(0.0, CEILING_DB - mine)
+    theirs = find(teacher, chosen.figure).value
+    if model.task == "unconditional":
+        return 1000.0 * abs(mine - theirs)
+    scale = 100.0 if model.task == "classification" else 1.0
+    return scale * (theirs - mine)
+
+
+def find(figures: tuple[Measurement, ...], name: str) -> Measurement:
+    """The figure of that name."""
+    for figure in figures:
+        if figure.name == name:
+            return figure
+    raise KeyError(f"no figure {name!r} among {[f.name for f in figures]}")
+
+
+def rows(file: Path) -> Iterator[np.ndarray]:
+    """A .npy file in blocks of `CHUNK` along its first axis, memory-mapped."""
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    return (np.asarray(array[i : i + CHUNK]) for i in range(0, len(array), CHUNK))
+
+
+def _samples(dataset: Any) -> Iterator[list[Any]]:
+    for start in range(0, len(dataset), CHUNK):
+        yield [dataset[i] for i in range(start, min(start + CHUNK, len(dataset)))]
+
+
+def _metric(name: str) -> Callable[..., Measurement]:
+    return getattr(registry.module("metrics", name), name)
+
+
+def _renamed(value: Measurement, name: str) -> Measurement:
+    import dataclasses
+
+    return dataclasses.replace(value, name=name)

@@ -1,0 +1,153 @@
+"""Recipes: an ordered list of passes with their options, as TOML in and TOML out.
+
+The options of a pass are the keyword-only parameters of its function. They are read from the file's syntax tree, so
+that a recipe is checked (with near matches) before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgegen import errors, registry
+
+SCHEMA = 1
+# Passes that write a precision plan; all others change the network itself.
+PRECISION_PASSES = ("quantize", "cast")
+
+
+class Step(BaseModel):
+    """One pass with its options; `keep` keeps it even when it does not pay (the report says so)."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+    name: str = Field(alias="pass")
+    options: dict[str, Any] = {}
+    keep: bool = False
+
+
+class Recipe(BaseModel):
+    """Ordered steps; `description` is for people, `schema` is the version of this format."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+    version: int = Field(SCHEMA, alias="schema")
+    description: str = ""
+    steps: tuple[Step, ...] = ()
+
+
+@cache
+def options_of(name: str) -> dict[str, Any]:
+    """Option name -> default of a pass, read without importing it. A default that is not a literal reads as None."""
+    tree = ast.parse(registry.path("passes", name).read_text(encoding="utf-8"))
+    function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
+    if function is None:
+        raise errors.RecipeError(f"the file of pass {name!r} defines no function {name!r}")
+    values = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        try:
+            values[argument.arg] = ast.literal_eval(default) if default is not None else None
+        except ValueError:
+            values[argument.arg] = None
+    return values
+
+
+def check(recipe: Recipe, source: str) -> Recipe:
+    """Check every pass name and option name.
+
+    Raises:
+        RecipeError: another schema version, an unknown pass or an unknown option; names the near match.
+    """
+    if recipe.version != SCHEMA:
+        raise errors.RecipeError(f"{source}: recipe schema must be {SCHEMA}, got {recipe.version}")
+    for step in recipe.steps:
+        registry.check("passes", step.name)
+        known = options_of(step.name)
+        for option in step.options:
+            if option not in known:
+                hint = registry.near(option, tuple(known))
+                allowed = ", ".join(known) or "none"
+                raise errors.RecipeError(
+                    f"{source}: pass {step.name} has no option {option!r}{hint}; it has: {allowed}"
+                )
+    return recipe
+
+
+def load(name_or_path: str) -> Recipe:
+    """A recipe by preset name, or from a TOML file (a path ending in .toml).
+
+    Raises:
+        RecipeError: unknown name, unreadable file, or a field with an error (named).
+    """
+    is_file = name_or_path.endswith(".toml")
+    path = Path(name_or_path) if is_file else registry.path("recipes", name_or_path)
+    try:
+        table = registry.load_toml(path)
+        return check(Recipe.model_validate(table), str(name_or_path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise errors.RecipeError(f"{path.name}: {where}: {first['msg']}, got {first.get('input')!r}") from error
+    except errors.RecipeError:
+        raise
+    except errors.UsageError as error:
+        raise errors.RecipeError(str(error)) from error
+
+
+def with_kept(recipe: Recipe, kept: tuple[str, ...]) -> Recipe:
+    """The recipe with `keep` set on the named passes.
+
+    Raises:
+        RecipeError: a name that is not a pass of this recipe.
+    """
+    present = tuple(step.name for step in recipe.steps)
+    for name in kept:
+        if name not in present:
+            raise errors.RecipeError(
+                f"--keep {name}: not a pass of this recipe{registry.near(name, present)}; it has: {', '.join(present)}"
+            )
+    steps = tuple(step.model_copy(update={"keep": step.keep or step.name in kept}) for step in recipe.steps)
+    return recipe.model_copy(update={"steps": steps})
+
+
+def groups(recipe: Recipe) -> list[tuple[Step, ...]]:
+    """The structural steps in the units in which they are judged: up to and including the next `distill`.
+
+    Pruning alone costs quality that recovery brings back, so the two are kept or undone together.
+    """
+    result: list[tuple[Step, ...]] = []
+    open_group: list[Step] = []
+    for step in recipe.steps:
+        if step.name in PRECISION_PASSES:
+            continue
+        open_group.append(step)
+        if step.name == "distill":
+            result.append(tuple(open_group))
+            open_group = []
+    return result + ([tuple(open_group)] if open_group else [])
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML text that `load` reads back to an equal recipe."""
+    lines = [f"schema = {recipe.version}"]
+    if recipe.description:
+        lines.insert(0, f"description = {json.dumps(recipe.description)}")
+    for step in recipe.steps:
+        lines += ["", "[[steps]]", f"pass = {json.dumps(step.name)}"]
+        if step.options:
+            lines.append(f"options = {_value(step.options)}")
+        if step.keep:
+            lines.append("keep = true")
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    # JSON and TOML agree on strings, numbers, booleans and lists; only tables are written with `=`.
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return json.dumps(value)

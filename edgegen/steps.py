@@ -1,0 +1,75 @@
+"""Run the structural passes of a recipe; each finished one is kept in the cache and taken from there next time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgegen import __version__, architecture, files, registry, weights
+from edgegen.errors import EdgegenError, NothingChanged, PassError, RecipeError
+from edgegen.recipe import Step
+from edgegen.types import Job, Model, PassResult
+
+
+def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str) -> PassResult:
+    """Apply one pass, or take its result from the cache: the key is (input, step, options, data, seed, version).
+
+    Raises:
+        RecipeError: an option value that the pass refuses. PassError: the pass failed; says which.
+    """
+    teacher = weights.state_hash(job.teacher.stage.module) if job.teacher is not None else ""
+    key = files.key(
+        weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__
+    )
+    kept = files.cache_folder() / "steps" / key
+    if (kept / "result.json").is_file():
+        return _restore(kept, model, original)
+    job = dataclasses.replace(job, checkpoints=files.cache_folder() / "checkpoints" / key)
+    function: Callable[..., PassResult] = getattr(registry.module("passes", step.name), step.name)
+    try:
+        result = function(model, job, **step.options)
+    except EdgegenError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"{step.name}: {error}") from error
+    except RuntimeError as error:
+        raise PassError(f"{step.name} failed: {error}") from error
+    if not result.changed:
+        reasons = "; ".join(f"{layer}: {why}" for layer, why in list(result.skipped.items())[:3])
+        warnings.warn(f"{step.name} changed nothing ({reasons or 'no layer applies'})", NothingChanged, stacklevel=2)
+    _keep(kept, result, original)
+    return result
+
+
+def _keep(folder: Path, result: PassResult, original: Model) -> None:
+    module = result.model.stage.module
+    with files.whole(folder) as temporary:
+        temporary.mkdir()
+        weights.save_state(module, temporary / "weights.safetensors")
+        record = {
+            "architecture": architecture.describe(module, original.stage.module),
+            "changed": dict(result.changed),
+            "skipped": dict(result.skipped),
+            "notes": dict(result.notes),
+            "needs_recovery": result.needs_recovery,
+        }
+        (temporary / "result.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def _restore(folder: Path, model: Model, original: Model) -> PassResult:
+    record: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    module = architecture.rebuild(copy.deepcopy(original.stage.module), record["architecture"])
+    file = folder / "weights.safetensors"
+    weights.load_into(module, weights.read_state(file), str(file))
+    return PassResult(
+        model.with_module(module.eval()),
+        record["changed"],
+        record["skipped"],
+        {**record["notes"], "from": "cache"},
+        record["needs_recovery"],
+    )
