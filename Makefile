@@ -1,0 +1,60 @@
+# Everything runs in .venv, which the first target that needs it makes: Python's own venv, uv inside it, then edgegen
+# with the versions of constraints.txt. Later runs skip that until pyproject.toml or constraints.txt change.
+#   make demo        the main job on a generator that ships with edgegen
+#   make test        the tests                      make test T=tests/test_report.py K=escape
+#   make PYTHON=/path/to/python3.12 demo
+
+# The first interpreter that is new enough; python3 is tried first.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
+EXTRAS ?= torch,timm,onnxruntime,openvino,quality,dev
+OUT ?= out/demo
+T ?= tests
+K ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+export UV_LINK_MODE ?= copy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder wheel clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
+	@echo "targets: setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder wheel clean"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "edgegen needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" --version 2>&1 | head -n 1)." >&2; \
+		echo "Install one and name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@test -x $(BIN)/uv || $(BIN)/python -c 'import pip' 2>/dev/null || { \
+		echo "making .venv with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv .venv; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/edgegen compress --model edsr --target cpu --out $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(T) $(if $(K),-k '$(K)')
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@for script in benchmarks/compare_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit; done
+
+train-edsr train-dcgan train-cifar train-encoder: train-%: $(STAMP)
+	$(BIN)/python benchmarks/train_$*.py
+
+wheel: $(STAMP)
+	$(BIN)/uv build --wheel --out-dir dist
+
+clean:
+	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache
