@@ -1,0 +1,59 @@
+"""Batches prepared ahead in order, and progress told at a bearable pace."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+PREFETCH = 3  # batches prepared ahead
+
+
+def prefetched(batch_at: Callable[[int], Any], first: int, steps: int, device: str) -> Iterator[tuple[int, Any]]:
+    """(step, batch) in order, prepared ahead in one background thread."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="edgegen-batches")
+    queue: list[Future] = []
+    try:
+        for step in range(first, steps):
+            while len(queue) < PREFETCH and step + len(queue) < steps:
+                queue.append(pool.submit(lambda at: place(batch_at(at), device), step + len(queue)))
+            yield step, queue.pop(0).result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def place(value: Any, device: str = "cpu") -> Any:
+    """Tensors inside tuples, lists and dictionaries moved to `device`; images (N, C, H, W) become channels_last."""
+    if isinstance(value, torch.Tensor):
+        layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+        return value.to(device=device, memory_format=layout)
+    if isinstance(value, dict):
+        return {name: place(item, device) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(place(item, device) for item in value)
+    return value
+
+
+class Reporter:
+    """Calls `progress` with the loss and the time left, at most twice a second and once at the end."""
+
+    def __init__(self, progress: Callable[[str, float], None] | None, steps: int, first: int) -> None:
+        self.progress, self.steps, self.first = progress, steps, first
+        self.begin, self.said = time.monotonic(), -math.inf
+
+    def __call__(self, step: int, loss: float) -> None:
+        now = time.monotonic()
+        if self.progress is None or (now - self.said < 0.5 and step < self.steps):
+            return
+        self.said = now
+        left = (now - self.begin) / (step - self.first) * (self.steps - step)
+        self.progress(f"step {step}/{self.steps}, loss {loss:.4g}, {clock(left)} left", step / self.steps)
+
+
+def clock(seconds: float) -> str:
+    """Whole seconds as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
