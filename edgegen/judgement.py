@@ -29,7 +29,11 @@ Progress = Callable[[str, str, float], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One build of one network. `of` says which network; `speedup` is over the run's baseline (above 1: faster)."""
+    """One build of one network. `of` says which network.
+
+    ratio: latency divided by that of the run's baseline, from one interleaved run (below 1: faster). drop: loss of
+    quality in the unit of the gate. verdict: "", "chosen", "not chosen", "undone" or "failed".
+    """
 
     of: str
     runtime: str
@@ -37,7 +41,7 @@ class Candidate:
     artifact: Artifact | None = None
     inspection: Inspection | None = None
     latency: Measurement | None = None
-    speedup: Measurement | None = None
+    ratio: Measurement | None = None
     figures: tuple[Measurement, ...] = ()
     drop: float | None = None
     verdict: str = ""
@@ -47,6 +51,11 @@ class Candidate:
     def label(self) -> str:
         """`network: runtime precision`."""
         return f"{self.of}: {self.runtime} {self.graph.plan.label}"
+
+    @property
+    def gain(self) -> float:
+        """How many times faster than the baseline; 0 when it was not timed."""
+        return 1.0 / self.ratio.value if self.ratio is not None and self.ratio.value > 0 else 0.0
 
     @property
     def quantized(self) -> bool:
@@ -125,52 +134,35 @@ class Bench:
             return candidates
         key = files.key("time", [(c.label, c.graph.sha256) for c in built], baseline and baseline.label, rounds)
         found = self.log.once(key, lambda: self._measure(built, rounds))
-        times = {c.label: serial.from_json(Measurement, found[c.label]) for c in built if c.label in found}
-        failed = found.get("failed", {})
-        if baseline is None:
-            float_labels = [c.label for c in built if not c.quantized and c.label in times]
-            if not float_labels:
-                raise RuntimeFailed(f"no unquantized build runs on {self.target.name}: {failed}")
-            reference = min((times[label] for label in float_labels), key=lambda m: m.value)
-        else:
-            reference = times[baseline.label]
-        return [self._timed(c, times.get(c.label), reference, failed) for c in candidates]
+        times = {label: serial.from_json(Measurement, value) for label, value in found.items()}
+        reference = times[baseline.label] if baseline is not None else _least(built, times, self.target.name)
+        return [self._timed(c, times.get(c.label), reference) for c in candidates]
 
-    def _timed(
-        self, candidate: Candidate, latency: Measurement | None, reference: Measurement, failed: dict[str, str]
-    ) -> Candidate:
+    def _timed(self, candidate: Candidate, latency: Measurement | None, reference: Measurement) -> Candidate:
         if latency is None:
-            return candidate.judged("failed", failed.get(candidate.label, "was not built"))
+            return candidate
+        if latency.status == "not measured":
+            return candidate.judged("failed", latency.reason)
         if latency.status == "measured":
-            speedup = measuring.ratio(reference, latency)
+            ratio = measuring.ratio(latency, reference)
         else:
-            value = reference.value / latency.value
-            speedup = Measurement("speed-up", "x", value, direction="higher", status="estimated")
-        return dataclasses.replace(candidate, latency=latency, speedup=speedup)
+            ratio = Measurement("latency ratio", "", latency.value / reference.value, status="estimated")
+        return dataclasses.replace(candidate, latency=latency, ratio=ratio)
 
     def _measure(self, built: list[Candidate], rounds: int) -> dict[str, Any]:
         if not self.here:
+            plans = {c.label: (c.graph, c.graph.plan.precision) for c in built}
             return {
-                c.label: serial.to_json(estimate.estimate_latency(c.graph, self.target, c.graph.plan.precision))
-                for c in built
+                label: serial.to_json(estimate.estimate_latency(graph, self.target, precision))
+                for label, (graph, precision) in plans.items()
             }
-        found: dict[str, Any] = {"failed": {}}
-        alive: list[Candidate] = []
-        artifacts: list[Artifact] = []
-        for candidate in built:
-            try:  # alone first, so that a crash takes nothing else with it
-                with measuring.Worker(_artifact(candidate), self.limits) as worker:
-                    worker.time(self.feeds, 1, warmup=0)
-                alive.append(candidate)
-                artifacts.append(_artifact(candidate))
-            except RuntimeFailed as error:
-                found["failed"][candidate.label] = str(error)
-        self.progress("time", f"{len(alive)} builds, interleaved", 0.0)
-        if alive:
-            times = measuring.time_interleaved(artifacts, self.feeds, rounds=rounds, seed=self.seed)
-            for candidate, latency in zip(alive, times, strict=True):
-                found[candidate.label] = serial.to_json(latency)
-        return found
+        self.progress("time", f"{len(built)} builds, interleaved", 0.0)
+        artifacts = [_artifact(c) for c in built]
+        times = measuring.time_interleaved(
+            artifacts, self.feeds, rounds=rounds, seed=self.seed, limits=self.limits
+        )
+        self.progress("time", f"{len(built)} builds, interleaved", 1.0)
+        return {c.label: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
 
     def outputs(self, candidate: Candidate, dataset: Any, name: str) -> Path:
         """The candidate's outputs on a dataset, as a .npy file in the run's folder."""
@@ -180,7 +172,7 @@ class Bench:
         with measuring.Worker(_artifact(candidate), self.limits) as worker, files.whole(out) as temporary:
 
             def run_many(inputs: np.ndarray) -> np.ndarray:
-                return worker.run_many({spec_in: inputs})[spec_out]
+                return next(iter(worker.run_many([{spec_in: inputs}])))[spec_out]
 
             quality.collect(run_many, dataset, temporary, lambda text, share: self.progress("score", text, share))
         return out
@@ -221,24 +213,33 @@ def _artifact(candidate: Candidate) -> Artifact:
     return candidate.artifact
 
 
-def fastest(candidates: list[Candidate], quantized: bool | None = None) -> Candidate:
-    """The candidate with the least median latency, among unquantized ones when `quantized` is False.
+def _least(built: list[Candidate], times: dict[str, Measurement], target: str) -> Measurement:
+    """The latency of the fastest unquantized build."""
+    alive = [times[c.label] for c in built if not c.quantized and times[c.label].status != "not measured"]
+    if not alive:
+        reasons = "; ".join(f"{c.label}: {times[c.label].reason}" for c in built)
+        raise RuntimeFailed(f"no unquantized build runs on {target}: {reasons}")
+    return min(alive, key=lambda latency: latency.value)
+
+
+def fastest(candidates: list[Candidate]) -> Candidate:
+    """The unquantized candidate with the least latency.
 
     Raises:
         RuntimeFailed: none has a latency; the message holds every reason.
     """
-    timed = [c for c in candidates if c.latency is not None and (quantized is None or c.quantized == quantized)]
+    timed = [c for c in candidates if c.latency is not None and not c.quantized]
     if not timed:
         raise RuntimeFailed("no build runs: " + "; ".join(f"{c.label}: {c.reason}" for c in candidates))
     return min(timed, key=lambda c: c.latency.value if c.latency else math.inf)
 
 
 def is_faster(candidate: Candidate) -> bool:
-    """Whether the speed-up is beyond noise: the value at least `LEAST_GAIN`, the interval above 1."""
-    speedup = candidate.speedup
-    if speedup is None or not speedup.value >= LEAST_GAIN:
+    """Whether it is faster than the baseline beyond noise: by `LEAST_GAIN`, and the whole interval below 1."""
+    ratio = candidate.ratio
+    if ratio is None or not candidate.gain >= LEAST_GAIN:
         return False
-    return speedup.interval is None or speedup.interval[0] > 1.0
+    return ratio.interval is None or ratio.interval[1] < 1.0
 
 
 def within(candidate: Candidate, budget: Budget, gate: quality.Gate) -> str:

@@ -1,0 +1,277 @@
+"""The command line: argument parsing and rendering only. Heavy modules are imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgegen import errors, registry
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Compress image generators and vision backbones for edge devices, and prove it with measurements.",
+)
+LISTED = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes")
+DROP_HELP = (
+    "Allowed loss of quality. The unit belongs to the task: points of top-1 (classification), dB of PSNR to the"
+    " reference images (super-resolution, restoration), dB of PSNR to the teacher below 50 dB (image-to-image),"
+    " KID x 1000, two-sided (unconditional); with % the perceptual distance to the teacher."
+)
+
+
+# The base class of what typer raises for wrong arguments; its own name is private to typer.
+_WrongUsage = typer.BadParameter.__mro__[1]
+
+
+def main() -> None:
+    """Entry point: bad input of any kind is one line on stderr and exit code 2."""
+    try:
+        raise SystemExit(app(standalone_mode=False) or 0)
+    except _WrongUsage as error:
+        print(f"edgegen: {_usage(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except errors.EdgegenError as error:
+        print(f"edgegen: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("edgegen: interrupted; finished steps are kept: run the same command with --resume", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _usage(error: Any) -> str:
+    name = getattr(error, "option_name", "")
+    if name:
+        flags = [flag for parameter in error.ctx.command.params for flag in parameter.opts] if error.ctx else []
+        return f"unknown option {name!r}{registry.near(name, flags)}; see {error.ctx.command_path} --help"
+    where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+    return " ".join(error.format_message().split()).rstrip(".") + where
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from edgegen import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Option(help="Built-in name, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx.")],
+    target: Annotated[str, typer.Option(help="Target name, or a .toml file.")] = "cpu",
+    weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
+    calibration: Annotated[str, typer.Option(help="Calibration set: a name or a path.")] = "",
+    calibration_images: Annotated[int, typer.Option(help="How many images to calibrate on.", min=1)] = 100,
+    recipe: Annotated[str, typer.Option(help="Recipe: a preset's name or a .toml file.")] = "",
+    keep: Annotated[list[str] | None, typer.Option(help="Keep this pass even when it does not pay.")] = None,
+    max_latency: Annotated[str, typer.Option(help="Latency limit (p50, batch 1), such as 5ms.")] = "",
+    max_size: Annotated[str, typer.Option(help="Size limit of the artifact, such as 2MB.")] = "",
+    max_quality_drop: Annotated[str, typer.Option(help=DROP_HELP)] = "",
+    min_psnr: Annotated[float | None, typer.Option(help="image-to-image: least PSNR to the teacher, in dB.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default out/MODEL-TARGET.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the same command that was interrupted.")] = False,
+    latency_only: Annotated[bool, typer.Option(help="Timing without data or quality; stamps the bundle.")] = False,
+    samples: Annotated[int, typer.Option(help="Most samples in each evaluation part (0: by task).", min=0)] = 0,
+    features: Annotated[str, typer.Option(help="Feature extractor of perceptual distance and KID.")] = "",
+    seed: int = 0,
+    threads: Annotated[int, typer.Option(help="Threads on this host (0: all cores).", min=0)] = 0,
+    max_memory: Annotated[str, typer.Option(help="Memory limit of each worker, such as 4GB.")] = "",
+    task: Annotated[str, typer.Option(help="Task, where the model does not state it.")] = "",
+    input_shape: Annotated[str, typer.Option(help="Such as 1,3,224,224.")] = "",
+    value_range: Annotated[str, typer.Option(help="What pixel 0 and 255 become, such as 0,1.")] = "",
+    output_range: Annotated[str, typer.Option(help="Range of output images, such as 0,1.")] = "",
+    mean: Annotated[str, typer.Option(help="Subtracted per channel, in units of the value range.")] = "",
+    std: Annotated[str, typer.Option(help="Divided by per channel.")] = "",
+    resize: Annotated[int | None, typer.Option(help="Shorter side in pixels before the centre crop.")] = None,
+    scale: Annotated[int | None, typer.Option(help="Enlargement of a super-resolution network.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
+) -> None:
+    """Take a trained network to a smaller, faster, verified bundle for a target.
+
+    Example: edgegen compress --model edsr --target cpu --max-quality-drop 0.5
+    """
+    from edgegen.request import Request, parse_drop, parse_quantity
+    from edgegen.types import Budget
+
+    drop, unit = parse_drop(max_quality_drop) if max_quality_drop else (None, "")
+    sizes = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
+    budget = Budget(
+        parse_quantity(max_latency, "--max-latency", {"ms": 1.0, "s": 1e3, "us": 1e-3}) if max_latency else None,
+        int(parse_quantity(max_size, "--max-size", sizes)) if max_size else None,
+        drop,
+    )
+    request = Request(
+        model=model,
+        target=target,
+        weights=weights,
+        data=data,
+        eval_data=eval_data,
+        calibration=calibration,
+        calibration_images=calibration_images,
+        recipe=recipe,
+        kept=tuple(keep or ()),
+        budget=budget,
+        quality_unit=unit,
+        min_psnr=min_psnr,
+        out=out,
+        resume=resume,
+        latency_only=latency_only,
+        seed=seed,
+        threads=threads,
+        samples=samples,
+        features=features,
+        max_memory_bytes=int(parse_quantity(max_memory, "--max-memory", sizes)) if max_memory else 0,
+        model_options=_model_options(
+            task=task,
+            input_shape=_integers(input_shape, "--input-shape"),
+            value_range=_floats(value_range, "--value-range", 2),
+            output_range=_floats(output_range, "--output-range", 2),
+            mean=_floats(mean, "--mean"),
+            std=_floats(std, "--std"),
+            resize=resize,
+            scale=scale,
+        ),
+        command=shlex.join(["edgegen", *sys.argv[1:]]),
+    )
+    _compress(request, quiet, json_output)
+
+
+def _compress(request: Any, quiet: bool, json_output: bool) -> None:
+    from edgegen import pipeline
+    from edgegen.report import terminal
+
+    with terminal.progress(quiet=quiet or json_output) as progress:
+        bundle = pipeline.compress(request, progress)
+    report = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))
+    if json_output:
+        print(json.dumps(report))
+        return
+    terminal.render(report)
+    print(f"bundle: {bundle.path}")
+
+
+def _model_options(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in ("", None)}
+
+
+def _floats(text: str, flag: str, count: int = 0) -> tuple[float, ...] | None:
+    if not text:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or (count and len(found) != count):
+        raise errors.ModelError(f"{flag} must be {count or 'one or more'} numbers with commas between, got {text!r}")
+    return found
+
+
+def _integers(text: str, flag: str) -> tuple[int, ...] | None:
+    values = _floats(text, flag)
+    if values is not None and not all(value == int(value) and value > 0 for value in values):
+        raise errors.ModelError(f"{flag} must be positive whole numbers with commas between, got {text!r}")
+    return tuple(int(value) for value in values) if values is not None else None
+
+
+@app.command()
+def verify(bundle: Path) -> None:
+    """Check a bundle: every file's hash, and the golden outputs in its runtime.
+
+    Example: edgegen verify out/edsr-cpu
+    """
+    from edgegen import checking
+
+    findings = checking.verify(bundle)
+    for finding in findings:
+        print(f"edgegen: {bundle}: {finding}", file=sys.stderr)
+    if findings:
+        raise SystemExit(1)
+    print(f"{bundle}: every file matches its hash; golden outputs within tolerance")
+
+
+@app.command()
+def reproduce(
+    bundle: Path,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new bundle; default BUNDLE-again.")] = None,
+    quiet: bool = False,
+) -> None:
+    """Run a bundle's own request again and compare recipe, weights and graph with the original.
+
+    Example: edgegen reproduce out/edsr-cpu
+    """
+    from edgegen import checking
+    from edgegen.report import terminal
+
+    with terminal.progress(quiet=quiet) as progress:
+        findings = checking.reproduce(bundle, out or bundle.with_name(bundle.name + "-again"), progress)
+    for finding in findings:
+        print(f"edgegen: {finding}", file=sys.stderr)
+    if findings:
+        raise SystemExit(1)
+    print(f"{bundle}: reproduced; recipe, weights and graph are the same")
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED))]) -> None:
+    """List what there is of one kind.
+
+    Example: edgegen list models
+    """
+    if kind not in LISTED:
+        raise errors.UsageError(f"unknown kind {kind!r}{registry.near(kind, LISTED)}; there are: {', '.join(LISTED)}")
+    names = registry.names(kind)
+    width = max(map(len, names), default=0)
+    for name in names:
+        print(f"{name:<{width}}  {registry.summary(kind, name)}")
+
+
+@app.command()
+def cache(clean: Annotated[bool, typer.Option(help="Remove everything in it.")] = False) -> None:
+    """Show where finished steps are kept and how much they take; --clean removes them.
+
+    Example: edgegen cache
+    """
+    import shutil
+
+    from edgegen import files
+
+    folder = files.cache_folder()
+    for name in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []:
+        count, size = files.tree_size(folder / name)
+        print(f"{name:<12} {count:>6} files {size / 1e6:>10.1f} MB")
+    count, size = files.tree_size(folder)
+    print(f"{folder}: {count} files, {size / 1e6:.1f} MB")
+    if clean:
+        shutil.rmtree(folder, ignore_errors=True)
+        print("removed")
+
+
+@app.command()
+def run(
+    bundle: Path,
+    source: Annotated[Path | None, typer.Argument(help="An image, or .npy network inputs; none for latents.")] = None,
+    out: Annotated[Path, typer.Option(help="Where to write the image, or .npy outputs.")] = Path("output.png"),
+    seed: int = 0,
+) -> None:
+    """Run a bundle on an image (or on sampled latents), with its own pre- and post-processing.
+
+    Example: edgegen run out/edsr-cpu photo.png --out sharper.png
+    """
+    from edgegen import checking
+
+    print(checking.run_sample(bundle, source, out, seed))
+
+
+if __name__ == "__main__":
+    main()

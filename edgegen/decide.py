@@ -1,0 +1,299 @@
+"""The decisions of a run: which candidates there are, which one is chosen, and why the others are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import data, judgement, measuring, onnx_graph
+from edgegen.errors import BudgetError, RuntimeFailed
+from edgegen.judgement import Candidate
+from edgegen.quality import Evaluation
+from edgegen.run import FINAL_ROUNDS, SCREEN_ROUNDS, Run
+from edgegen.types import Graph, Measurement, PrecisionPlan
+
+# How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:
+# the first and last layers see pixels, where a step of the grid is visible (PITFALLS 41).
+REPAIRS = ((0, 1), (1, 1), (1, 2), (2, 3), (3, 5))
+HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """`select` decides, `test` reports (and can only reject)."""
+
+    select: Evaluation
+    test: Evaluation
+
+
+@dataclass(frozen=True)
+class Final:
+    """The end of a run, from one interleaved timing: rows with latency, peak memory and figures on `test`."""
+
+    baseline: Candidate
+    chosen: Candidate
+    reference: Candidate
+    memory: dict[str, int]
+    teacher: tuple[Measurement, ...]
+
+
+def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
+    """Collect the teacher's outputs on both held-out parts; None under --latency-only."""
+    if run.data.select is None:
+        return None
+    teacher = teacher_build(run, floats)
+    features = _features(run)
+
+    def on(part: str, dataset: Any, fresh: Path | None) -> Evaluation:
+        outputs = _collected(run, teacher, dataset, part)
+        real = dataset.real_images if getattr(dataset, "source", None) is not None else None
+        return Evaluation(run.model, dataset, outputs, run.request.seed, features, real, fresh)
+
+    fresh = None
+    if run.model.task == "unconditional" and run.data.fresh is not None:
+        fresh = _collected(run, teacher, run.data.fresh, "fresh")
+    return Evaluations(on("select", run.data.select, fresh), on("test", run.data.test, fresh))
+
+
+def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:
+    """The FP32 build whose outputs are the teacher's; built in ONNX Runtime when the target's runtimes have none."""
+    for candidate in floats:
+        if candidate.artifact is not None and candidate.graph.plan.precision == "fp32":
+            return candidate
+    return run.bench.build("original", floats[0].graph, "onnxruntime", PrecisionPlan(), None)
+
+
+def _collected(run: Run, teacher: Candidate, dataset: Any, part: str) -> Path:
+    out = run.folder / "outputs" / f"teacher-{part}.npy"
+    return out if out.exists() else run.bench.outputs(teacher, dataset, f"teacher-{part}")
+
+
+def _features(run: Run) -> Any:
+    from edgegen.nn import features
+
+    if run.model.task == "classification":
+        return None
+    return features.load_features(run.request.features or str(run.model.options.get("features", "cifar")))
+
+
+def group_verdict(best: Candidate, before: float, broken: str, forced: bool, here: bool) -> tuple[str, str]:
+    """(status, reason) of a group of structural passes after its best unquantized build was timed and scored.
+
+    before: the gain of the best build so far. broken: which limit it breaks, or "". Status as in `report.schema.Step`.
+    """
+    figure = f"{best.gain:.2f}x against the best unquantized build of the original (before this step {before:.2f}x)"
+    if not here:
+        figure = f"predicted {figure}"
+    pays = best.gain >= before * judgement.LEAST_GAIN
+    if forced and (broken or not pays):
+        return "forced", f"kept because you asked (--keep), although: {broken or 'no gain'}; {figure}"
+    if broken:
+        return "undone", f"{broken}; {figure}"
+    if not pays:
+        return "undone", f"no gain on this target: {figure}"
+    return ("kept" if here else "predicted"), figure
+
+
+def calibration_folder(run: Run) -> Path:
+    """The calibration samples as one memory-mappable .npy an input; random only under --latency-only."""
+    folder = run.folder / "calibration"
+    spec = run.model.stage.inputs[0]
+    file = folder / f"{spec.name}.npy"
+    if not file.exists():
+        if run.data.calibration is None:
+            values = np.concatenate([run.bench.feeds[spec.name]] * 4)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(file, values, allow_pickle=False)
+        else:
+            data.write_calibration(run.data.calibration, folder, spec.name, run.request.calibration_images)
+    return folder
+
+
+def with_quantized(
+    run: Run,
+    graphs: dict[str, Graph],
+    baseline: Candidate,
+    pool: list[Candidate],
+) -> list[Candidate]:
+    """The pool with the INT8 builds of the original and of the last kept network, timed beside the baseline."""
+    step = next((s for s in run.recipe.steps if s.name == "quantize"), None)
+    if step is None:
+        return pool
+    calibration = calibration_folder(run)
+    built = []
+    for of in {"original", list(graphs)[-1]}:
+        for runtime, plan in run.bench.plans(quantized=True):
+            if plan.format and plan.format not in step.options.get("formats", ("u8s8", "s8s8")):
+                continue
+            chosen = dataclasses.replace(
+                plan,
+                float_layers=tuple(step.options.get("float_layers", ())),
+                float_types=tuple(step.options.get("float_types", ())),
+            )
+            built.append(run.bench.build(of, graphs[of], runtime, chosen, calibration))
+    built = sorted(built, key=lambda c: c.label)
+    timed = run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
+    return pool + timed + _float_islands(run, baseline, timed, calibration)
+
+
+def _float_islands(run: Run, baseline: Candidate, timed: list[Candidate], calibration: Path) -> list[Candidate]:
+    """Where INT8 is slower than float: leave one heavy operation type in float at a time, in the best INT8 build."""
+    alive = [c for c in timed if c.ratio is not None]
+    if not alive or any(judgement.is_faster(c) for c in alive):
+        return []
+    best = max(alive, key=lambda c: c.gain)
+    types = {layer.op for layer in onnx_graph.cost(best.graph.onnx).layers} & set(HEAVY)
+    if len(types) < 2:
+        return []
+    plans = [dataclasses.replace(best.graph.plan, float_types=(kind,)) for kind in sorted(types)]
+    built = [run.bench.build(best.of, best.graph, best.runtime, plan, calibration) for plan in plans]
+    return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
+
+
+def repairs(run: Run, candidate: Candidate, baseline: Candidate) -> list[Candidate]:
+    """Variants of an INT8 build that breaks the quality budget, with layers at both ends left in float."""
+    names = [layer.name for layer in onnx_graph.cost(candidate.graph.onnx).layers if layer.op in HEAVY]
+    built = []
+    for first, last in REPAIRS:
+        if first + last >= len(names):
+            break
+        kept = tuple(names[:first] + names[len(names) - last :])
+        plan = dataclasses.replace(candidate.graph.plan, float_layers=kept)
+        built.append(run.bench.build(candidate.of, candidate.graph, candidate.runtime, plan, calibration_folder(run)))
+    return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
+
+
+def _ranked(candidates: list[Candidate], baseline: Candidate) -> list[Candidate]:
+    """Faster ones first, then the baseline, then the rest (for budgets that speed alone does not meet)."""
+    alive = [c for c in candidates if not c.verdict and c.ratio is not None and c.label != baseline.label]
+    faster = sorted((c for c in alive if judgement.is_faster(c)), key=lambda c: c.gain, reverse=True)
+    rest = sorted((c for c in alive if not judgement.is_faster(c)), key=lambda c: c.gain, reverse=True)
+    return [*faster, baseline, *rest]
+
+
+def choose(
+    run: Run, baseline: Candidate, pool: list[Candidate], found: Evaluations | None
+) -> tuple[Candidate, list[Candidate]]:
+    """The fastest candidate inside every budget, on both held-out parts; (chosen, all candidates with verdicts).
+
+    Raises:
+        BudgetError: none is inside; names the nearest one and the constraint that binds.
+    """
+    judged: list[Candidate] = [c for c in pool if c.verdict]
+    queue = _ranked(pool, baseline)
+    repaired: set[str] = set()
+    rejected: list[tuple[Candidate, str]] = []
+    while queue:
+        candidate = queue.pop(0)
+        candidate, broken = _examined(run, candidate, found)
+        if not broken:
+            rest = [c.judged("not chosen", _why_not(c, candidate, baseline)) for c in queue]
+            return candidate.judged("chosen", _why(candidate, baseline)), [*judged, *rest]
+        rejected.append((candidate, broken))
+        judged.append(candidate.judged("undone", broken))
+        family = f"{candidate.of} {candidate.runtime}"
+        repairable = candidate.quantized and found is not None and "drop" in broken and len(repaired) < 3
+        if repairable and family not in repaired:
+            repaired.add(family)
+            queue = _ranked(queue + repairs(run, candidate, baseline), baseline) if queue else queue
+    raise BudgetError(_nearest(run, rejected))
+
+
+def _examined(run: Run, candidate: Candidate, found: Evaluations | None) -> tuple[Candidate, str]:
+    if found is None:
+        return candidate, judgement.within(candidate, run.budget, run.gate)
+    scored = run.bench.score(candidate, found.select, run.gate, "select")
+    broken = scored.reason if scored.verdict else judgement.within(scored, run.budget, run.gate)
+    if broken:
+        return scored, broken
+    held_out = run.bench.score(candidate, found.test, run.gate, "test")
+    broken = held_out.reason if held_out.verdict else judgement.within(held_out, run.budget, run.gate)
+    return held_out, f"on the second held-out part: {broken}" if broken else ""
+
+
+def _why(candidate: Candidate, baseline: Candidate) -> str:
+    if candidate.label == baseline.label:
+        return "nothing faster keeps the budget: this is the best unquantized build itself"
+    return f"the fastest inside the budget: {candidate.gain:.2f}x against {baseline.label}"
+
+
+def _why_not(candidate: Candidate, chosen: Candidate, baseline: Candidate) -> str:
+    if candidate.label == baseline.label:
+        return "the baseline"
+    if candidate.quantized and not judgement.is_faster(candidate):
+        return f"INT8 is not faster than {baseline.label} here ({candidate.gain:.2f}x)"
+    return f"slower than {chosen.label} ({candidate.gain:.2f}x against {chosen.gain:.2f}x)"
+
+
+def _nearest(run: Run, rejected: list[tuple[Candidate, str]]) -> str:
+    def excess(entry: tuple[Candidate, str]) -> float:
+        candidate, budget = entry[0], run.budget
+        shares = [0.0]
+        if budget.max_latency_ms and candidate.latency is not None:
+            shares.append(candidate.latency.value / budget.max_latency_ms - 1)
+        if budget.max_size_bytes and candidate.artifact is not None:
+            shares.append(candidate.artifact.size_bytes / budget.max_size_bytes - 1)
+        if budget.max_quality_drop is not None and candidate.drop is not None:
+            shares.append((candidate.drop - budget.max_quality_drop) / max(budget.max_quality_drop, 0.1))
+        return max(shares)
+
+    candidate, broken = min(rejected, key=excess)
+    size = candidate.artifact.size_bytes / 1e6 if candidate.artifact is not None else math.nan
+    latency = candidate.latency.value if candidate.latency is not None else math.nan
+    lost = f", drop {candidate.drop:.3g} {run.gate.unit}" if candidate.drop is not None else ""
+    return (
+        f"no candidate meets the budget; the constraint that binds: {broken}. Nearest: {candidate.label} with"
+        f" {latency:.3g} ms, {size:.3g} MB{lost}; loosen that limit, or give a stronger --recipe"
+    )
+
+
+def final_figures(
+    run: Run, baseline: Candidate, chosen: Candidate, floats: list[Candidate], found: Evaluations | None
+) -> Final:
+    """Time baseline, FP32 reference and the chosen build once more, long and interleaved; figures on `test`."""
+    reference = teacher_build(run, floats)
+    rows = list({c.label: c for c in (baseline, reference, chosen)}.values())
+    timed = {c.label: c for c in run.bench.time(rows, baseline, FINAL_ROUNDS)}
+    memory = run.log.once("memory", lambda: {c.label: _peak_memory(run, c) for c in rows})
+    teacher: tuple[Measurement, ...] = ()
+    if found is not None:
+        teacher = run.bench.teacher_figures(found.test, "test")
+        timed = {k: run.bench.score(c, found.test, run.gate, "test") for k, c in timed.items()}
+    end = timed[chosen.label].judged(chosen.verdict, chosen.reason)
+    return Final(timed[baseline.label], end, timed[reference.label], memory, teacher)
+
+
+def _peak_memory(run: Run, candidate: Candidate) -> int:
+    if candidate.artifact is None or not run.bench.here:
+        return 0
+    try:
+        with measuring.Worker(candidate.artifact, run.bench.limits) as worker:
+            worker.time(run.bench.feeds, 3, warmup=1)
+            return int(worker.peak_memory_bytes())
+    except RuntimeFailed:
+        return 0
+
+
+def golden(run: Run, final: Final, count: int = 3) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
+    """(feeds, expected outputs, tolerance) for `verify`, from the chosen artifact on held-out samples."""
+    spec = final.chosen.graph.inputs[0].name
+    if run.data.test is None:
+        inputs = run.bench.feeds[spec]
+    else:
+        inputs = np.stack([run.data.test[i].input for i in range(min(count, len(run.data.test)))]).astype(np.float32)
+    artifact = final.chosen.artifact
+    if artifact is None:
+        raise RuntimeFailed(f"{final.chosen.label} was not built")
+    with measuring.Worker(artifact, run.bench.limits) as worker:
+        outputs = next(iter(worker.run_many([{spec: inputs}])))
+    widest = max(float(np.ptp(value)) for value in outputs.values())
+    # Another CPU may round differently: INT8 and BF16 steps are about 1/128 of the range.
+    share = 1e-3 if artifact.plan.precision in ("fp32", "fp16") else 0.05
+    return {spec: inputs}, outputs, share * widest
+
+

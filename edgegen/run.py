@@ -1,0 +1,183 @@
+"""One run of `compress`: what stays the same during it, how it is opened, and how it exports and times a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import (
+    data,
+    files,
+    inputs,
+    judgement,
+    loading,
+    measuring,
+    onnx_graph,
+    quality,
+    recipe,
+    runlog,
+    serial,
+    targets,
+    weights,
+)
+from edgegen.errors import RecipeError
+from edgegen.judgement import Bench, Candidate
+from edgegen.request import Request, check_out
+from edgegen.types import Budget, Graph, Job, Measurement, Model, Stage, Target
+
+SCREEN_ROUNDS = 8
+FINAL_ROUNDS = 25
+
+
+def quiet(step: str, text: str, fraction: float) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass
+class Run:
+    """Everything that stays the same during one run of `compress`."""
+
+    request: Request
+    model: Model
+    target: Target
+    recipe: recipe.Recipe
+    data: inputs.RunData
+    bench: Bench
+    gate: quality.Gate
+    budget: Budget
+    folder: Path
+    out: Path
+    progress: judgement.Progress
+
+    @property
+    def log(self) -> runlog.RunLog:
+        """The log of finished work."""
+        return self.bench.log
+
+
+def open_run(request: Request, progress: judgement.Progress) -> Run:
+    """Check every part of a request and open the folder of its run; nothing is written when a check fails."""
+    target = targets.load(request.target)
+    chosen = recipe.load(request.recipe) if request.recipe else None
+    out = request.out or Path("out") / f"{Path(request.model.split(':')[-1]).stem}-{target.name}"
+    check_out(out, request.resume)
+    options = loading.ModelOptions(**request.model_options)
+    model = loading.load_model(
+        request.model, weights=request.weights, options=options, latency_only=request.latency_only
+    )
+    found = inputs.prepare(request, model)
+    plan = recipe.with_kept(chosen or default_recipe(model, request), request.kept)
+    _check_trainable(plan, model)
+    gate, budget = gate_and_budget(request, model, found)
+    threads = request.threads or target.threads or measuring.host_threads()
+    target = dataclasses.replace(target, threads=threads)
+    folder = files.cache_folder() / "runs" / files.key(request.identity(), str(out.absolute()), model_key(model))
+    if folder.exists() and not request.resume:
+        shutil.rmtree(folder)
+    limits = measuring.Limits(memory_bytes=request.max_memory_bytes or None)
+    log = runlog.RunLog(folder / "log.jsonl")
+    bench = Bench(target, folder, log, limits, progress, seed=request.seed)
+    return Run(request, model, target, plan, found, bench, gate, budget, folder, out, progress)
+
+
+def gate_and_budget(request: Request, model: Model, found: inputs.RunData) -> tuple[quality.Gate, Budget]:
+    """The gate of the task and the budget with its default filled in."""
+    labelled = found.select is not None and found.select[0].label is not None
+    gate = quality.gate(model, labelled, request.quality_unit)
+    allowed = request.budget.max_quality_drop
+    if request.min_psnr is not None:
+        allowed = max(0.0, quality.CEILING_DB - request.min_psnr)
+    if allowed is None:
+        allowed = gate.default
+    return gate, dataclasses.replace(request.budget, max_quality_drop=allowed)
+
+
+def default_recipe(model: Model, request: Request) -> recipe.Recipe:
+    """`balanced` where passes can train the network, else `post-training`."""
+    trainable = "train" in loading.capabilities(model) and not request.latency_only
+    return recipe.load("balanced" if trainable else "post-training")
+
+
+def _check_trainable(plan: recipe.Recipe, model: Model) -> None:
+    structural = [step.name for group in recipe.groups(plan) for step in group]
+    if structural and "train" not in loading.capabilities(model):
+        raise RecipeError(
+            f"{structural[0]} needs a torch network; {model.name} comes as {model.origin.get('kind')}, which allows"
+            " post-training passes only: use --recipe post-training"
+        )
+
+
+def model_key(model: Model) -> str:
+    """Identity of a model's weights, whatever it was loaded from."""
+    stage = model.stage
+    if stage.module is not None:
+        return weights.state_hash(stage.module)
+    return files.sha256(Path(str(stage.onnx)))
+
+
+def export(run: Run, model: Model, name: str) -> Graph:
+    """The model's ONNX graph (from the run's folder when it is there), compared with the torch module on real input."""
+    out = run.folder / "graphs" / f"{name.replace(' ', '_')}.onnx"
+
+    def work() -> Any:
+        run.progress("export", name, 0.0)
+        graph = onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
+        if model.stage.module is not None:
+            onnx_graph.parity(model.stage, graph, feeds(run, graph))
+        return serial.to_json(graph)
+
+    graph = serial.from_json(Graph, run.log.once(f"export {name}", work))
+    if not graph.onnx.exists():
+        onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
+    return graph
+
+
+def feeds(run: Run, graph: Graph) -> dict[str, np.ndarray]:
+    """One real sample in every input; random values only under --latency-only."""
+    spec = graph.inputs[0]
+    if run.data.test is None:
+        shape = tuple(int(d) for d in spec.shape)
+        low, high = spec.value_range or (-1.0, 1.0)
+        values = np.random.default_rng(run.request.seed).uniform(low, high, shape)
+        return {spec.name: values.astype(np.float32)}
+    return {spec.name: run.data.test[0].input[None].astype(np.float32)}
+
+
+def unquantized(run: Run, of: str, graph: Graph, baseline: Candidate | None) -> list[Candidate]:
+    """Every unquantized build of a network, timed in one run (together with the baseline, when there is one)."""
+    built = [run.bench.build(of, graph, runtime, plan, None) for runtime, plan in run.bench.plans(quantized=False)]
+    if baseline is None:
+        return run.bench.time(built, None, SCREEN_ROUNDS)
+    return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
+
+
+def data_key(run: Run) -> str:
+    """Identity of the training data: every content key in order."""
+    return data.fingerprint(run.data.train) if run.data.train is not None else "none"
+
+
+def job_of(run: Run, progress: Callable[[str, float], None]) -> Job:
+    def latency(stage: Stage) -> Measurement:
+        name = f"candidate {len(list((run.folder / 'graphs').glob('*.onnx')))}"
+        graph = export(run, dataclasses.replace(run.model, stages=(stage,)), name)
+        best = judgement.fastest(unquantized(run, name, graph, None))
+        if best.latency is None:
+            raise RecipeError(f"{name} cannot be timed")
+        return best.latency
+
+    return Job(
+        target=run.target,
+        data=run.data.train,
+        teacher=run.model,
+        budget=run.budget,
+        seed=run.request.seed,
+        threads=run.target.threads,
+        progress=progress,
+        latency=latency,
+    )

@@ -1,0 +1,173 @@
+"""The content of report.json from what a run decided; the pages are drawn from it alone."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from edgegen import data, quality, recipe
+from edgegen.decide import Final
+from edgegen.devices import local
+from edgegen.judgement import Candidate
+from edgegen.report import schema
+from edgegen.run import Run
+from edgegen.types import Measurement, PassResult
+
+
+def step_records(
+    group: Sequence[recipe.Step], results: Sequence[PassResult], status: str, reason: str, best: Candidate
+) -> list[dict[str, Any]]:
+    """One record a pass; passes judged together share status and reason."""
+    together = " + ".join(step.name for step in group)
+    shared = f"judged together ({together}): {reason}" if len(group) > 1 else reason
+    return [
+        {
+            "name": step.name,
+            "options": dict(step.options),
+            "status": status,
+            "reason": shared,
+            "changed": dict(result.changed),
+            "skipped": dict(result.skipped),
+            "figures": {k: v for k, v in result.notes.items() if isinstance(v, (str, int, float))},
+        }
+        for step, result in zip(group, results, strict=True)
+    ]
+
+
+def precision_records(run: Run, chosen: Candidate, pool: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Records of `quantize` and `cast`: kept when the chosen build has that precision, else undone and why."""
+    records = []
+    for step in run.recipe.steps:
+        if step.name not in recipe.PRECISION_PASSES:
+            continue
+        wanted = "int8" if step.name == "quantize" else step.options.get("precision", "fp16")
+        if chosen.graph.plan.precision == wanted:
+            status, reason = ("kept" if run.bench.here else "predicted"), chosen.reason
+        else:
+            tried = [c for c in pool if c.graph.plan.precision == wanted]
+            best = max(tried, key=lambda c: c.gain, default=None)
+            status = "undone"
+            reason = f"{best.label}: {best.reason}" if best is not None else f"no {wanted} build on {run.target.name}"
+        records.append({"name": step.name, "options": dict(step.options), "status": status, "reason": reason})
+    return records
+
+
+def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence[Candidate], seconds: float) -> dict:
+    """The whole report as `report.schema` checks it."""
+    chosen = final.chosen
+    request = run.request
+    content = {
+        "headline": headline(run, final),
+        "model": run.model.name,
+        "task": run.model.task,
+        "target": run.target.name,
+        "command": request.command or "edgegen.compress(...)",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": request.seed,
+        "duration_s": round(seconds, 1),
+        "budget": {
+            "quality drop": f"{run.budget.max_quality_drop:g} {run.gate.unit}",
+            "latency": f"{run.budget.max_latency_ms:g} ms" if run.budget.max_latency_ms else "no limit",
+            "size": f"{run.budget.max_size_bytes / 1e6:g} MB" if run.budget.max_size_bytes else "no limit",
+        },
+        "baseline": _row(final.baseline, final),
+        "result": _row(chosen, final),
+        "steps": records,
+        "candidates": [_candidate(c, final) for c in [*pool, chosen]],
+        "data_source": "; ".join(f"{part}: {name}" for part, name in run.data.sources.items()),
+        "data": _data(run),
+        "skipped_files": dict.fromkeys(run.data.broken, "cannot be decoded"),
+        "provenance": {
+            "source": run.model.provenance.source,
+            "licence": run.model.provenance.licence,
+            "paper": run.model.provenance.paper,
+            "weights sha256": run.model.provenance.weights_sha256,
+        },
+        "versions": dict(chosen.artifact.versions) if chosen.artifact else {},
+        "machine": local.probe(),
+        "stamps": stamps(run),
+    }
+    return schema.normalise(content)
+
+
+def stamps(run: Run) -> list[str]:
+    """Warnings that belong to every figure of the bundle."""
+    found = []
+    if run.request.latency_only:
+        found.append("not for accuracy: --latency-only, random calibration, no quality was measured")
+    if not run.bench.here:
+        found.append(f"latency on {run.target.name} is not measured: no device; what stands beside it is an estimate")
+    return found
+
+
+def headline(run: Run, final: Final) -> str:
+    """One sentence: faster or not, by how much, against what, where, and at what cost in quality."""
+    chosen, baseline = final.chosen, final.baseline
+    cost = ""
+    if chosen.drop is not None:
+        figure = quality.find(chosen.figures, run.gate.figure)
+        cost = f", {run.gate.figure} {figure.value:.4g} {figure.unit}".rstrip()
+        cost += f" (drop {max(chosen.drop, 0.0):.3g} of {run.budget.max_quality_drop:g} {run.gate.unit} allowed)"
+    smaller = _size(baseline) / max(_size(chosen), 1)
+    where = f"on {run.target.name}"
+    if not run.bench.here:
+        return (
+            f"{run.model.name} {where}: latency not measured (no device); predicted {chosen.gain:.2f}x against"
+            f" {baseline.label}, {smaller:.1f}x smaller{cost}."
+        )
+    if chosen.label == baseline.label:
+        return f"{run.model.name} {where}: nothing faster keeps the budget; the best unquantized build stays{cost}."
+    speed = f"{chosen.gain:.2f}x faster" if chosen.gain >= 1 else f"{1 / max(chosen.gain, 1e-9):.2f}x slower"
+    return f"{run.model.name} {where}: {speed} than {baseline.label} and {smaller:.1f}x smaller{cost}."
+
+
+def _size(candidate: Candidate) -> int:
+    return candidate.artifact.size_bytes if candidate.artifact is not None else 0
+
+
+def _row(candidate: Candidate, final: Final) -> dict[str, Any]:
+    artifact, seen = candidate.artifact, candidate.inspection
+    latency = candidate.latency or Measurement("latency", "ms", math.nan, status="not measured", reason="not timed")
+    is_baseline = candidate.label == final.baseline.label
+    return {
+        "label": candidate.label,
+        "latency": schema.figure(latency),
+        "ratio": None if is_baseline or candidate.ratio is None else schema.figure(candidate.ratio),
+        "macs": candidate.graph.macs,
+        "params": candidate.graph.params,
+        "size_bytes": _size(candidate),
+        "peak_memory_bytes": final.memory.get(candidate.label) or None,
+        "quality": [schema.figure(figure) for figure in candidate.figures],
+        "precision": {
+            "plan": candidate.graph.plan.label,
+            "int8_weight_share": seen.int8_weight_share if seen else None,
+            "int8_macs_share": seen.int8_macs_share if seen else None,
+            "layers": dict(seen.layers) if seen else {},
+        },
+        "artifacts": {file.name: file.stat().st_size for file in artifact.files} if artifact else {},
+    }
+
+
+def _candidate(candidate: Candidate, final: Final) -> dict[str, Any]:
+    verdict = {"chosen": "chosen", "failed": "failed"}.get(candidate.verdict, "rejected")
+    if candidate.label == final.baseline.label and verdict != "chosen":
+        verdict = "baseline"
+    deciding = candidate.figures[0] if candidate.figures else None
+    return {
+        "label": candidate.label,
+        "latency": schema.figure(candidate.latency) if candidate.latency else None,
+        "ratio": schema.figure(candidate.ratio) if candidate.ratio else None,
+        "size_bytes": _size(candidate) or None,
+        "quality": schema.figure(deciding) if deciding else None,
+        "verdict": verdict,
+        "reason": candidate.reason,
+    }
+
+
+def _data(run: Run) -> dict[str, Any]:
+    parts = {name: getattr(run.data, name) for name in ("train", "select", "test", "calibration")}
+    return {
+        name: {"count": len(part), "sha256": data.fingerprint(part)} for name, part in parts.items() if part is not None
+    }

@@ -1,0 +1,100 @@
+"""The gates: what counts as a drop in each task, and that wrong outputs are caught."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from edgegen import quality
+from edgegen.errors import RecipeError
+from edgegen.types import Measurement, Model, Stage, TensorSpec
+
+
+def model(task, value_range=(0.0, 1.0)):
+    shape = (1, 3, 16, 16)
+    outputs = (TensorSpec("y", shape, value_range=value_range),)
+    return Model("m", task, (Stage("main", None, (TensorSpec("x", shape),), outputs),))
+
+
+@dataclass
+class Sample:
+    input: np.ndarray
+    reference: np.ndarray | None = None
+    label: int | None = None
+
+
+def figures(**values):
+    return tuple(Measurement(name.replace("_", " "), "", value) for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("task", "teacher", "candidate", "expected"),
+    [
+        ("classification", {"top-1": 0.90}, {"top-1": 0.885}, 1.5),
+        ("classification", {"top-1": 0.90}, {"top-1": 0.92}, -2.0),
+        ("super-resolution", {"PSNR to the reference": 28.0}, {"PSNR to the reference": 27.6}, 0.4),
+        ("image-to-image", {"PSNR to the teacher": 100.0}, {"PSNR to the teacher": 25.6}, 24.4),
+        ("image-to-image", {"PSNR to the teacher": 100.0}, {"PSNR to the teacher": 100.0}, 0.0),
+        ("unconditional", {"KID": 0.010}, {"KID": 0.004}, 6.0),
+    ],
+)
+def test_a_drop_is_in_the_unit_of_its_task(task, teacher, candidate, expected):
+    gate = quality.gate(model(task), labelled=True)
+    found = quality.drop(model(task), gate, figures(**teacher), figures(**candidate))
+    assert found == pytest.approx(expected)
+
+
+def test_percent_means_perceptual_distance_and_only_for_images():
+    gate = quality.gate(model("image-to-image"), labelled=False, unit="%")
+    lost = quality.drop(model("image-to-image"), gate, (), figures(perceptual_distance_to_the_teacher=0.03))
+    assert lost == pytest.approx(3.0)
+    with pytest.raises(RecipeError, match="got task classification"):
+        quality.gate(model("classification"), labelled=True, unit="%")
+
+
+def test_a_figure_that_is_not_a_number_breaks_every_budget():
+    gate = quality.gate(model("super-resolution"), labelled=False)
+    bad = figures(**{"PSNR to the reference": math.nan})
+    assert quality.drop(model("super-resolution"), gate, bad, bad) == math.inf
+
+
+def evaluation(tmp_path, images, value_range=(0.0, 1.0)):
+    teacher = tmp_path / "teacher.npy"
+    np.save(teacher, images)
+    data = [Sample(image, reference=image) for image in images]
+    return quality.Evaluation(model("super-resolution", value_range), data, teacher)
+
+
+def test_the_teacher_is_perfect_against_itself_and_zeros_and_doubles_are_not(tmp_path):
+    images = np.random.default_rng(0).uniform(0.2, 0.5, (5, 3, 16, 16)).astype(np.float32)
+    judged = evaluation(tmp_path, images)
+    own = quality.find(judged.figures(judged.teacher), "PSNR to the teacher").value
+    assert own >= 90
+    for name, wrong in (("zeros", np.zeros_like(images)), ("doubled", 2 * images)):
+        np.save(tmp_path / f"{name}.npy", wrong)
+        found = judged.figures(tmp_path / f"{name}.npy")
+        assert quality.find(found, "PSNR to the reference").value < 15
+        assert quality.find(found, "SSIM to the teacher").value < 0.9
+
+
+def test_the_value_range_of_the_output_is_taken_out_before_comparing(tmp_path):
+    images = np.random.default_rng(0).uniform(0, 255, (4, 3, 16, 16)).astype(np.float32)
+    judged = evaluation(tmp_path, images, (0.0, 255.0))
+    np.save(tmp_path / "off.npy", np.clip(images + 2.55, 0, 510))
+    found = quality.find(judged.figures(tmp_path / "off.npy"), "PSNR to the reference").value
+    assert found == pytest.approx(40.0, abs=0.3)  # an offset of 1/100 of the range
+
+
+def test_outputs_are_collected_in_order_and_in_blocks(tmp_path):
+    count = quality.CHUNK * 2 + 3
+    data = [Sample(np.full((2,), i, np.float32)) for i in range(count)]
+    seen = []
+
+    def double(inputs):
+        seen.append(len(inputs))
+        return 2 * inputs
+
+    out = quality.collect(double, data, tmp_path / "o.npy", lambda text, share: None)
+    assert np.array_equal(np.load(out)[:, 0], 2 * np.arange(count))
+    assert max(seen) == quality.CHUNK
