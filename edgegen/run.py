@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from edgegen import (
-    data,
     files,
     inputs,
     judgement,
@@ -159,7 +158,7 @@ def unquantized(run: Run, of: str, graph: Graph, baseline: Candidate | None) -> 
 
 def data_key(run: Run) -> str:
     """Identity of the training data: every content key in order."""
-    return data.fingerprint(run.data.train) if run.data.train is not None else "none"
+    return run.data.train.digest if run.data.train is not None else "none"
 
 
 def job_of(run: Run, progress: Callable[[str, float], None]) -> Job:

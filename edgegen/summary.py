@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgegen import data, quality, recipe
+from edgegen import quality, recipe
 from edgegen.decide import Final
 from edgegen.devices import local
 from edgegen.judgement import Candidate
@@ -169,5 +169,5 @@ def _candidate(candidate: Candidate, final: Final) -> dict[str, Any]:
 def _data(run: Run) -> dict[str, Any]:
     parts = {name: getattr(run.data, name) for name in ("train", "select", "test", "calibration")}
     return {
-        name: {"count": len(part), "sha256": data.fingerprint(part)} for name, part in parts.items() if part is not None
+        name: {"count": len(part), "sha256": part.digest} for name, part in parts.items() if part is not None
     }
