@@ -1,0 +1,56 @@
+"""Perceptual distance of the LPIPS type: how far apart two images are in a network's features, 0 (equal) upwards.
+
+Zhang et al., 2018, arXiv:1801.03924, equation 1, without the learned channel weights (their w is 1 here), so figures
+compare only with figures of the same extractor: d = mean over layers of the mean over positions of the sum over
+channels of (f / |f| - g / |g|)^2. Each layer's share lies in 0..4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgegen.errors import DataError
+from edgegen.metrics._common import Batches, feature_name, mean_of, paired
+from edgegen.types import Measurement
+
+_EPSILON = 1e-10
+_AT_ONCE = 16  # feature maps are much larger than images: this many images are compared at a time
+
+
+def perceptual(reference: Batches, candidate: Batches, *, features: Any, seed: int = 0) -> Measurement:
+    """Mean of the images' distances.
+
+    Args:
+        reference: batches (N, C, H, W) in 0..1.
+        candidate: the same shapes.
+        features: `nn.features.FeatureExtractor`; all its maps are layers.
+        seed: of the bootstrap.
+    Returns:
+        Measurement without unit, lower is better, with a sample an image.
+    Raises:
+        DataError: other shapes or numbers of images than the reference.
+    """
+    samples: list[float] = []
+    for a, b in paired(reference, candidate):
+        if a.shape != b.shape or a.ndim != 4:
+            raise DataError(f"images of shape {a.shape} and {b.shape}; both must be (N, C, H, W) of one shape")
+        for i in range(0, len(a), _AT_ONCE):
+            maps_a, _ = features(np.asarray(a[i : i + _AT_ONCE], np.float32))
+            maps_b, _ = features(np.asarray(b[i : i + _AT_ONCE], np.float32))
+            samples += [float(v) for v in map_distance(maps_a, maps_b)]
+    return mean_of(
+        "perceptual", "", samples, seed=seed, direction="lower", learned_weights=False, **feature_name(features)
+    )
+
+
+def map_distance(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
+    """Lists of maps (N, C, H, W) of the same layers -> distance (N,)."""
+    layers = [np.square(_unit(f) - _unit(g)).sum(axis=1).mean(axis=(1, 2)) for f, g in zip(a, b, strict=True)]
+    return np.stack(layers).mean(axis=0, dtype=np.float64)
+
+
+def _unit(maps: np.ndarray) -> np.ndarray:
+    """Every position's channel vector scaled to length 1 (a zero vector stays zero)."""
+    return maps / (np.sqrt(np.square(maps).sum(axis=1, keepdims=True)) + _EPSILON)
