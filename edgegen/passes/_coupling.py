@@ -1,0 +1,306 @@
+"""Which channels can only leave a network together: torch-pruning's dependency graph, made exact where it guesses.
+
+Fang et al., 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900. The graph follows autograd nodes, and
+takes every operation that it does not know for an element-wise one. So edgegen adds what image networks need: pixel
+shuffle, zero padding of channels (the option-A shortcut), the heads of attention, and identity layers at the inputs, so
+that a concatenation with the input image has sizes. What is still wrong is found by `prune_channels`' own check.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch_pruning import ops
+from torch_pruning._helpers import _HybridIndex as Index
+
+from edgegen import graph
+from edgegen.errors import PassError
+
+Key = tuple[str, str]  # (path of a layer or parameter, "out" or "in")
+Unit = dict[Key, tuple[int, ...]]  # what leaves together, as indices into the original network
+_STATISTICS_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
+T = TypeVar("T")
+
+
+@dataclass
+class Coupled:
+    """A set of coupled layers. `units` may leave one by one; `blocked` says why none may; `fixed` units never may.
+
+    blocks: one unit takes this many channels at equal distances (heads, groups). inexact: a norm over the channels sees
+    the removal, so that the smaller network is not the masked one. heads: attention module whose head size shrinks.
+    """
+
+    root: str
+    units: list[Unit]
+    blocked: str = ""
+    fixed: set[int] = field(default_factory=set)
+    blocks: int = 1
+    inexact: bool = False
+    heads: str = ""
+    producers: tuple[str, ...] = ()  # paths whose output channels are coupled here
+
+    @property
+    def keys(self) -> list[Key]:
+        """Every (path, side) that some unit takes channels from."""
+        return list(dict.fromkeys(key for unit in self.units for key in unit))
+
+
+class _Traced(nn.Module):
+    """The network with a layer at each float input and an operation at each output, so that both have nodes."""
+
+    def __init__(self, net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.probes = nn.ModuleList(_probe(x) for x in inputs)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(out * 1 for out in graph.flatten(self.net(*(p(x) for p, x in zip(self.probes, inputs)))))
+
+
+def _probe(x: torch.Tensor) -> nn.Module:
+    if x.is_floating_point() and x.ndim == 4:
+        return nn.Conv2d(x.shape[1], x.shape[1], 1)
+    return nn.Linear(x.shape[1], x.shape[1]) if x.is_floating_point() and x.ndim == 2 else nn.Identity()
+
+
+def find(module: nn.Module, inputs: Sequence[torch.Tensor], *, seconds: float) -> list[Coupled]:
+    """All coupled groups of `module`.
+
+    Args:
+        module: eval mode; its gradients' state is not touched (a copy is traced).
+        seconds: tracing gives up after this time (some networks make the dependency graph loop).
+    Raises:
+        PassError: tracing failed or took too long.
+    """
+    net = graph.clone(module).requires_grad_(True).eval()
+    try:
+        return _limited(lambda: _find(net, inputs), seconds)
+    except TimeoutError as error:
+        raise PassError(
+            f"prune_channels: tracing the channel dependencies took more than {seconds:g} s; "
+            "use another pass for this network, or raise trace_seconds"
+        ) from error
+    except (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, IndexError, TypeError) as error:
+        raise PassError(f"prune_channels: the channel dependencies cannot be traced: {error}") from error
+
+
+def _find(net: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Coupled]:
+    traced = _Traced(net, inputs)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dg = tp.DependencyGraph().build_dependency(traced, example_inputs=tuple(inputs), verbose=False)
+        maps = _add_mappings(dg)
+        found = [_coupled(dg, group, maps) for group in dg.get_all_groups()]
+    own = [_attention(path, part) for path, part in _attentions(net).items()]
+    taken = {f"{group.heads}.qkv" for group in own}
+    return [group for group in found if not taken & set(group.producers)] + own
+
+
+class _Mapping:
+    """An index mapping that notices channels which have no counterpart, such as those that padding makes."""
+
+    def __init__(self, function: Callable[[int], Iterable[int]], low: int = 0, high: float = math.inf) -> None:
+        self.function, self.low, self.high = function, low, high
+        self.touched = False
+
+    def __call__(self, indices: list[Index]) -> list[Index]:
+        self.touched |= any(not self.low <= i.idx < self.high for i in indices)
+        inside = [i for i in indices if self.low <= i.idx < self.high]
+        return list(dict.fromkeys(Index(idx=k, root_idx=i.root_idx) for i in inside for k in self.function(i.idx)))
+
+
+def _add_mappings(dg: tp.DependencyGraph) -> list[_Mapping]:
+    """Teach the graph the operations that move channels. A node's own index space is that of its input."""
+    made = []
+    for node in list(dg.module2node.values()):
+        pair = _moves(node.grad_fn)
+        if pair is None or node.type != ops.OPTYPE.ELEMENTWISE:
+            continue
+        for other in node.outputs:
+            for source, target, mapping in ((node, other, pair[0]), (other, node, pair[1])):
+                for dependency in source.dependencies:
+                    if dependency.target is target:
+                        dependency.index_mapping[0] = mapping
+        made += pair
+    return made
+
+
+def _moves(grad_fn: Any) -> tuple[_Mapping, _Mapping] | None:
+    """(input index -> output indices, back) of an operation that moves channels, None for any other."""
+    name = grad_fn.name() if hasattr(grad_fn, "name") else ""
+    if name.startswith("PixelShuffleBackward"):
+        n = grad_fn._saved_upscale_factor**2
+        return _Mapping(lambda i: [i // n]), _Mapping(lambda i: range(i * n, i * n + n))
+    if name.startswith("PixelUnshuffleBackward"):
+        n = grad_fn._saved_downscale_factor**2
+        return _Mapping(lambda i: range(i * n, i * n + n)), _Mapping(lambda i: [i // n])
+    if name.startswith("ConstantPadNdBackward"):
+        shape = tuple(grad_fn._input_metadata[0].shape)  # of the padded tensor
+        pad = [int(value) for value in grad_fn._saved_pad]
+        at = 2 * (len(shape) - 2)
+        if len(pad) <= at or not any(pad[at : at + 2]):
+            return None
+        before, after = pad[at], pad[at + 1]
+        return _Mapping(lambda i: [i + before]), _Mapping(lambda i: [i - before], before, shape[1] - after)
+    return None
+
+
+def _coupled(dg: tp.DependencyGraph, group: Any, maps: list[_Mapping]) -> Coupled:
+    """A torch-pruning group as units in original indices."""
+    root, function = group[0].dep.target.module, group[0].dep.handler
+    members = _units(dg, group)
+    result = Coupled(_path(dg, root), [], producers=tuple(path for path, side in members if side == "out"))
+    parts = [dep.target.module for dep, _ in group]
+    count = len(group[0].idxs)
+    simple = all(
+        sorted(idxs) == list(range(count)) and not any(dep.index_mapping) for dep, idxs in group
+    )
+    result.blocked = _reason(dg, group)
+    result.inexact = any(isinstance(part, _STATISTICS_OVER_CHANNELS) for part in parts)
+    if result.blocked:
+        return result
+    if simple:
+        result.units = [dict.fromkeys(_units(dg, group), (i,)) for i in range(count)]
+    else:
+        result.units, result.fixed = _closures(dg, root, function, count, maps)
+    _merge_blocks(result, parts)
+    return result
+
+
+def _reason(dg: tp.DependencyGraph, group: Any) -> str:
+    """Why no channel of this group may go, or an empty string."""
+    if any(dep.target.type == ops.OPTYPE.OUTPUT for dep, _ in group):
+        return "produces the model's output"
+    if any(str(dg._module2name.get(dep.target.module, "")).startswith("probes.") for dep, _ in group):
+        return "tied to the model's input"
+    return ""
+
+
+def _path(dg: tp.DependencyGraph, part: Any) -> str:
+    name = dg._param_to_name[part] if isinstance(part, nn.Parameter) else dg._module2name.get(part, "")
+    return name.removeprefix("net.") if name.startswith("net.") else ""
+
+
+def _units(dg: tp.DependencyGraph, group: Any) -> Unit:
+    """The real layers and parameters of a group with their indices; bookkeeping nodes are left out."""
+    unit: Unit = {}
+    for dep, idxs in group:
+        path = _path(dg, dep.target.module)
+        side = "out" if dg.is_out_channel_pruning_fn(dep.handler) else "in"
+        if path:
+            unit[path, side] = tuple(sorted({*unit.get((path, side), ()), *idxs}))
+    return unit
+
+
+def _closures(
+    dg: tp.DependencyGraph, root: nn.Module, function: Any, count: int, maps: list[_Mapping]
+) -> tuple[list[Unit], set[int]]:
+    """Units where one root channel drags others along; a unit that reaches channels which padding makes is fixed."""
+    units: list[Unit] = []
+    fixed: set[int] = set()
+    left = set(range(count))
+    while left:
+        for mapping in maps:
+            mapping.touched = False
+        indices = {min(left)}
+        while True:
+            group = dg.get_pruning_group(root, function, sorted(indices))
+            own = [idxs for dep, idxs in group if dep.target.module is root and dep.handler == function]
+            wider = indices.union(*own)
+            if wider == indices:
+                break
+            indices = wider
+        if any(mapping.touched for mapping in maps):
+            fixed.add(len(units))
+        units.append(_units(dg, group))
+        left -= indices
+    return units, fixed
+
+
+def _merge_blocks(group: Coupled, parts: Sequence[Any]) -> None:
+    """Join units so that grouped convolutions, group norms and heads lose the same positions in each block."""
+    counts = {1}
+    for part in parts:
+        if isinstance(part, graph.CONVS) and not part.groups == part.out_channels == part.in_channels:
+            counts.add(part.groups)
+        elif isinstance(part, nn.GroupNorm):
+            counts.add(part.num_groups)
+        elif isinstance(part, nn.MultiheadAttention):
+            counts.add(part.num_heads)
+    blocks = math.lcm(*counts)
+    if blocks == 1:
+        return
+    size, rest = divmod(len(group.units), blocks)
+    if rest or group.fixed:
+        group.blocked = f"{len(group.units)} channels do not divide into {blocks} equal groups or heads"
+        return
+    group.units = [_join(group.units[position::size]) for position in range(size)]
+    group.blocks = blocks
+
+
+def _join(units: Iterable[Unit]) -> Unit:
+    joined: dict[Key, set[int]] = {}
+    for unit in units:
+        for key, indices in unit.items():
+            joined.setdefault(key, set()).update(indices)
+    return {key: tuple(sorted(indices)) for key, indices in joined.items()}
+
+
+def _attentions(net: nn.Module) -> dict[str, nn.Module]:
+    """Self-attention modules of timm's form: one `qkv` linear layer, heads of `head_dim`, a `proj` linear layer."""
+    return {
+        path: part
+        for path, part in net.named_modules()
+        if isinstance(getattr(part, "qkv", None), nn.Linear)
+        and isinstance(getattr(part, "proj", None), nn.Linear)
+        and isinstance(getattr(part, "head_dim", None), int)
+        and isinstance(getattr(part, "num_heads", None), int)
+        and part.qkv.out_features == 3 * part.num_heads * part.head_dim
+        and part.proj.in_features == part.num_heads * part.head_dim
+    }
+
+
+def _attention(path: str, part: Any) -> Coupled:
+    """Positions inside the heads, the same in each, so that the width stays a multiple of the number of heads."""
+    heads, size = part.num_heads, part.head_dim
+    group = Coupled(f"{path}.qkv", [], blocks=heads, heads=path, producers=(f"{path}.qkv",))
+    inner = [getattr(part, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
+    if any(x is not None and not isinstance(x, nn.Identity) for x in inner):
+        group.blocked = "attention with norms or a gate inside its heads is left as it is"
+    for position in range(size):
+        channels = [head * size + position for head in range(heads)]
+        stacked = tuple(offset * heads * size + channel for offset in range(3) for channel in channels)
+        group.units.append({(f"{path}.qkv", "out"): stacked, (f"{path}.proj", "in"): tuple(channels)})
+    return group
+
+
+def _limited(work: Callable[[], T], seconds: float) -> T:
+    """Run `work` in a thread and raise TimeoutError inside it when its time is over (pure Python loops do end then)."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:  # noqa: BLE001 - handed over to the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=body, name="edgegen-trace", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError))
+        thread.join(seconds)
+        raise TimeoutError
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -1,0 +1,158 @@
+"""Taking channels out of layers for good, and the masked twin that proves it right.
+
+The masked network has its full shapes, and zeros wherever a removed channel is written or read; the pruned network must
+compute the same, unless a norm over the channels sees the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch_pruning import ops
+
+from edgegen import graph
+from edgegen.passes._coupling import Key
+
+Removals = Mapping[Key, frozenset[int]]
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+
+
+def part_at(module: nn.Module, path: str) -> Any:
+    """The submodule or parameter at a path."""
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name) if path else module
+
+
+def width(part: Any, side: str) -> int:
+    """Number of channels of a layer or parameter on one side."""
+    if isinstance(part, nn.Parameter):
+        return part.shape[_parameter_dim(part)]
+    if isinstance(part, nn.LayerNorm):
+        return part.normalized_shape[-1]
+    pruner = tp.pruner.function.PrunerBox[ops.module2type(part)]
+    return pruner.get_out_channels(part) if side == "out" else pruner.get_in_channels(part)
+
+
+def remove(module: nn.Module, removals: Removals, heads: Mapping[str, int]) -> nn.Module:
+    """A copy of `module` without the given channels.
+
+    Args:
+        removals: (path, side) -> indices into the original layer.
+        heads: path of an attention module -> its new head size.
+    """
+    pruned = graph.clone(module)
+    flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    for (path, side), indices in removals.items():
+        part = part_at(pruned, path)
+        if isinstance(part, nn.Parameter):
+            parent, _, name = path.rpartition(".")
+            kept = _without(part, indices, _parameter_dim(part))
+            setattr(pruned.get_submodule(parent), name, nn.Parameter(kept))
+        else:
+            _shrink(part, side, sorted(indices))
+    for path, size in heads.items():
+        _set_head_size(part_at(pruned, path), size)
+    for part in pruned.modules():
+        if isinstance(part, nn.MultiheadAttention):
+            _rescale_heads(part, module)
+    for name, parameter in pruned.named_parameters():
+        parameter.requires_grad_(flags[name])
+    return pruned
+
+
+def _shrink(part: Any, side: str, indices: list[int]) -> None:
+    """Remove channels of one layer in place, by torch-pruning's functions."""
+    if isinstance(part, nn.modules.instancenorm._InstanceNorm) and part.running_mean is not None:
+        for name in ("running_mean", "running_var"):  # torch-pruning forgets these
+            setattr(part, name, _without(getattr(part, name), indices, 0))
+    if isinstance(part, nn.MultiheadAttention):
+        part.size_before = part.head_dim
+    pruner = tp.pruner.function.PrunerBox[ops.module2type(part)]
+    pruner.pruning_dim = -1
+    (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(part, indices)
+
+
+def _set_head_size(part: Any, size: int) -> None:
+    """Tell an attention module its new head size; the queries make up for the changed 1 / sqrt(size)."""
+    with torch.no_grad():
+        rows = part.num_heads * size
+        factor = math.sqrt(size / part.head_dim)
+        part.qkv.weight[:rows] *= factor
+        if part.qkv.bias is not None:
+            part.qkv.bias[:rows] *= factor
+    part.head_dim = size
+    if hasattr(part, "attn_dim"):
+        part.attn_dim = rows
+    if hasattr(part, "scale"):
+        part.scale = size**-0.5
+
+
+def _rescale_heads(part: nn.MultiheadAttention, original: nn.Module) -> None:
+    """The same for torch's own attention."""
+    before = part.__dict__.pop("size_before", part.head_dim)
+    if before == part.head_dim or part.in_proj_weight is None:
+        return
+    factor = math.sqrt(part.head_dim / before)
+    with torch.no_grad():
+        part.in_proj_weight[: part.embed_dim] *= factor
+        if part.in_proj_bias is not None:
+            part.in_proj_bias[: part.embed_dim] *= factor
+
+
+def mask(module: nn.Module, removals: Removals) -> nn.Module:
+    """A copy of `module` with zeros in place of the given channels: at the layers that write and that read them."""
+    masked = graph.clone(module)
+    with torch.no_grad():
+        for (path, side), indices in removals.items():
+            part, at = part_at(masked, path), sorted(indices)
+            if isinstance(part, nn.Parameter):
+                part.index_fill_(_parameter_dim(part), torch.tensor(at), 0.0)
+            elif isinstance(part, graph.WEIGHTED):
+                _mask_weight(part, side, at)
+            elif isinstance(part, _NORMS) and part.weight is not None:
+                part.weight[at] = 0
+                part.bias[at] = 0
+    return masked
+
+
+def _mask_weight(layer: Any, side: str, at: list[int]) -> None:
+    """Zero the rows (and biases) or the columns of a convolution or linear layer."""
+    if side == "out" and layer.bias is not None:
+        layer.bias[at] = 0
+    channels_first = side == "out"
+    if getattr(layer, "transposed", False):
+        channels_first = side == "in" or layer.groups == layer.out_channels > 1
+    if channels_first:
+        layer.weight[at] = 0
+    else:
+        layer.weight[:, [i % layer.weight.shape[1] for i in at]] = 0
+
+
+def weight_slices(part: Any, side: str) -> torch.Tensor | None:
+    """|weight| as (channels on that side, the rest) for scores; None for what has no weights or is read in groups."""
+    if isinstance(part, graph.WEIGHTED):
+        weight = part.weight.detach()
+        if isinstance(part, graph.CONVS) and part.groups > 1 and part.groups != part.out_channels and side == "in":
+            return None
+        first = (side == "out") != bool(getattr(part, "transposed", False)) or (
+            isinstance(part, graph.CONVS) and part.groups == part.out_channels > 1
+        )
+        return (weight if first else weight.transpose(0, 1)).flatten(1).abs()
+    if isinstance(part, (*_NORMS, nn.LayerNorm)) and part.weight is not None:
+        return part.weight.detach().reshape(-1, 1).abs()
+    return None
+
+
+def _parameter_dim(parameter: nn.Parameter) -> int:
+    """torch-pruning takes the last dimension that is longer than 1 for the channels of a bare parameter."""
+    return max(dim for dim, size in enumerate(parameter.shape) if size > 1)
+
+
+def _without(tensor: torch.Tensor, indices: Any, dim: int) -> torch.Tensor:
+    keep = [i for i in range(tensor.shape[dim]) if i not in set(indices)]
+    return tensor.detach().index_select(dim, torch.tensor(keep, dtype=torch.long))
