@@ -21,16 +21,21 @@ RESAMPLES = 2000
 
 
 def summarise(rounds: Sequence[Sequence[float]], conditions: Mapping[str, Any], *, seed: int = 0) -> Measurement:
-    """The "latency" Measurement in ms of rounds of equally many samples: median of all samples, 95 % interval.
+    """The "latency" Measurement in ms of rounds of samples: median of all samples, 95 % interval.
 
     `conditions` gains n, rounds, and the median of each round (`round_medians`), which `ratio` pairs.
     """
-    table = np.array(rounds, dtype=np.float64)
-    samples = tuple(float(sample) for sample in table.ravel())
-    interval = _interval(lambda rows: np.median(table[rows].reshape(len(rows), -1), axis=1), len(table), seed)
-    medians = [statistics.median(one) for one in table.tolist()]
-    known = {**conditions, "n": len(samples), "rounds": len(table), "round_medians": medians}
-    return Measurement("latency", "ms", statistics.median(samples), interval, samples, conditions=known)
+    samples = tuple(float(sample) for one in rounds for sample in one)
+    arrays = [np.asarray(one, dtype=np.float64) for one in rounds]
+
+    def pooled(draws: np.ndarray) -> np.ndarray:
+        return np.array([np.median(np.concatenate([arrays[row] for row in rows])) for rows in draws])
+
+    known = {"n": len(samples), "rounds": len(arrays), "round_medians": [float(np.median(one)) for one in arrays]}
+    interval = _interval(pooled, len(arrays), seed)
+    return Measurement(
+        "latency", "ms", statistics.median(samples), interval, samples, conditions={**conditions, **known}
+    )
 
 
 def ratio(a: Measurement, b: Measurement, *, seed: int = 0) -> Measurement:
@@ -113,10 +118,9 @@ def _pairs(a: Measurement, b: Measurement) -> np.ndarray:
 
 
 def _interval(statistic: Callable[[np.ndarray], np.ndarray], count: int, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of a statistic of row numbers (resamples, count); in pieces, to bound memory."""
+    """95 % bootstrap interval of a statistic of row numbers (resamples, count)."""
     draws = np.random.default_rng(seed).integers(0, count, size=(RESAMPLES, count))
-    values = np.concatenate([statistic(piece) for piece in np.array_split(draws, 20)])
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(statistic(draws), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -7,6 +7,7 @@ machine does falls on all of them alike; only one process works at a time. Ratio
 from __future__ import annotations
 
 import contextlib
+import glob
 import random
 import shutil
 import tempfile
@@ -56,7 +57,7 @@ def build_isolated(
 ) -> Artifact:
     """`runtimes.<runtime>.build` in a worker process.
 
-    When it fails, an `out` that was not there before is removed again.
+    When it fails, an `out` that was not there before is removed again, and so is what was half written beside it.
 
     Args:
         module: where `build` is found, when not in `edgegen.runtimes.<runtime>`.
@@ -64,7 +65,7 @@ def build_isolated(
         RuntimeFailed: the runtime raised, crashed, or exceeded the limits; says which, "at build".
         EdgegenError: what the runtime module itself raised, of the same class.
     """
-    existed = out.exists()
+    before = _traces(out)
     process = Process(runtime, limits)
     try:
         reply = process.request(
@@ -76,12 +77,17 @@ def build_isolated(
             target=serial.to_json(target),
         )
     except errors.EdgegenError:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True) if out.is_dir() else out.unlink(missing_ok=True)
+        for trace in _traces(out) - before:
+            shutil.rmtree(trace, ignore_errors=True) if trace.is_dir() else trace.unlink(missing_ok=True)
         raise
     finally:
         process.close()
     return serial.from_json(Artifact, reply["artifact"])
+
+
+def _traces(out: Path) -> set[Path]:
+    """`out` when it is there, and the temporary folders beside it in which `files.whole` prepares it."""
+    return {*([out] if out.exists() else []), *out.parent.glob(f".{glob.escape(out.name)}.*")}
 
 
 class Worker:
@@ -139,15 +145,18 @@ class Worker:
         """Hand over what `time` and `warm` run on."""
         self._request("feed", feeds=self._write(feeds))
 
-    def time(self, feeds: Feeds | None, iterations: int, warmup: int = 3) -> list[float]:
+    def time(
+        self, feeds: Feeds | None, iterations: int, warmup: int = 3, *, at_most: float | None = None
+    ) -> list[float]:
         """Milliseconds of each of `iterations` runs after `warmup` others; None: the feeds handed over before.
 
         The clock is read inside the worker, around the run alone: numpy in and out are included, the pipe is not.
+        at_most: seconds after which it stops early, once there are three samples.
         """
         if feeds is not None:
             self.feed(feeds)
         # looking at memory seldom: the looking itself takes time on a small machine
-        return self._request("time", iterations=iterations, warmup=warmup, poll=0.25)["ms"]
+        return self._request("time", iterations=iterations, warmup=warmup, at_most=at_most, poll=0.25)["ms"]
 
     def warm(self, seconds: float = 0.3, at_most: float = 3.0) -> dict[str, Any]:
         """Run until runs no longer get faster: {"ms": last median, "runs": how many, "settled": before `at_most`}."""
@@ -222,7 +231,8 @@ def time_interleaved(
     Args:
         items: artifacts, or workers that are open (they stay open).
         feeds: inputs for all, or one mapping for each of `items`.
-        iterations: runs in each round; None: as many as take `seconds`, between 3 and 400.
+        iterations: runs in each round; None: as many as take `seconds`, between 3 and 400, and fewer in a round that
+            takes four times as long because the machine does something else.
         seed: of the order in each round.
     Returns:
         "latency" Measurements: median, 95 % bootstrap interval over rounds, every sample, conditions. What crashed or
@@ -241,11 +251,11 @@ def time_interleaved(
                 warmed = opened.warm(warm_seconds, at_most=max(3.0, 10 * warm_seconds))["ms"]
                 lane.iterations = iterations or max(3, min(400, round(1000 * seconds / max(warmed, 1e-6))))
                 lane.worker = opened
-        _rounds(lanes, rounds, random.Random(seed))
+        _rounds(lanes, rounds, random.Random(seed), None if iterations else 4 * seconds)
     return [_measurement(lane, {"run": run, "rounds": rounds, "seed": seed}) for lane in lanes]
 
 
-def _rounds(lanes: list[_Lane], rounds: int, order: random.Random) -> None:
+def _rounds(lanes: list[_Lane], rounds: int, order: random.Random, at_most: float | None) -> None:
     for number in range(rounds):
         for lane in order.sample(lanes, len(lanes)):
             if lane.worker is None or lane.failure:
@@ -254,7 +264,8 @@ def _rounds(lanes: list[_Lane], rounds: int, order: random.Random) -> None:
                 time.sleep(SETTLE_SECONDS)
                 if number == 0:
                     lane.host = lane.worker.host_now()
-                lane.rounds.append(lane.worker.time(None, lane.iterations, warmup=max(2, lane.iterations // 8)))
+                warmup = max(2, lane.iterations // 8)
+                lane.rounds.append(lane.worker.time(None, lane.iterations, warmup, at_most=at_most))
 
 
 @contextlib.contextmanager

@@ -92,17 +92,23 @@ class Session:
             sink.flush()
         return {"outputs": files}
 
-    def time(self, iterations: int, warmup: int) -> dict[str, Any]:
-        """Milliseconds of each of `iterations` runs; only `run` lies between the two clock readings."""
+    def time(self, iterations: int, warmup: int, at_most: float | None = None) -> dict[str, Any]:
+        """Milliseconds of each of `iterations` runs; only `run` lies between the two clock readings.
+
+        at_most: seconds after which it stops early, once there are three samples; None: never.
+        """
         run, feeds, clock = self._loaded(), self._feeds, time.perf_counter_ns
         for _ in range(warmup):
             run(feeds)
-        samples = []
+        samples: list[float] = []
         with _collector_off():
+            end = clock() + int(1e9 * at_most) if at_most is not None else None
             for _ in range(iterations):
                 start = clock()
                 run(feeds)
                 samples.append((clock() - start) / 1e6)
+                if end is not None and start > end and len(samples) >= 3:
+                    break
         return {"ms": samples}
 
     def warm(self, seconds: float, at_most: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ VALUES = [
     PLAN,
     Preprocessing((0.0, 255.0), (1.0,), (2.0,), None, (224, 224), "L"),
     Graph("net", Path("a/b.onnx"), (SPEC,), (SPEC, SPEC), PLAN, 5, 7, "ff"),
-    Artifact("openvino", Path("m.xml"), (Path("m.xml"), Path("m.bin")), PLAN, 12, (SPEC,), (), {"threads": 2}, {"a": "1"}),
+    Artifact("openvino", Path("m.xml"), (Path("m.xml"), Path("m.bin")), PLAN, 12, (SPEC,), (), {"threads": 2}, {}),
     Inspection({"conv": "int8"}, 0.5, 1.0),
     Problem("Conv", "conv1", "none"),
     Measurement("latency", "ms", 1.5, (1.0, 2.0), (1.5, 1.5), conditions={"n": 2, "rounds": [1.0], "on": True}),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgegen import errors
+from edgegen import errors, files
 from edgegen.types import Artifact, Graph, Inspection, Target
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -23,9 +23,10 @@ Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) -> Artifact:
     """Write a JSON file; misbehave as `graph.plan.format` says."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "model.fake").write_text(json.dumps({"target": target.name, "calibration": str(calibration)}))
-    misbehave(graph.plan.format)
+    with files.whole(out) as folder:
+        folder.mkdir()
+        (folder / "model.fake").write_text(json.dumps({"target": target.name, "calibration": str(calibration)}))
+        misbehave(graph.plan.format)
     return Artifact("fake", out / "model.fake", (out / "model.fake",), graph.plan, 1, graph.inputs, graph.outputs,
                     {"threads": target.threads})
 
