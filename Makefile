@@ -51,7 +51,7 @@ bench: $(STAMP)
 	@for script in benchmarks/compare_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit; done
 
 train-edsr train-dcgan train-cifar train-encoder: train-%: $(STAMP)
-	$(BIN)/python benchmarks/train_$*.py
+	$(BIN)/python benchmarks/train/$*.py
 
 wheel: $(STAMP)
 	$(BIN)/uv build --wheel --out-dir dist

@@ -142,6 +142,7 @@ def write_weights(module: nn.Module, path: Path, *, half: bool = False) -> None:
 
     with files.whole(path) as temporary:
         save_file({key: stored(value) for key, value in module.state_dict().items()}, temporary)
+        temporary.chmod(0o644)
 
 
 def record(run: Run, *, settings: Mapping[str, Any], figures: Mapping[str, Any], weights: Path, module: nn.Module,

@@ -1,4 +1,4 @@
-"""Train edgegen/models/weights/edsr.safetensors: `python benchmarks/train/sr.py`.
+"""Train edgegen/models/weights/edsr.safetensors: `python benchmarks/train/edsr.py`.
 
 Photos of kodak24 and photos-permissive, less those that scikit-image and scikit-learn carry too: on these it is judged.
 Pairs are (PIL's bicubic antialiased reduction x4 of the uint8 photo, photo), L1 loss. The curve's PSNR is for looking
@@ -104,7 +104,7 @@ def bicubic(low: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, steps=12000)
+    options = common.arguments(__doc__, steps=6000)
     data = pairs(training_photos())
     judged = {name: pair(photo) for name, photo in evaluation_photos().items()}
     model = edsr.create().to(memory_format=torch.channels_last).train()
