@@ -1,0 +1,310 @@
+"""From a stage to an ONNX file: export, simplify, name nodes after modules, check against torch.
+
+The file is float32 with static shapes, batch norms folded into convolutions, one copy of each weight, and the same
+bytes whenever the same module is exported. Node names are `<module path>/<operation>`, such as `body.0.conv1/Conv`;
+precision plans refer to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgegen import errors, onnx_files
+from edgegen.onnx_cost import WEIGHTED, Cost, LayerCost, cost, static_shapes
+from edgegen.onnx_fp16 import to_fp16
+from edgegen.onnx_qdq import insert_qdq
+from edgegen.types import Graph, Stage, TensorSpec
+
+__all__ = ["Cost", "LayerCost", "Parity", "cost", "insert_qdq", "parity", "save", "simplify", "to_fp16", "to_onnx"]
+
+_LOWEST_OPSET = 13  # the first with per-channel Q/DQ
+_FOLD_LIMIT = 2**26  # elements; larger constants are left to the runtime to fold
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """Largest absolute difference between two outputs, and the same divided by the largest expected magnitude."""
+
+    max_abs: float
+    max_rel: float
+
+
+def to_onnx(stage: Stage, out: Path, *, opset: int = 18) -> Graph:
+    """Write a stage as ONNX: eval mode, float32, static shapes, simplified, weights inline below 2 GiB.
+
+    Args:
+        stage: its module is exported and left as it was; without a module its `onnx` file is loaded and checked.
+            Input shapes must be numbers; batch size is part of the shape.
+        out: the .onnx file to write, whole or not at all.
+        opset: ONNX operator set of an exported module; a file keeps its own (raised to 13 when it is older).
+    Raises:
+        errors.ModelError: the module cannot be exported, the file is not a valid ONNX model, a shape is not fixed,
+            or inputs and outputs are not those of the stage.
+    """
+    for spec in stage.inputs:
+        if not all(isinstance(d, int) and d > 0 for d in spec.shape):
+            raise errors.ModelError(
+                f"{stage.name}: shape of input {spec.name!r} must be fixed to export, got {spec.shape}"
+            )
+    model = _from_module(stage, opset) if stage.module is not None else _from_file(stage)
+    return save(simplify(model), out, stage)
+
+
+def save(model: onnx.ModelProto, out: Path, stage: Stage) -> Graph:
+    """Write a simplified model and describe it; checks its outputs against the stage's specs.
+
+    Raises:
+        errors.ModelError: number, names or shapes of outputs differ from `stage.outputs`.
+    """
+    shapes = static_shapes(model)
+    names = [o.name for o in model.graph.output]
+    specs = {spec.name: spec for spec in stage.outputs}
+    if specs and list(specs) != names:
+        raise errors.ModelError(f"{stage.name}: the model's outputs are {names}, its record says {list(specs)}")
+    outputs = tuple(_output_spec(stage, specs.get(name, TensorSpec(name, ())), shapes) for name in names)
+    sha256 = onnx_files.write(model, out)
+    total = cost(model)
+    return Graph(stage.name, out, stage.inputs, outputs, macs=total.macs, params=total.params, sha256=sha256)
+
+
+def _output_spec(stage: Stage, spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]]) -> TensorSpec:
+    if spec.name not in shapes:
+        raise errors.ModelError(f"{stage.name}: the shape of output {spec.name!r} is not fixed; fix the input shapes")
+    shape = shapes[spec.name]
+    fits = len(spec.shape) == len(shape) and all(a == b for a, b in zip(spec.shape, shape) if isinstance(a, int))
+    if spec.shape and not fits:
+        raise errors.ModelError(f"{stage.name}: output {spec.name!r} is {shape}, its record says {spec.shape}")
+    return dataclasses.replace(spec, shape=shape)
+
+
+# ---------------------------------------------------------------------------------------------------- from torch
+
+
+@contextlib.contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """Eval mode inside, every submodule's own mode again outside. Programs from torch.export have no mode to set."""
+    modes = [(part, part.training) for part in module.modules()]
+    if any(training for _, training in modes):
+        with contextlib.suppress(NotImplementedError):  # a loaded .pt2 refuses: its mode was fixed when it was made
+            module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _example(spec: TensorSpec, device: Any) -> Any:
+    """A tensor of the spec's shape; its values do not matter to the exported graph."""
+    import torch
+
+    dtype = getattr(torch, spec.dtype)
+    return torch.full(
+        tuple(int(d) for d in spec.shape), 0.5 if dtype.is_floating_point else 0, dtype=dtype, device=device
+    )
+
+
+def _from_module(stage: Stage, opset: int) -> onnx.ModelProto:
+    import torch
+
+    device = next((p.device for p in stage.module.parameters()), torch.device("cpu"))
+    arguments = tuple(_example(spec, device) for spec in stage.inputs)
+    with _evaluating(stage.module), torch.no_grad(), warnings.catch_warnings():
+        # torch's own deepcopy of its own tree specs trips over its own deprecation; nothing that a caller could mend
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
+        try:
+            program = torch.onnx.export(
+                stage.module,
+                arguments,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in stage.inputs],
+                output_names=[spec.name for spec in stage.outputs] or None,
+                external_data=False,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise errors.ModelError(f"{stage.name}: cannot be exported to ONNX: {_first_line(error)}") from error
+    if program is None:
+        raise errors.ModelError(f"{stage.name}: torch's exporter returned nothing")
+    return program.model_proto
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip()
+    return f"{type(cause).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+# ----------------------------------------------------------------------------------------------------- from file
+
+
+def _from_file(stage: Stage) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError
+
+    if stage.onnx is None:
+        raise errors.ModelError(f"{stage.name}: has neither a module nor an ONNX file")
+    try:
+        model = onnx.load(stage.onnx)
+        if model.ByteSize() < onnx_files.INLINE_LIMIT:
+            onnx.checker.check_model(model)
+        model = _fix_inputs(stage, _raise_opset(model))
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise errors.ModelError(f"{stage.onnx}: not a valid ONNX model ({_first_line(error)})") from error
+    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise errors.ModelError(f"{stage.onnx}: cannot be used ({_first_line(error)})") from error
+    return model
+
+
+def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    return onnx.version_converter.convert_version(model, _LOWEST_OPSET) if version < _LOWEST_OPSET else model
+
+
+def _fix_inputs(stage: Stage, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Set the stage's shapes on the inputs and infer every other shape anew."""
+    graph = model.graph
+    weights = {t.name for t in graph.initializer}
+    inputs = [i for i in graph.input if i.name not in weights]  # before IR version 4 weights were inputs too
+    del graph.input[:]
+    graph.input.extend(inputs)
+    wanted = {spec.name: spec for spec in stage.inputs}
+    if {i.name for i in inputs} != set(wanted):
+        raise errors.ModelError(
+            f"{stage.onnx}: its inputs are {sorted(i.name for i in inputs)}, asked for {sorted(wanted)}"
+        )
+    for info in inputs:
+        kind, spec = info.type.tensor_type, wanted[info.name]
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+        if dtype != spec.dtype:
+            raise errors.ModelError(f"{stage.onnx}: input {info.name!r} is {dtype}, expected {spec.dtype}")
+        info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind.elem_type, spec.shape))
+    del graph.value_info[:]
+    for info in graph.output:
+        info.type.tensor_type.ClearField("shape")
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+# ------------------------------------------------------------------------------------------------------ simplify
+
+
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold constants and batch norms, merge equal weights, name nodes after modules, drop all that is not graph."""
+    import onnxscript.optimizer
+
+    _name_nodes(model)
+    names = _Names(model)
+    model = onnxscript.optimizer.optimize(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+    names.restore(model)
+    onnx_files.strip(model)
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """`<module path>/<operation>`, made unique by `_1`, `_2` ...; nodes with a name of their own keep it."""
+    taken: set[str] = set()
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), None)
+        if scopes is None:
+            base = node.name or node.op_type
+        else:
+            path = re.findall(r"'([^']*)'", scopes)[:-1]  # the last entry is the torch operation
+            base = f"{path[-1]}/{node.op_type}" if path and path[-1] else node.op_type
+        node.name = onnx_files.unique(base, taken)
+
+
+class _Names:
+    """Gives nodes that the optimizer made (a convolution with its batch norm folded in) their names back."""
+
+    def __init__(self, model: onnx.ModelProto):
+        nodes = model.graph.node
+        self.known = {node.name for node in nodes}
+        self.by_output = {name: node.name for node in nodes for name in node.output}
+        self.by_weight: dict[tuple[str, str], list[str]] = {}
+        for node in nodes:
+            if node.op_type in WEIGHTED and len(node.input) > 1:
+                self.by_weight.setdefault((node.op_type, node.input[1]), []).append(node.name)
+
+    def restore(self, model: onnx.ModelProto) -> None:
+        taken = {node.name for node in model.graph.node if node.name in self.known}
+        for node in model.graph.node:
+            if node.name in self.known:
+                continue
+            found = self.by_weight.get((node.op_type, node.input[1] if len(node.input) > 1 else ""), [])
+            path = self.by_output.get(node.output[0], node.op_type).rpartition("/")[0]
+            free = [name for name in found if name not in taken]
+            base = free[0] if free else f"{path}/{node.op_type}" if path else node.op_type
+            node.name = onnx_files.unique(base, taken)
+
+
+# -------------------------------------------------------------------------------------------------------- parity
+
+
+def parity(
+    stage: Stage, graph: Graph, feeds: Iterable[Mapping[str, np.ndarray]], *, atol: float, rtol: float
+) -> Parity:
+    """Run torch and the ONNX file (ONNX Runtime) on the same inputs and compare all outputs.
+
+    Args:
+        stage: the module, or for an .onnx model the file that the graph was made from.
+        feeds: real inputs, each a mapping from input name to an array of the input's shape (batch included).
+        atol, rtol: a difference may be at most atol + rtol * (largest magnitude of that expected output).
+    Raises:
+        errors.RuntimeFailed: a larger difference, a value that is not finite, or another shape.
+    """
+    run, expect = _session(graph.onnx), _reference(stage)
+    worst = Parity(0.0, 0.0)
+    for number, feed in enumerate(feeds):
+        for spec, wanted, got in zip(graph.outputs, expect(feed), run(feed)):
+            found = _difference(wanted, got)
+            if not found.max_abs <= atol + rtol * float(np.abs(wanted).max(initial=0)):
+                raise errors.RuntimeFailed(
+                    f"{stage.name}: output {spec.name!r} of the ONNX file differs from the model by "
+                    f"{found.max_abs:.3g} ({found.max_rel:.2%} of its peak) on input {number}; allowed {atol:g} + {rtol:g} of the peak"
+                )
+            worst = Parity(max(worst.max_abs, found.max_abs), max(worst.max_rel, found.max_rel))
+    return worst
+
+
+def _difference(wanted: np.ndarray, got: np.ndarray) -> Parity:
+    if wanted.shape != got.shape or not (np.isfinite(wanted).all() and np.isfinite(got).all()):
+        return Parity(math.inf, math.inf)
+    gap = float(np.abs(wanted.astype(np.float64) - got).max(initial=0))
+    peak = float(np.abs(wanted).max(initial=0))
+    return Parity(gap, gap / peak if peak else (0.0 if gap == 0 else math.inf))
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # below errors it tells about its own optimizer
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, dict(feed))
+
+
+def _reference(stage: Stage) -> Any:
+    if stage.module is None:
+        return _session(Path(str(stage.onnx)))
+    import torch
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        device = next((p.device for p in stage.module.parameters()), torch.device("cpu"))
+        with _evaluating(stage.module), torch.no_grad():
+            out = stage.module(*(torch.from_numpy(np.ascontiguousarray(feed[s.name])).to(device) for s in stage.inputs))
+        values = out.values() if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else (out,)
+        return [value.cpu().numpy() for value in values]
+
+    return run

@@ -1,0 +1,158 @@
+"""ONNX Runtime on the CPU: FP32, and INT8 by Q/DQ with unsigned (u8s8) or symmetric signed (s8s8) activations."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgegen import errors, files, onnx_cost, onnx_files, onnx_qdq
+from edgegen.runtimes import _common
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
+
+NAME = "onnxruntime"
+_PLANS = (PrecisionPlan("fp32"), PrecisionPlan("int8", "u8s8"), PrecisionPlan("int8", "s8s8"))
+_INT8_KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"))
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def missing() -> str | None:
+    """Why this machine cannot build or run with ONNX Runtime, or None."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install 'edgegen[onnxruntime]'"
+    return None
+
+
+def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
+    """FP32 and the two INT8 formats, as far as the target's precisions go; the CPU's flags do not matter."""
+    return _common.allowed(_PLANS, target)
+
+
+def supports(graph: Graph, target: Target) -> list[Problem]:
+    """Operations without a CPU kernel, one problem at a time: ONNX Runtime names only the first it meets."""
+    try:
+        _session(graph.onnx, _options(1))
+    except _errors() as error:
+        found = re.search(r"([A-Za-z]+)\(\d+\) node with name '([^']*)'", str(error))
+        op, layer = found.groups() if found else ("graph", "")
+        return [Problem(op, layer, f"rewrite it with standard ONNX operations ({str(error).splitlines()[0]})")]
+    return []
+
+
+def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) -> Artifact:
+    """Build the folder `out` with model.onnx in it, whole or not at all, as `graph.plan` says.
+
+    Args:
+        graph: float32 ONNX with static shapes.
+        out: folder to make; one that exists is replaced.
+        calibration: folder with one `<input name>.npy` an input, first axis the samples; only INT8 needs it.
+    Raises:
+        errors.UsageError: a plan that ONNX Runtime does not have, an unknown layer, no calibration data.
+        errors.DataError: unusable calibration data.
+        errors.RuntimeFailed: ONNX Runtime fails, or the precision read back is not the promised one.
+    """
+    plan, count = graph.plan, _common.threads(target)
+    _common.check_plan(NAME, plan, _PLANS, calibration)
+    settings = {"threads": count, "execution": "sequential", "graph_optimization": "all"}
+    promised = 0.0
+    with files.whole(out) as folder:
+        folder.mkdir()
+        try:
+            if plan.precision == "int8" and calibration is not None:
+                onnx_qdq.insert_qdq(graph, folder / "model.onnx", calibration=calibration, plan=plan, threads=count)
+                # Signed activations are for other engines (TensorRT, Arm): on x86 ONNX Runtime runs many such layers in
+                # float, and forced to integers (session.qdqisint8allowed) it takes twice as long again. Told, not refused.
+                promised = _promised(graph, plan) if plan.format == "u8s8" else 0.0
+            else:
+                onnx_files.write(onnx.load(graph.onnx), folder / "model.onnx")
+            built = _common.artifact(NAME, folder / "model.onnx", graph, plan, settings, ("onnxruntime",))
+            _common.check_promise(built, inspect(built), promised)
+        except _errors() as error:
+            raise errors.RuntimeFailed(f"{NAME} {plan.label}: {str(error).splitlines()[0]}") from error
+    return _common.artifact(NAME, out / "model.onnx", graph, plan, built.options, ("onnxruntime",))
+
+
+@contextmanager
+def load(artifact: Artifact) -> Iterator[Run]:
+    """Yield run(feeds) -> outputs: numpy in, numpy out, synchronous, sequential execution, all optimisations.
+
+    Raises:
+        errors.RuntimeFailed: the file cannot be loaded, or a run fails.
+    """
+    failures = _errors()
+    try:
+        session = _session(artifact.path, _options(int(artifact.options["threads"])))
+    except failures as error:
+        raise errors.RuntimeFailed(f"{artifact.label}: cannot load: {str(error).splitlines()[0]}") from error
+    names = [spec.name for spec in artifact.outputs]
+
+    def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(names, session.run(names, feeds)))
+        except (*failures, ValueError) as error:
+            raise errors.RuntimeFailed(f"{artifact.label}: {str(error).splitlines()[0]}") from error
+
+    yield run
+
+
+def inspect(artifact: Artifact) -> Inspection:
+    """Precision of each weighted layer in the graph that ONNX Runtime makes of the file, which is what it executes.
+
+    A layer counts as INT8 when an integer kernel runs it, not already when Q/DQ nodes surround it; the share of
+    weights is of the file.
+    """
+    model = onnx.load(artifact.path)
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(1)
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        _session(artifact.path, options)
+        executed = onnx.load(Path(folder) / "optimized.onnx").graph.node
+    integer = {re.sub(r"_token_\d+$", "", node.name) for node in executed if node.op_type in _INT8_KERNELS}
+    total = onnx_cost.cost(model)
+    layers = {layer.name: "int8" if layer.name in integer else "fp32" for layer in total.layers}
+    macs = sum(layer.macs for layer in total.layers if layers[layer.name] == "int8")
+    weights = {layer.weight for layer in total.layers if layer.weight}
+    consts = onnx_cost.constants(model)
+    sizes = {name: len(onnx.numpy_helper.to_array(consts[name]).tobytes()) for name in weights}
+    stored = sum(size for name, size in sizes.items() if consts[name].data_type == onnx.TensorProto.INT8)
+    return Inspection(layers, stored / max(1, sum(sizes.values())), macs / max(1, total.macs))
+
+
+def _promised(graph: Graph, plan: PrecisionPlan) -> float:
+    """Share of the graph's MACs that the plan puts in INT8."""
+    model = onnx.load(graph.onnx)
+    chosen, total = set(onnx_qdq.quantized_nodes(model, plan)), onnx_cost.cost(model)
+    return sum(layer.macs for layer in total.layers if layer.name in chosen) / max(1, total.macs)
+
+
+def _options(count: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = count, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # below errors it tells about its own optimizer
+    return options
+
+
+def _session(path: Path, options: Any) -> Any:
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's exceptions have no common base."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
