@@ -172,7 +172,7 @@ class Bench:
         with measuring.Worker(_artifact(candidate), self.limits) as worker, files.whole(out) as temporary:
 
             def run_many(inputs: np.ndarray) -> np.ndarray:
-                return next(iter(worker.run_many([{spec_in: inputs}])))[spec_out]
+                return worker.run_many({spec_in: inputs})[spec_out]
 
             quality.collect(run_many, dataset, temporary, lambda text, share: self.progress("score", text, share))
         return out
