@@ -125,7 +125,7 @@ def _inception(path: Path | None) -> FeatureExtractor:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise MissingExtra("torch-fidelity", "for Inception-v3 features", "torch") from error
+        raise MissingExtra("torch-fidelity", "for Inception-v3 features", "quality") from error
     _refuse_code(_existing(path))
     try:
         module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
