@@ -88,6 +88,6 @@ class MobileNetV2(nn.Module):
         return torch.flatten(self.head(x)[:, 1:], 1)
 
 
-def create(*, classes: int = 1000) -> nn.Module:
+def mobilenet_v2(*, classes: int = 1000) -> nn.Module:
     """3.5 M parameters at 1000 classes."""
     return MobileNetV2(classes)

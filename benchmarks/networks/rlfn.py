@@ -84,6 +84,6 @@ class RLFN(nn.Module):
         return self.upsampler(self.conv_2(y) + x)
 
 
-def create(*, channels: int = 46, middle: int = 48, attention: int = 16, scale: int = 4) -> nn.Module:
+def rlfn(*, channels: int = 46, middle: int = 48, attention: int = 16, scale: int = 4) -> nn.Module:
     """317 k parameters at the default sizes."""
     return RLFN(channels, middle, attention, scale)

@@ -89,6 +89,6 @@ class Style(nn.Module):
         return torch.clamp(self.deconv3(x), 0.0, 255.0)
 
 
-def create(*, width: int = 32) -> nn.Module:
+def style(*, width: int = 32) -> nn.Module:
     """The generator with `width`, 2 * `width` and 4 * `width` channels at full, half and quarter size."""
     return Style(width)

@@ -19,23 +19,6 @@ RECORDS = {
         "licence": "MIT",
         "source": "madebyollin/taesd",
     },
-    "encoder": {
-        "task": "restoration",
-        "input": {
-            "shape": [1, 3, 256, 256],
-            "value_range": [0, 1],
-            "mean": [],
-            "std": [],
-            "colour": "RGB",
-            "resize": 256,
-            "crop": [256, 256],
-        },
-        "output": {"shape": [1, 32, 32, 32]},
-        "options": {},
-        "paper": "",
-        "licence": "MIT",
-        "source": "madebyollin/taesd",
-    },
 }
 
 
