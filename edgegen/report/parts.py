@@ -1,0 +1,219 @@
+"""Tables and lists of report.html. Every number taken from the report is a <data> element that names its path.
+
+So a test (and a reader with the page's source) can hold each shown number against report.json.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from edgegen.report import text
+
+Report = dict[str, Any]
+_DASH = '<span class="soft">–</span>'
+
+
+def shown(path: str, value: Any, as_text: str) -> str:
+    """`as_text`, bound to the exact `value` at `path` of report.json; plain text where there is no value."""
+    if value is None:
+        return f'<span class="soft">{escape(as_text)}</span>'
+    return f'<data value="{value!r}" data-path="{escape(path)}">{escape(as_text)}</data>'
+
+
+def mark(kind: str) -> str:
+    """A small label: measured, estimated, not measured, kept, undone ..."""
+    return f'<span class="mark {escape(kind.replace(" ", "-"))}">{escape(kind)}</span>'
+
+
+def figure(path: str, value: Report | None, *, with_mark: bool = True) -> str:
+    """Value, then below it the status, the interval and n; 'not measured' with its reason."""
+    if value is None:
+        return mark("not measured")
+    if value["value"] is None:
+        return mark("not measured") + f'<span class="sub">{escape(value["reason"])}</span>'
+    lines = [mark(value["status"])] if with_mark else []
+    if value["interval"] is not None:
+        ends = zip(value["interval"], text.interval(value).split(" to "))
+        both = " to ".join(shown(f"{path}.interval.{i}", end, words) for i, (end, words) in enumerate(ends))
+        lines.append(f"{'95%' if value['status'] == 'measured' else 'range'} {both}")
+    n = value["percentiles"]["n"] if value["percentiles"] else value["conditions"].get("n")
+    lines += [f"n {escape(text.plain(n))}"] if n else []
+    sub = "".join(f'<span class="sub">{line}</span>' for line in lines)
+    return shown(f"{path}.value", value["value"], text.figure(value)) + sub
+
+
+def figures_table(report: Report) -> str:
+    """The one table: a row a figure, the baseline, the result, and what changed."""
+    base, result = report["baseline"], report["result"]
+    rows = _latency_rows(base, result)
+    for name, label, form in (
+        ("macs", "MACs", text.count),
+        ("params", "parameters", text.count),
+        ("size_bytes", "file size", text.size),
+        ("peak_memory_bytes", "peak memory", text.size),
+    ):
+        cells = [shown(f"{side}.{name}", report[side][name], form(report[side][name])) for side in _SIDES]
+        change = text.percent_less(base[name], result[name])
+        rows.append(_row(label, cells, f'<span class="{_better(base[name], result[name], "lower")}">{change}</span>'))
+    rows += _quality_rows(base, result) + _precision_rows(report)
+    head = f'<tr><td></td><th scope="col">baseline<span class="sub">{escape(base["label"])}</span></th>'
+    head += f'<th scope="col" class="result">result<span class="sub">{escape(result["label"])}</span></th>'
+    head += '<th scope="col">change</th></tr>'
+    return _table("figures", head, "".join(rows))
+
+
+_SIDES = ("baseline", "result")
+
+
+def _table(kind: str, head: str, body: str) -> str:
+    return f'<div class="card"><table class="{kind}"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _row(label: str, cells: list[str], change: str, kind: str = "") -> str:
+    base, result = cells
+    return (
+        f'<tr class="{kind}"><th scope="row">{escape(label)}</th><td>{base}</td>'
+        f'<td class="result">{result}</td><td>{change}</td></tr>'
+    )
+
+
+def _better(before: float | None, after: float | None, direction: str) -> str:
+    if before is None or after is None or before == after:
+        return ""
+    return "better" if (after < before) == (direction == "lower") else "worse"
+
+
+def _latency_rows(base: Report, result: Report) -> list[str]:
+    latencies = {"baseline": base["latency"], "result": result["latency"]}
+    ratio = result["ratio"]
+    change = ""
+    if ratio is not None and ratio["value"] is not None:
+        low_high = f" ({text.interval(ratio)})" if ratio["interval"] else ""
+        change = f'<span class="{_better(1.0, ratio["value"], "lower")}">{text.speed(ratio["value"])}</span>'
+        change += f'<span class="sub">{mark(ratio["status"])}</span><span class="sub">ratio '
+        change += shown("result.ratio.value", ratio["value"], text.number(ratio["value"]))
+        change += f"{low_high}</span>"
+    elif ratio is not None:
+        change = mark("not measured") + f'<span class="sub">{escape(ratio["reason"])}</span>'
+    cells = [figure(f"{side}.latency", latencies[side]) for side in _SIDES]
+    rows = [_row("latency p50", cells, change, "main")]
+    if not any(latencies[side]["percentiles"] for side in _SIDES):
+        return rows
+    for name in ("p90", "p99"):
+        cells = []
+        for side in _SIDES:
+            value = (latencies[side]["percentiles"] or {}).get(name)
+            shown_text = "–" if value is None else f"{text.number(value)} {latencies[side]['unit']}"
+            cells.append(shown(f"{side}.latency.percentiles.{name}", value, shown_text))
+        rows.append(_row(f"latency {name}", cells, ""))
+    return rows
+
+
+def _quality_rows(base: Report, result: Report) -> list[str]:
+    sides = {"baseline": base["quality"], "result": result["quality"]}
+    names = list(dict.fromkeys(figure["name"] for side in _SIDES for figure in sides[side]))
+    rows: list[str] = []
+    for name in names:
+        cells, values = [], []
+        for side in _SIDES:
+            index = next((i for i, item in enumerate(sides[side]) if item["name"] == name), None)
+            item = None if index is None else sides[side][index]
+            # the baseline has no distance to itself: a dash, not a missing measurement
+            cells.append(figure(f"{side}.quality.{index}", item) if item else _DASH)
+            values.append(item)
+        rows.append(_row(name, cells, _difference(*values), "group" if not rows else ""))
+    return rows
+
+
+def _difference(before: Report | None, after: Report | None) -> str:
+    words = text.difference(before, after)
+    if before is None or after is None or not words:
+        return ""
+    return f'<span class="{_better(before["value"], after["value"], after["direction"])}">{escape(words)}</span>'
+
+
+def _precision_rows(report: Report) -> list[str]:
+    rows: list[str] = []
+    for name, label in (("int8_weight_share", "weights in INT8"), ("int8_macs_share", "MACs in INT8")):
+        values = [report[side]["precision"][name] for side in _SIDES]
+        if any(value is not None for value in values):
+            cells = [shown(f"{side}.precision.{name}", value, text.share(value)) for side, value in zip(_SIDES, values)]
+            note = '<span class="soft">read back from the file</span>'
+            rows.append(_row(label, cells, note, "" if rows else "group"))
+    return rows
+
+
+def steps(report: Report) -> str:
+    """Every step: what it did, what it gained, and why it was kept or undone."""
+    return "".join(_step(step) for step in report["steps"])
+
+
+def _step(step: Report) -> str:
+    options = text.plain(step["options"])
+    took = f'<span class="soft">{text.seconds(step["seconds"])}</span>' if step["seconds"] is not None else ""
+    head = f"<header><h3>{escape(step['name'])}</h3>{mark(step['status'])}<code>{escape(options)}</code>{took}</header>"
+    reason = f"<p>{escape(step['reason'])}</p>" if step["reason"] else ""
+    facts = f'<p class="soft">{escape(text.plain(step["figures"]))}</p>' if step["figures"] else ""
+    folds = fold(f"{_layers(step['changed'])} changed", step["changed"])
+    folds += fold(f"{_layers(step['skipped'])} left as they were", step["skipped"])
+    return f'<section class="step {escape(step["status"])}">{head}{reason}{facts}{folds}</section>'
+
+
+def _layers(named: Report) -> str:
+    return "1 layer" if len(named) == 1 else f"{len(named)} layers"
+
+
+def fold(title: str, named: Report) -> str:
+    """A closed list of name and text; nothing when empty."""
+    if not named:
+        return ""
+    rows = (f"<tr><th scope=row>{escape(k)}</th><td>{escape(text.plain(v))}</td></tr>" for k, v in named.items())
+    return f"<details><summary>{escape(title)}</summary><table>{''.join(rows)}</table></details>"
+
+
+def candidates(report: Report) -> str:
+    """Every build that was tried, with a bar for its latency."""
+    rows = report["candidates"]
+    if not rows:
+        return ""
+    longest = max((row["latency"]["value"] or 0 for row in rows if row["latency"]), default=0)
+    body = "".join(_candidate(f"candidates.{index}", row, longest) for index, row in enumerate(rows))
+    names = ("build", "latency p50", "ratio", "size", "quality", "verdict")
+    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return _table("candidates", f"<tr>{heads}</tr>", body)
+
+
+def _candidate(path: str, row: Report, longest: float) -> str:
+    latency = row["latency"]
+    bar = ""
+    if longest and latency and latency["value"] is not None:
+        bar = f'<span class="bar" style="width:{100 * latency["value"] / longest:.1f}%"></span>'
+    size = shown(f"{path}.size_bytes", row["size_bytes"], text.size(row["size_bytes"]) if row["size_bytes"] else "–")
+    cells = (
+        ("latency", _short(f"{path}.latency", latency) + bar),
+        ("ratio", _short(f"{path}.ratio", row["ratio"])),
+        ("size", size),
+        ("quality", _short(f"{path}.quality", row["quality"])),
+        ("", f'{mark(row["verdict"])}<span class="sub">{escape(row["reason"])}</span>'),
+    )
+    body = "".join(f'<td data-name="{name}">{cell}</td>' if name else f"<td>{cell}</td>" for name, cell in cells)
+    body = body.replace(f">{_DASH}</td>", f' class="none">{_DASH}</td>')
+    return f'<tr class="{escape(row["verdict"])}"><th scope="row">{escape(row["label"])}</th>{body}</tr>'
+
+
+def _short(path: str, value: Report | None) -> str:
+    """A figure without interval; marked only when it is not a measurement."""
+    if value is None:
+        return _DASH
+    if value["value"] is None:
+        return f'<span title="{escape(value["reason"])}">{mark("not measured")}</span>'
+    shown_value = shown(f"{path}.value", value["value"], text.figure(value))
+    return shown_value + (f" {mark(value['status'])}" if value["status"] != "measured" else "")
+
+
+def lines(pairs: dict[str, Any]) -> str:
+    """Names and values, one below the other; empty values are left out."""
+    items = ((key, text.plain(value)) for key, value in pairs.items() if value not in ("", None, {}, []))
+    body = "".join(f"<dt>{escape(text.words(key))}</dt><dd>{escape(value)}</dd>" for key, value in items)
+    return f'<dl class="lines">{body}</dl>'

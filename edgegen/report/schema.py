@@ -1,0 +1,196 @@
+"""What report.json holds: the only input of report.html and of the terminal's table.
+
+Every model refuses unknown keys, so a misspelt field is an error when the report is written, not a gap in the page.
+A number that was not measured is null (never NaN, which is not JSON) beside a status and a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edgegen.types import Measurement
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Percentiles(_Part):
+    """Of `n` samples, in the unit of their figure."""
+
+    p50: float
+    p90: float
+    p99: float
+    n: int
+
+
+class Figure(_Part):
+    """A `types.Measurement` as JSON. `percentiles` is filled in from `samples`; what the caller states is replaced."""
+
+    name: str
+    unit: str = ""
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    samples: list[float] = []
+    direction: Literal["lower", "higher"] = "lower"
+    conditions: dict[str, Any] = {}
+    status: Literal["measured", "estimated", "not measured"] = "measured"
+    reason: str = ""
+    percentiles: Percentiles | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Figure:
+        if self.value is not None and not math.isfinite(self.value):
+            self.value = None
+        if self.interval is not None and not all(map(math.isfinite, self.interval)):
+            self.interval = None
+        if self.value is None and self.status != "not measured":
+            self.reason = self.reason or f"the {self.status} value is not a finite number"
+            self.status = "not measured"
+        self.samples = [sample for sample in self.samples if math.isfinite(sample)]
+        self.percentiles = percentiles(self.samples)
+        return self
+
+
+class Precision(_Part):
+    """Precision read back from the built file. plan: what was asked for; layers: layer -> what it got."""
+
+    plan: str = ""
+    int8_weight_share: float | None = None
+    int8_macs_share: float | None = None
+    layers: dict[str, str] = {}
+
+
+class Row(_Part):
+    """One build of the network: the baseline (best unquantized build on the target) or the result.
+
+    label: such as "openvino bf16". ratio: latency divided by the baseline's, from one interleaved run (below 1 is
+    faster); None for the baseline itself. artifacts: file name -> bytes.
+    """
+
+    label: str
+    latency: Figure
+    ratio: Figure | None = None
+    macs: int | None = None
+    params: int | None = None
+    size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    quality: list[Figure] = []
+    precision: Precision = Precision()
+    artifacts: dict[str, int] = {}
+
+
+class Step(_Part):
+    """A pass and what became of it.
+
+    status: kept; undone (it did not pay, `reason` says why); forced (kept on request, although it did not pay);
+    predicted (kept by the estimate, the device is not here); skipped (not run). changed, skipped: layer -> text.
+    figures: name -> number or text, as the pass reported them.
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    status: Literal["kept", "undone", "forced", "predicted", "skipped"]
+    reason: str = ""
+    changed: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    figures: dict[str, Any] = {}
+    seconds: float | None = None
+
+
+class Candidate(_Part):
+    """One build that was tried. verdict: baseline, chosen, rejected (too slow, or breaks a limit), failed (crashed)."""
+
+    label: str
+    latency: Figure | None = None
+    ratio: Figure | None = None
+    size_bytes: int | None = None
+    quality: Figure | None = None
+    verdict: Literal["baseline", "chosen", "rejected", "failed"]
+    reason: str = ""
+
+
+class Image(_Part):
+    """A picture beside report.html: `file` is relative to its folder."""
+
+    file: str
+    caption: str = ""
+
+
+class DataPart(_Part):
+    """One part of the data: number of samples, SHA-256 over their content hashes."""
+
+    count: int
+    sha256: str = ""
+
+
+class Report(_Part):
+    """A run, from the command to the numbers. See the field types for units; `skipped_files`: file -> why."""
+
+    schema_version: Literal[1] = 1
+    headline: str
+    model: str
+    task: str
+    target: str
+    command: str
+    date: str
+    seed: int
+    duration_s: float | None = None
+    budget: dict[str, Any] = {}
+    baseline: Row
+    result: Row
+    steps: list[Step] = []
+    candidates: list[Candidate] = []
+    images: list[Image] = []
+    data_source: str = ""
+    data: dict[str, DataPart] = {}
+    skipped_files: dict[str, str] = {}
+    provenance: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+    reproduce: str = ""
+    stamps: list[str] = Field(default=[], description='warnings that belong to every number, "not for accuracy"')
+
+
+def percentiles(samples: list[float]) -> Percentiles | None:
+    """p50, p90 and p99 with linear interpolation between order statistics (numpy's default), None without samples."""
+    if not samples:
+        return None
+    ordered = sorted(samples)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+    return Percentiles(p50=at(0.5), p90=at(0.9), p99=at(0.99), n=len(ordered))
+
+
+def figure(measurement: Measurement) -> dict[str, Any]:
+    """A Measurement as the dict that `Figure` takes; NaN becomes null with its reason."""
+    return Figure(
+        name=measurement.name,
+        unit=measurement.unit,
+        value=measurement.value,
+        interval=measurement.interval,
+        samples=list(measurement.samples),
+        direction=measurement.direction,  # type: ignore[arg-type]
+        conditions=dict(measurement.conditions),
+        status=measurement.status,  # type: ignore[arg-type]
+        reason=measurement.reason,
+    ).model_dump()
+
+
+def normalise(report: Mapping[str, Any] | Report) -> dict[str, Any]:
+    """The report as JSON-ready values, complete and checked.
+
+    Raises:
+        ValueError: a field is missing, unknown or of the wrong type; the message names each.
+    """
+    checked = report if isinstance(report, Report) else Report.model_validate(report)
+    return checked.model_dump(mode="json")

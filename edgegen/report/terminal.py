@@ -1,0 +1,199 @@
+"""The run on a terminal: progress of each step while it runs, then the headline, the table and the decisions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from edgegen.report import text
+from edgegen.report.schema import Report, normalise
+
+_STYLES = {
+    "kept": "green", "chosen": "green", "predicted": "yellow", "forced": "yellow", "failed": "red",
+    "undone": "dim", "rejected": "dim", "skipped": "dim", "baseline": "",
+}  # fmt: skip
+
+
+def render(report: Mapping[str, Any] | Report) -> RenderableType:
+    """Headline, stamps, the table of the page, and what became of each step and build."""
+    checked = normalise(report)
+    parts: list[RenderableType] = [Text(checked["headline"], style="bold")]
+    parts += [Text(stamp, style="bold yellow") for stamp in checked["stamps"]]
+    parts += [Text(""), _figures(checked)]
+    if checked["steps"]:
+        parts += [Text(""), _decisions("step", [(s["name"], s["status"], s["reason"]) for s in checked["steps"]])]
+    if checked["candidates"]:
+        parts += [Text(""), _builds(checked["candidates"])]
+    return Group(*parts)
+
+
+def _figures(report: dict[str, Any]) -> Table:
+    base, result = report["baseline"], report["result"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column(f"baseline\n{escape(base['label'])}", justify="right", style="dim")
+    table.add_column(f"result\n{escape(result['label'])}", justify="right", style="bold")
+    table.add_column("change", justify="left")
+    ratio = result["ratio"]
+    change = ""
+    if ratio and ratio["value"] is not None:
+        spread = f", {text.interval(ratio)}" if ratio["interval"] else ""
+        change = f"{text.speed(ratio['value'])} (ratio {text.number(ratio['value'])}{spread})"
+    table.add_row("latency p50", _cell(base["latency"]), _cell(result["latency"]), change)
+    for name in ("p90", "p99"):
+        if base["latency"]["percentiles"] or result["latency"]["percentiles"]:
+            cells = (text.number((row["latency"]["percentiles"] or {}).get(name)) for row in (base, result))
+            table.add_row(f"latency {name}", *(cell if cell == "–" else f"{cell} ms" for cell in cells), "")
+    forms: tuple[tuple[str, str, Callable[[int | None], str]], ...] = (
+        ("macs", "MACs", text.count), ("params", "parameters", text.count),
+        ("size_bytes", "file size", text.size), ("peak_memory_bytes", "peak memory", text.size),
+    )  # fmt: skip
+    for key, label, form in forms:
+        table.add_row(label, form(base[key]), form(result[key]), text.percent_less(base[key], result[key]))
+    _quality_rows(table, base["quality"], result["quality"])
+    for key, label in (("int8_weight_share", "weights in INT8"), ("int8_macs_share", "MACs in INT8")):
+        shares = [row["precision"][key] for row in (base, result)]
+        if any(value is not None for value in shares):
+            table.add_row(label, *map(text.share, shares), "read back from the file")
+    return table
+
+
+def _quality_rows(table: Table, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+    sides = [{figure["name"]: figure for figure in side} for side in (before, after)]
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        cells = [_cell(side[name]) if name in side else "–" for side in sides]
+        change, spread = text.difference(*(side.get(name) for side in sides)), text.interval(sides[1].get(name))
+        table.add_row(escape(name), *cells, "; ".join(filter(None, (change, spread and f"result 95% {spread}"))))
+
+
+def _cell(figure: dict[str, Any]) -> str:
+    """Value and unit; an estimate says so, a missing measurement gives its reason."""
+    reason = f": {figure['reason']}" if figure["value"] is None and figure["reason"] else ""
+    return escape(text.figure(figure) + reason + (" (estimated)" if figure["status"] == "estimated" else ""))
+
+
+def _decisions(title: str, rows: list[tuple[str, str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, status, reason in rows:
+        table.add_row(escape(name), Text(status, style=_STYLES[status]), escape(reason))
+    table.title, table.title_justify, table.title_style = f"{title}s", "left", "bold"
+    return table
+
+
+def _builds(candidates: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, title="builds tried", title_justify="left", title_style="bold")
+    for name in ("build", "p50", "ratio", "size", "quality", "verdict"):
+        table.add_column(name, justify="left" if name in ("build", "verdict") else "right", header_style="dim")
+    for row in candidates:
+        verdict = Text.assemble(
+            (row["verdict"], _STYLES[row["verdict"]]), f"  {row['reason']}" if row["reason"] else ""
+        )
+        numbers = [_cell(row[key]) if row[key] else "–" for key in ("latency", "ratio")]
+        quality = _cell(row["quality"]) if row["quality"] else "–"
+        size = text.size(row["size_bytes"]) if row["size_bytes"] is not None else "–"
+        table.add_row(escape(row["label"]), *numbers, size, quality, verdict)
+    return table
+
+
+class Progress:
+    """Progress of a run: bars on a terminal, otherwise a line at most every `interval_s` seconds, nothing if `quiet`.
+
+        with Progress(console) as progress, progress.step("distill") as update:
+            update("epoch 1 of 10", 0.1)          # the signature of Job.progress; the fraction is in 0..1
+
+    Lines tell the time left once a step has run for a while; it is the time so far times (1 - fraction) / fraction.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        interval_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        self._quiet, self._interval_s, self._clock = quiet, interval_s, clock
+        self._bars = self._make_bars() if self.console.is_terminal and not quiet else None
+
+    def _make_bars(self) -> Bars:
+        return Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.console,
+        )
+
+    def __enter__(self) -> Progress:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[str, float], None]]:
+        """A step with its own bar or lines; yields update(text, fraction). An exception is shown as "stopped"."""
+        start = self._clock()
+        update, finish = self._bar(name) if self._bars else self._lines(name, start)
+        try:
+            yield update
+        except BaseException:
+            finish(f"stopped after {text.seconds(self._clock() - start)}", False)
+            raise
+        finish(f"done in {text.seconds(self._clock() - start)}", True)
+
+    def _bar(self, name: str) -> tuple[Callable[[str, float], None], Callable[[str, bool], None]]:
+        bars = self._bars
+        if bars is None:
+            raise RuntimeError("there are no bars without a terminal")
+        task = bars.add_task(escape(name), total=1.0, note="")
+
+        def update(note: str, fraction: float) -> None:
+            bars.update(task, completed=_clamp(fraction), note=escape(note))
+
+        def finish(note: str, complete: bool) -> None:
+            # stop_task freezes the clock of a step that ended early; a full bar freezes by itself
+            bars.update(task, note=escape(note), completed=1.0 if complete else None)
+            bars.stop_task(task)
+
+        return update, finish
+
+    def _lines(self, name: str, start: float) -> tuple[Callable[[str, float], None], Callable[[str, bool], None]]:
+        last = start
+
+        def say(line: str) -> None:
+            if not self._quiet:
+                self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+
+        def update(note: str, fraction: float) -> None:
+            nonlocal last
+            now = self._clock()
+            if now - last < self._interval_s:
+                return
+            last, share = now, _clamp(fraction)
+            left = f", about {text.seconds((now - start) * (1 - share) / share)} left" if 0 < share < 1 else ""
+            say(f"{share * 100:.0f}%{left}{', ' if note else ''}{note}")
+
+        return update, lambda note, complete: say(note)
+
+
+def _clamp(fraction: float) -> float:
+    return min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0

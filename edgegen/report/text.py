@@ -1,0 +1,139 @@
+"""Numbers as people read them; the same text in the page and in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NOT_MEASURED = "not measured"
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_WORDS = {"value_range": "value range", "sha256": "SHA-256", "weights_sha256": "weights SHA-256"}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`digits` significant digits without exponent: 0.000512, 2.39, 48.2, 12,345."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 10**digits:
+        return f"{value:,.0f}"
+    places = 0
+    while size < 10 ** (digits - 1) and places < 12:
+        size, places = size * 10, places + 1
+    return f"{value:.{places}f}"
+
+
+def count(value: int | None) -> str:
+    """1.37 M, 2.15 G, 812."""
+    if value is None:
+        return NOT_MEASURED
+    for factor, suffix in _UNITS:
+        if value >= factor:
+            return f"{number(value / factor)} {suffix}"
+    return str(value)
+
+
+def size(value: int | None) -> str:
+    """Bytes in decimal units: 812 B, 1.37 MB."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value} B" if value < 1000 else count(value) + "B"
+
+
+def share(value: float | None) -> str:
+    """0.9731 as 97.3%; only an exact 0 or 1 is shown as 0% or 100%."""
+    if value is None:
+        return NOT_MEASURED
+    if value in (0, 1):
+        return f"{value * 100:.0f}%"
+    return f"{min(max(value * 100, 0.1), 99.9):.1f}%"
+
+
+def percent_less(before: float | None, after: float | None) -> str:
+    """The change from `before` to `after` as "42% less", "1.5x less" from a factor of two on, "same", "7% more"."""
+    if not before or after is None:
+        return ""
+    if after == before:
+        return "same"
+    if after > before:
+        return f"{(after / before - 1) * 100:.0f}% more" if after < 2 * before else f"{number(after / before)}x more"
+    if after and before / after >= 2:
+        return f"{number(before / after)}x less"
+    return f"{(1 - after / before) * 100:.1f}% less"
+
+
+def speed(ratio: float | None) -> str:
+    """A latency ratio (after / before) in words: 0.47 is "2.13x faster", 1.2 is "1.20x slower"."""
+    if ratio is None or ratio <= 0:
+        return ""
+    if number(ratio) == "1.00":
+        return "same speed"
+    return f"{number(1 / ratio)}x faster" if ratio < 1 else f"{number(ratio)}x slower"
+
+
+def seconds(value: float | None) -> str:
+    """41 s, 3 min 5 s, 2 h 1 min."""
+    if value is None:
+        return ""
+    whole = round(value)
+    if whole < 60:
+        return f"{value:.1f} s" if value < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def figure(value: dict[str, Any] | None) -> str:
+    """A figure's value with its unit, "about" before an estimate, "not measured" where there is none."""
+    if value is None or value["value"] is None:
+        return NOT_MEASURED
+    unit = value["unit"]
+    gap = "" if unit in ("", "%", "x") else " "
+    return f"{'about ' if value['status'] == 'estimated' else ''}{number(value['value'], _digits(unit))}{gap}{unit}"
+
+
+def interval(value: dict[str, Any] | None) -> str:
+    """The interval as "2.31 to 2.45", or an empty string."""
+    if value is None or value["interval"] is None:
+        return ""
+    low, high = (number(end, _digits(value["unit"])) for end in value["interval"])
+    return f"{low} to {high}"
+
+
+def difference(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    """How far a figure moved: "0.28 dB lower", "1.2 points higher" for percentages, "same"; '' if either is absent."""
+    if before is None or after is None or before["value"] is None or after["value"] is None:
+        return ""
+    gap = after["value"] - before["value"]
+    unit = {"": "", "%": " points"}.get(after["unit"], f" {after['unit']}")
+    return "same" if gap == 0 else f"{number(abs(gap), 2)}{unit} {'higher' if gap > 0 else 'lower'}"
+
+
+def _trim(digits: str) -> str:
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _digits(unit: str) -> int:
+    # a tenth of a dB or of a point decides, so these are told apart to the second decimal
+    return 4 if unit in ("dB", "%") else 3
+
+
+def plain(value: Any) -> str:
+    """Any option or fact as one line: floats shortened, lists joined, dicts as "key value"."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return _trim(number(value, 4))
+    if isinstance(value, dict):
+        return ", ".join(f"{words(key)} {plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value)
+    return str(value)
+
+
+def words(key: str) -> str:
+    """A key as words: max_latency_ms -> max latency ms."""
+    return _WORDS.get(key, key.replace("_", " "))

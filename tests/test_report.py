@@ -1,0 +1,486 @@
+"""report.html, report.json and the terminal's table tell the same numbers, escape everything, and load nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from edgegen.errors import BundleError
+from edgegen.report import svg, text
+from edgegen.report.grid import BROKEN, CAPTION, GAP, MARGIN, image_grid
+from edgegen.report.html import EMBED_BYTES, write_html, write_report
+from edgegen.report.schema import Figure, figure, normalise, percentiles
+from edgegen.report.terminal import Progress, render
+from edgegen.types import Measurement
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
+    "0000000049454e44ae426082"
+)
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+def measured(name: str, value: float, unit: str = "ms", **more: Any) -> dict[str, Any]:
+    return figure(Measurement(name, unit, value, **more))
+
+
+def sample() -> dict[str, Any]:
+    """A report with every kind of content: measured, estimated, not measured, failed."""
+    slow, fast = [35.0 + i / 100 for i in range(101)], [15.0 + i / 50 for i in range(101)]
+    psnr = {"name": "PSNR", "unit": "dB", "direction": "higher"}
+    return {
+        "headline": "edsr runs 2.21x faster",
+        "model": "edsr",
+        "task": "super-resolution",
+        "target": "cpu",
+        "command": "edgegen compress --model edsr --target cpu",
+        "date": "2026-11-20",
+        "seed": 7,
+        "duration_s": 412.5,
+        "budget": {"max_quality_drop": 0.5, "max_size_bytes": None},
+        "baseline": {
+            "label": "openvino bf16",
+            "latency": measured("latency", 35.5, interval=(35.4, 35.6), samples=tuple(slow)),
+            "macs": 2_531_000_000,
+            "params": 1_280_123,
+            "size_bytes": 2_571_001,
+            "peak_memory_bytes": 161_000_003,
+            "quality": [{**psnr, "value": 28.123, "interval": (27.9, 28.4)}],
+            "precision": {"plan": "bf16", "int8_weight_share": 0.0, "int8_macs_share": 0.0},
+        },
+        "result": {
+            "label": "openvino int8",
+            "latency": measured("latency", 16.0, interval=(15.9, 16.1), samples=tuple(fast), conditions={"threads": 2}),
+            "ratio": measured("ratio", 0.4525, "", interval=(0.44, 0.46)),
+            "macs": 1_110_000_000,
+            "params": 561_007,
+            "size_bytes": 504_009,
+            "quality": [
+                {**psnr, "value": 27.843, "interval": (27.6, 28.1)},
+                measured("perceptual distance", math.nan, "", status="not measured", reason="no encoder was given"),
+            ],
+            "precision": {"plan": "int8", "int8_weight_share": 0.943, "layers": {"head": "int8", "tail": "bf16"}},
+        },
+        "steps": [
+            {"name": "prune_channels", "options": {"ratio": 0.4}, "status": "kept", "changed": {"body.0": "64 to 40"}},
+            {"name": "cast", "status": "undone", "reason": "0.97x: not faster"},
+            {"name": "quantize", "status": "forced", "reason": "kept on request"},
+        ],
+        "candidates": [
+            {
+                "label": "openvino bf16",
+                "latency": measured("latency", 35.5),
+                "size_bytes": 2571001,
+                "verdict": "baseline",
+            },
+            {"label": "ort int8", "verdict": "failed", "reason": "onnxruntime: crashed (signal 11) at build"},
+            {
+                "label": "jetson",
+                "latency": measured("latency", 3.25, status="estimated", interval=(2.0, 5.0)),
+                "verdict": "rejected",
+            },
+            {"label": "openvino int8", "latency": measured("latency", 16.0), "verdict": "chosen"},
+        ],
+        "images": [{"file": "images/pairs.png", "caption": "teacher beside student"}],
+        "data_source": "photos",
+        "data": {"test": {"count": 1200, "sha256": "ab12"}},
+        "skipped_files": {"broken.jpg": "truncated"},
+        "provenance": {"source": "somewhere", "licence": "Apache-2.0"},
+        "versions": {"torch": "2.13.0"},
+        "machine": {"cpu": "two cores"},
+        "reproduce": "edgegen reproduce out/demo",
+        "stamps": [],
+    }
+
+
+class Page(HTMLParser):
+    """Collects <data> elements, all attributes, all text, and whether every tag is closed."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.data: list[tuple[str, str, str]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self._bound: dict[str, str] | None = None
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "data":
+            self._bound = {name: value or "" for name, value in attrs}
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+        if self._bound is not None:
+            self.data.append((self._bound["data-path"], self._bound["value"], data))
+            self._bound = None
+
+
+def at(report: Any, path: str) -> Any:
+    for key in path.split("."):
+        report = report[int(key)] if isinstance(report, list) else report[key]
+    return report
+
+
+def readable(shown: str) -> float:
+    """The number at the start of a shown text, with its decimal suffix, as a float."""
+    words = shown.removeprefix("about ").replace(",", "").replace("%", " %").split()
+    unit = words[1] if len(words) > 1 else ""
+    factor = {"k": 1e3, "M": 1e6, "G": 1e9, "%": 0.01}.get(unit.removesuffix("B"), 1.0)
+    return float(words[0]) * factor
+
+
+def mismatches(page: Page, report: dict[str, Any]) -> list[str]:
+    """Shown numbers that are not the report's: exactly in the attribute, to three digits in the text."""
+    wrong = []
+    for path, value, shown in page.data:
+        true = float(at(report, path))
+        close = math.isclose(readable(shown), true, rel_tol=6e-3, abs_tol=1e-12)
+        if float(value) != true or not close:
+            wrong.append(f"{path}: {shown} ({value}) is not {true}")
+    return wrong
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "pairs.png").write_bytes(PNG)
+    return tmp_path
+
+
+@pytest.fixture
+def page(folder: Path) -> Page:
+    write_report(folder, sample())
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_number_of_the_page_is_report_json(page: Page, folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert mismatches(page, report) == []
+    paths = {path for path, _, _ in page.data}
+    for side in ("baseline", "result"):
+        needed = {"latency.value", "latency.interval.0", "latency.percentiles.p90", "latency.percentiles.p99"}
+        needed |= {"macs", "params", "size_bytes", "quality.0.value", "quality.0.interval.1"}
+        assert {f"{side}.{name}" for name in needed} <= paths
+    assert {"result.ratio.value", "result.precision.int8_weight_share", "candidates.3.latency.value"} <= paths
+
+
+def test_the_comparison_fails_on_another_report(page: Page, folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report["result"]["latency"]["value"] *= 2
+    report["baseline"]["macs"] = 0
+    assert len(mismatches(page, report)) == 2
+
+
+def test_the_page_is_whole_and_loads_nothing(page: Page, folder: Path) -> None:
+    assert page.open == []
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in source
+    assert "@import" not in source
+    assert "url(" not in source
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert value.startswith("data:image/"), f"<{tag} {name}={value[:60]}>"
+        assert tag not in ("script", "link", "iframe", "object")
+
+
+def test_derived_texts(page: Page) -> None:
+    words = " ".join(page.words)
+    for expected in ("2.21x faster", "0.28 dB lower", "5.10x less", "2.28x less", "94.3%", "6 min 52 s"):
+        assert expected in words, expected
+
+
+def test_estimated_and_unmeasured_are_marked(page: Page) -> None:
+    words = " ".join(page.words)
+    assert "no encoder was given" in words
+    assert "about 3.25 ms" in words
+    assert words.count("estimated") == 2, "the candidate and the legend"
+    assert "crashed (signal 11)" in words
+    assert "nan" not in words.lower()
+
+
+def test_not_measured_latency(folder: Path) -> None:
+    report = sample()
+    nothing = {"name": "latency", "unit": "ms", "status": "not measured", "reason": "no device"}
+    report["baseline"]["latency"] = report["result"]["latency"] = nothing
+    report["result"]["ratio"] = nothing
+    checked = write_report(folder, report)
+    assert checked["result"]["latency"]["value"] is None
+    words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
+    assert words.count("no device") == 3
+    assert "faster" not in words.replace(report["headline"], "").replace("0.97x: not faster", "")
+
+
+def test_nan_becomes_null_with_a_reason() -> None:
+    found = Figure(name="FID", value=math.nan, interval=(math.nan, 1.0), samples=[1.0, math.inf])
+    assert (found.value, found.interval, found.samples, found.status) == (None, None, [1.0], "not measured")
+    assert "not a finite number" in found.reason
+    json.dumps(normalise(sample()), allow_nan=False)
+
+
+def test_everything_is_escaped(folder: Path) -> None:
+    evil = "<script>alert('&\"')</script>"
+
+    def poison(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            keep = key in ("latency", "quality", "ratio", "precision", "baseline", "result", "data") or not value
+            named = {name: poison(item, name) for name, item in value.items()}
+            return named if keep or key not in _FREE else named | {evil: evil}
+        if isinstance(value, list):
+            return [poison(item, key) for item in value]
+        return (
+            value + evil if isinstance(value, str) and key not in ("status", "verdict", "file", "direction") else value
+        )
+
+    report = poison(sample())
+    report["stamps"] = [evil]
+    write_report(folder, report)
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in source
+    assert source.count("&lt;script&gt;") > 30
+    page = Page(source)
+    assert page.open == []
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert evil in " ".join(page.words)
+
+
+_FREE = {"options", "changed", "layers", "skipped_files", "provenance", "versions", "machine", "budget", "conditions"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("images/none.png", "does not exist", id="absent"),
+        pytest.param("../secret.png", "outside", id="outside"),
+        pytest.param("report.json", "not a picture", id="kind"),
+    ],
+)
+def test_bad_images_are_refused(folder: Path, name: str, message: str) -> None:
+    (folder.parent / "secret.png").write_bytes(PNG)
+    report = sample() | {"images": [{"file": name}]}
+    with pytest.raises(BundleError, match=message):
+        write_html(folder / "report.html", report)
+    assert not (folder / "report.html").exists()
+
+
+def test_the_page_stays_under_5_mb(folder: Path) -> None:
+    images = []
+    for index in range(4):
+        (folder / f"{index}.png").write_bytes(PNG + bytes(EMBED_BYTES // 3))
+        images.append({"file": f"{index}.png", "caption": f"picture {index}"})
+    many = [0.001 * i for i in range(50_000)]
+    report = sample() | {"images": images}
+    report["result"]["latency"]["samples"] = many
+    write_html(folder / "report.html", report)
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert len(source.encode()) < 5_000_000
+    assert source.count("data:image/png") == 2
+    assert "Not in this page (too large): 3.png" in source
+
+
+@pytest.mark.parametrize("key", ["hedline", "baseline.size", "steps.0.why"])
+def test_misspelt_fields_are_refused(key: str) -> None:
+    report = sample()
+    *path, last = key.split(".")
+    (at(report, ".".join(path)) if path else report)[last] = "x"
+    with pytest.raises(ValueError, match=last):
+        normalise(report)
+
+
+def test_percentiles_are_numpys() -> None:
+    samples = list(np.random.default_rng(0).gamma(2.0, size=57))
+    found = percentiles(samples)
+    assert found is not None
+    expected = np.percentile(samples, [50, 90, 99])
+    np.testing.assert_allclose([found.p50, found.p90, found.p99], expected, rtol=1e-12)
+    assert found.n == 57
+    assert percentiles([]) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (text.number(0.000512), "0.000512"),
+        (text.number(12345.6), "12,346"),
+        (text.number(2.394), "2.39"),
+        (text.number(0), "0"),
+        (text.count(1_372_000), "1.37 M"),
+        (text.size(812), "812 B"),
+        (text.size(1_372_000), "1.37 MB"),
+        (text.share(0.9999), "99.9%"),
+        (text.share(1.0), "100%"),
+        (text.speed(0.47), "2.13x faster"),
+        (text.speed(1.2), "1.20x slower"),
+        (text.percent_less(100, 58), "42.0% less"),
+        (text.percent_less(100, 25), "4.00x less"),
+        (text.percent_less(100, 107), "7% more"),
+        (text.seconds(185), "3 min 5 s"),
+        (text.plain({"ratio": 0.4, "on": True, "layers": ["a", "b"]}), "ratio 0.4, on yes, layers a, b"),
+    ],
+)
+def test_numbers_as_text(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_samples_beyond_the_axis_are_counted() -> None:
+    samples = [10.0] * 995 + [500.0] * 5
+    picture = svg.strip([("a", "base", measured("latency", 10.0, samples=tuple(samples)))])
+    assert "5 beyond the axis, up to 500 ms" in picture
+    assert picture.count("<circle") == svg.DOTS
+    assert svg.strip([("a", "base", measured("latency", 10.0))]) == ""
+
+
+def test_terminal_shows_the_numbers_of_the_page() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(render(sample() | {"stamps": ["not for accuracy"], "model": "[red]x"}))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for expected in (
+        "edsr runs 2.21x faster",
+        "not for accuracy",
+        "35.5 ms",
+        "16.0 ms",
+        "2.21x faster (ratio 0.453, 0.440 to 0.460)",
+        "27.84 dB",
+        "0.28 dB lower",
+        "not measured: no encoder was given",
+        "504 kB",
+        "undone",
+        "signal 11",
+        "about 3.25 ms",
+    ):
+        assert expected in shown, expected
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run_steps(console: Console, **options: Any) -> str:
+    clock = Clock()
+    with Progress(console, clock=clock, **options) as progress:
+        with progress.step("distill") as update:
+            for second in range(1, 41):
+                clock.now = float(second)
+                update(f"epoch {second} [x]", second / 40)
+        with pytest.raises(ValueError, match="boom"), progress.step("quantize") as update:
+            update("calibrating", math.nan)
+            raise ValueError("boom")
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress_lines_without_a_terminal() -> None:
+    lines = run_steps(Console(file=io.StringIO(), width=60)).splitlines()
+    assert lines[0] == "distill: 25%, about 30 s left, epoch 10 [x]"
+    assert lines[-2:] == ["distill: done in 40 s", "quantize: stopped after 0.0 s"]
+    assert len(lines) == 6, "one line every ten seconds, one at the end"
+
+
+def test_quiet_progress_says_nothing() -> None:
+    assert run_steps(Console(file=io.StringIO()), quiet=True) == ""
+    assert run_steps(Console(file=io.StringIO(), force_terminal=True), quiet=True) == ""
+
+
+def test_progress_bars_on_a_terminal() -> None:
+    shown = run_steps(Console(file=io.StringIO(), force_terminal=True, width=100))
+    for expected in ("distill", "100%", "stopped after", "━"):
+        assert expected in shown
+
+
+def read(png: bytes) -> np.ndarray:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    with image.open(io.BytesIO(png)) as opened:
+        assert opened.format == "PNG"
+        return np.asarray(opened.convert("RGB"))
+
+
+def test_grid_enlarges_without_smoothing_and_keeps_pixels(tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    small = np.arange(16, dtype=np.float32).reshape(4, 4) / 15
+    large = np.random.default_rng(0).random((8, 8, 3), dtype=np.float32)
+    sheet = read(image_grid([[small, large]], ["input", "output"], min_side=32, out=tmp_path / "grid.png"))
+    assert read((tmp_path / "grid.png").read_bytes()).shape == sheet.shape
+    assert sheet.shape == (2 * MARGIN + CAPTION + 32, 2 * MARGIN + 64 + GAP, 3)
+    top = MARGIN + CAPTION
+    shown = sheet[top : top + 32, MARGIN : MARGIN + 32]
+    np.testing.assert_array_equal(shown[3::8, 3::8, 0], np.rint(small * 255))
+    assert len(np.unique(shown)) == 16, "no new values: nearest neighbours"
+    right = sheet[top : top + 32, MARGIN + 32 + GAP : MARGIN + 64 + GAP]
+    np.testing.assert_array_equal(right[::4, ::4], np.rint(large * 255))
+
+
+def test_grid_shows_broken_pixels_and_clips() -> None:
+    picture = np.full((32, 32, 3), 2.0)
+    picture[0, 0, 1] = np.nan
+    sheet = read(image_grid([[picture]], ["x" * 400], row_labels=["photo"], min_side=32))
+    assert tuple(sheet[MARGIN + CAPTION, MARGIN]) == BROKEN
+    assert tuple(sheet[MARGIN + CAPTION + 1, MARGIN]) == (255, 255, 255)
+
+
+def test_grid_refuses_what_is_no_picture() -> None:
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    with pytest.raises(ValueError, match=r"\(H, W, 3\), got \(3, 8, 8\)"):
+        image_grid([[np.zeros((3, 8, 8))]], ["a"])
+    with pytest.raises(ValueError, match="1 pictures for 2 columns"):
+        image_grid([[np.zeros((8, 8))]], ["a", "b"])
+    with pytest.raises(ValueError, match="at least one row"):
+        image_grid([], [])
+
+
+def draw(file: Path, width: int) -> np.ndarray:
+    """The page as pixels (5000, width, 3), in headless Chromium."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium (.ci/setup installs it)")
+    shot = file.with_suffix(".shot.png")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={file.parent / 'chr'}",
+    ]
+    command = [browser, *flags, f"--screenshot={shot}", f"--window-size={width},5000", file.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return read(shot.read_bytes())
+
+
+def runs_over(drawn: np.ndarray) -> bool:
+    """Whether anything but the paper is on the right edge."""
+    return len(np.unique(drawn[:, -4:].reshape(-1, 3), axis=0)) > 1
+
+
+def test_a_browser_draws_the_page_within_a_phone(folder: Path) -> None:
+    write_report(folder, sample())
+    drawn = draw(folder / "report.html", 500)
+    assert drawn.shape == (5000, 500, 3)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 50, "an empty page has one colour"
+    assert not runs_over(drawn)
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    wide = '<p style="width:2000px;background:red">x</p>'
+    (folder / "wide.html").write_text(source.replace("<h1>", wide + "<h1>"), encoding="utf-8")
+    assert runs_over(draw(folder / "wide.html", 500)), "the check can fail"
