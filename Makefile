@@ -47,8 +47,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Both go on where they were stopped; the results are in benchmarks/results/.
 bench: $(STAMP)
-	@for script in benchmarks/compare_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit; done
+	$(BIN)/python benchmarks/prepare_data.py
+	$(BIN)/python benchmarks/goals.py
+	$(BIN)/python benchmarks/by_hand.py
 
 train-edsr train-dcgan train-cifar train-encoder: train-%: $(STAMP)
 	$(BIN)/python benchmarks/train/$*.py

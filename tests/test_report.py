@@ -20,7 +20,7 @@ from edgegen.report import svg, text
 from edgegen.report.grid import BROKEN, CAPTION, GAP, MARGIN, image_grid
 from edgegen.report.html import EMBED_BYTES, write_html, write_report
 from edgegen.report.schema import Figure, figure, normalise, percentiles
-from edgegen.report.terminal import Progress, render
+from edgegen.report.terminal import progress, render
 from edgegen.types import Measurement
 
 PNG = bytes.fromhex(
@@ -353,7 +353,7 @@ def test_samples_beyond_the_axis_are_counted() -> None:
 
 def test_terminal_shows_the_numbers_of_the_page() -> None:
     console = Console(file=io.StringIO(), width=160)
-    console.print(render(sample() | {"stamps": ["not for accuracy"], "model": "[red]x"}))
+    render(sample() | {"stamps": ["not for accuracy"], "model": "[red]x"}, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for expected in (
         "edsr runs 2.21x faster",
@@ -380,35 +380,56 @@ class Clock:
         return self.now
 
 
-def run_steps(console: Console, **options: Any) -> str:
+def tell_a_run(console: Console, **options: Any) -> str:
+    """A step of 40 s that builds a candidate for 30 s on the way; a short step; one that never says how far it is."""
     clock = Clock()
-    with Progress(console, clock=clock, **options) as progress:
-        with progress.step("distill") as update:
-            for second in range(1, 41):
-                clock.now = float(second)
-                update(f"epoch {second} [x]", second / 40)
-        with pytest.raises(ValueError, match="boom"), progress.step("quantize") as update:
-            update("calibrating", math.nan)
-            raise ValueError("boom")
+    with progress(console=console, clock=clock, **options) as tell:
+        for second in range(1, 41):
+            tell("distill", f"epoch {second} [x]", second / 40)
+            clock.now += 1
+            if second == 20:
+                tell("build", "openvino int8", 0.0)
+                clock.now += 30
+        tell("export", "main", 0.0)
+        clock.now += 0.5
+        tell("export", "main", 1.0)
+        tell("score", "", math.nan)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_progress_lines_without_a_terminal() -> None:
-    lines = run_steps(Console(file=io.StringIO(), width=60)).splitlines()
-    assert lines[0] == "distill: 25%, about 30 s left, epoch 10 [x]"
-    assert lines[-2:] == ["distill: done in 40 s", "quantize: stopped after 0.0 s"]
-    assert len(lines) == 6, "one line every ten seconds, one at the end"
+    lines = tell_a_run(Console(file=io.StringIO(), width=60)).splitlines()
+    assert lines == [
+        "distill: 28%, about 26 s left, epoch 11 [x]",
+        "build: openvino int8",
+        "distill: 52%, about 18 s left, epoch 21 [x]",
+        "distill: 78%, about 8.7 s left, epoch 31 [x]",
+        "distill: done in 39 s",
+    ]
+
+
+def test_a_step_that_starts_again_is_told_again() -> None:
+    clock, console = Clock(), Console(file=io.StringIO())
+    with progress(console=console, clock=clock) as tell:
+        for _ in range(2):
+            tell("time", "3 builds", 0.0)
+            clock.now += 5
+            tell("time", "3 builds", 1.0)
+            tell("time", "3 builds", 1.0)
+            clock.now += 100
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["time: done in 5.0 s", "time: 3 builds", "time: done in 5.0 s"]
 
 
 def test_quiet_progress_says_nothing() -> None:
-    assert run_steps(Console(file=io.StringIO()), quiet=True) == ""
-    assert run_steps(Console(file=io.StringIO(), force_terminal=True), quiet=True) == ""
+    assert tell_a_run(Console(file=io.StringIO()), quiet=True) == ""
+    assert tell_a_run(Console(file=io.StringIO(), force_terminal=True), quiet=True) == ""
 
 
 def test_progress_bars_on_a_terminal() -> None:
-    shown = run_steps(Console(file=io.StringIO(), force_terminal=True, width=100))
-    for expected in ("distill", "100%", "stopped after", "━"):
-        assert expected in shown
+    shown = tell_a_run(Console(file=io.StringIO(), force_terminal=True, width=100))
+    for expected in ("distill", "build", "39 s", "epoch 40 [x]", "\u2501"):
+        assert expected in shown, expected
 
 
 def read(png: bytes) -> np.ndarray:

@@ -1,22 +1,18 @@
-"""The run on a terminal: progress of each step while it runs, then the headline, the table and the decisions."""
+"""The result on a terminal: the headline, the table and the decisions; `progress` is what is shown on the way there."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from edgegen.report import text
+from edgegen.report.progress import progress
 from edgegen.report.schema import Report, normalise
 
 _STYLES = {
@@ -25,7 +21,15 @@ _STYLES = {
 }  # fmt: skip
 
 
-def render(report: Mapping[str, Any] | Report) -> RenderableType:
+__all__ = ["progress", "render", "table"]
+
+
+def render(report: Mapping[str, Any] | Report, console: Console | None = None) -> None:
+    """Print `table(report)` on standard output, or on the console given."""
+    (console or Console()).print(table(report))
+
+
+def table(report: Mapping[str, Any] | Report) -> RenderableType:
     """Headline, stamps, the table of the page, and what became of each step and build."""
     checked = normalise(report)
     parts: list[RenderableType] = [Text(checked["headline"], style="bold")]
@@ -104,96 +108,3 @@ def _builds(candidates: list[dict[str, Any]]) -> Table:
         size = text.size(row["size_bytes"]) if row["size_bytes"] is not None else "–"
         table.add_row(escape(row["label"]), *numbers, size, quality, verdict)
     return table
-
-
-class Progress:
-    """Progress of a run: bars on a terminal, otherwise a line at most every `interval_s` seconds, nothing if `quiet`.
-
-        with Progress(console) as progress, progress.step("distill") as update:
-            update("epoch 1 of 10", 0.1)          # the signature of Job.progress; the fraction is in 0..1
-
-    Lines tell the time left once a step has run for a while; it is the time so far times (1 - fraction) / fraction.
-    """
-
-    def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        quiet: bool = False,
-        interval_s: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.console = console or Console(stderr=True)
-        self._quiet, self._interval_s, self._clock = quiet, interval_s, clock
-        self._bars = self._make_bars() if self.console.is_terminal and not quiet else None
-
-    def _make_bars(self) -> Bars:
-        return Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=self.console,
-        )
-
-    def __enter__(self) -> Progress:
-        if self._bars:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bars:
-            self._bars.stop()
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[str, float], None]]:
-        """A step with its own bar or lines; yields update(text, fraction). An exception is shown as "stopped"."""
-        start = self._clock()
-        update, finish = self._bar(name) if self._bars else self._lines(name, start)
-        try:
-            yield update
-        except BaseException:
-            finish(f"stopped after {text.seconds(self._clock() - start)}", False)
-            raise
-        finish(f"done in {text.seconds(self._clock() - start)}", True)
-
-    def _bar(self, name: str) -> tuple[Callable[[str, float], None], Callable[[str, bool], None]]:
-        bars = self._bars
-        if bars is None:
-            raise RuntimeError("there are no bars without a terminal")
-        task = bars.add_task(escape(name), total=1.0, note="")
-
-        def update(note: str, fraction: float) -> None:
-            bars.update(task, completed=_clamp(fraction), note=escape(note))
-
-        def finish(note: str, complete: bool) -> None:
-            # stop_task freezes the clock of a step that ended early; a full bar freezes by itself
-            bars.update(task, note=escape(note), completed=1.0 if complete else None)
-            bars.stop_task(task)
-
-        return update, finish
-
-    def _lines(self, name: str, start: float) -> tuple[Callable[[str, float], None], Callable[[str, bool], None]]:
-        last = start
-
-        def say(line: str) -> None:
-            if not self._quiet:
-                self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
-
-        def update(note: str, fraction: float) -> None:
-            nonlocal last
-            now = self._clock()
-            if now - last < self._interval_s:
-                return
-            last, share = now, _clamp(fraction)
-            left = f", about {text.seconds((now - start) * (1 - share) / share)} left" if 0 < share < 1 else ""
-            say(f"{share * 100:.0f}%{left}{', ' if note else ''}{note}")
-
-        return update, lambda note, complete: say(note)
-
-
-def _clamp(fraction: float) -> float:
-    return min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
