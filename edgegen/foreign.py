@@ -89,7 +89,7 @@ def pt2_stage(path: Path, options: ModelOptions, name: str) -> tuple[Stage, Reco
         raise ModelError(f"model {path}: has {len(names)} inputs; edgegen takes networks with one")
     placeholder = next(node for node in program.graph.nodes if node.name == names[0])
     fixed = tuple(int(size) if type(size) is int else str(size) for size in placeholder.meta["val"].shape)
-    record = records.complete(_input_record(fixed, options, str(path)), options, name)
+    record = records.complete(_input_record(fixed, options, path.name), options, name)
     module = program.module()
     shape = forward_shape(module, record.input.shape or (), name)
     x = torch.ones(record.input.shape)
@@ -114,7 +114,7 @@ def onnx_stage(path: Path, options: ModelOptions, name: str) -> tuple[Stage, Rec
         raise ModelError(
             f"model {path}: has {len(inputs)} inputs and {len(model.graph.output)} outputs; edgegen takes one of each"
         )
-    record = records.complete(_input_record(_onnx_shape(inputs[0]), options, str(path)), options, name)
+    record = records.complete(_input_record(_onnx_shape(inputs[0]), options, path.name), options, name)
     for dimension, size in zip(inputs[0].type.tensor_type.shape.dim, record.input.shape or ()):
         dimension.dim_value = size
     output = model.graph.output[0]

@@ -188,13 +188,13 @@ def _model(
         options["scale"] = _scale(stage.inputs[0], stage.outputs[0], options.get("scale"), name)
     if latency_only:
         options["latency_only"] = True
-    source = record.source or str(origin.get("path") or origin.get("name"))
+    place = Path(str(origin.get("path", origin.get("name")))).name  # not the whole path: it would go into the bundle
     return Model(
         name=name,
         task=str(record.task),
         stages=(stage,),
         preprocessing=record.preprocessing(),
-        provenance=Provenance(source, record.licence, record.paper, digest),
+        provenance=Provenance(record.source or place, record.licence, record.paper, digest),
         origin=dict(origin),
         options=options,
     )

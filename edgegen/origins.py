@@ -5,6 +5,7 @@ A model given as Python code is code that the user chose to run: it runs in this
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -76,17 +77,17 @@ def code(path: Path) -> ModuleType:
     """
     if not path.is_file():
         raise ModelError(f"model file {path}: no such file")
-    name = f"_edgegen_model_{files.key(str(path.resolve()), files.sha256(path))}"
+    content = path.read_bytes()
+    name = f"_edgegen_model_{files.key(str(path.resolve()), hashlib.sha256(content).hexdigest())}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"model file {path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look their module up
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        spec.loader.exec_module(module)
+        # Not the import system: that would leave a __pycache__ behind, or run one that somebody left.
+        exec(compile(content, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ModelError(f"model file {path}: {describe(error)}") from error

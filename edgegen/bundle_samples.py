@@ -1,0 +1,263 @@
+"""run_<target>.py of a bundle: a program of one page that feeds the artifact as the network wants to be fed.
+
+It needs numpy and the runtime, and Pillow for image files; .npy files do without.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from edgegen.types import Artifact, Model
+
+_HEAD = '''"""Run {title} on {target}: {usage}"""
+
+import argparse
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+SETTINGS = {settings}
+'''
+
+_LOADERS = {
+    "onnxruntime": '''
+
+def load():
+    """The network as a function of one array. Needs: pip install onnxruntime"""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = SETTINGS["threads"]
+    for key, value in SETTINGS["options"].items():
+        if key.startswith("session."):
+            options.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(str(HERE / SETTINGS["file"]), options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run([SETTINGS["output"]], {SETTINGS["input"]: x})[0]
+''',
+    "openvino": '''
+
+def load():
+    """The network as a function of one array. Needs: pip install openvino"""
+    import openvino
+
+    config = {key: value for key, value in SETTINGS["options"].items() if key.isupper()}
+    config.setdefault("INFERENCE_NUM_THREADS", SETTINGS["threads"])
+    compiled = openvino.Core().compile_model(str(HERE / SETTINGS["file"]), "CPU", config)
+    return lambda x: compiled({SETTINGS["input"]: x})[SETTINGS["output"]]
+''',
+    "tensorrt": '''
+
+def load():
+    """The network as a function of one array. Needs the engine that build_engine.py makes on this device, and torch."""
+    import tensorrt
+    import torch
+
+    folder = (HERE / SETTINGS["file"]).parent
+    engines = sorted(folder.glob("*.engine"))
+    if not engines:
+        raise SystemExit(f"no engine yet: run python3 {folder / 'build_engine.py'} on this device first")
+    runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
+    engine = runtime.deserialize_cuda_engine(engines[-1].read_bytes())
+    context = engine.create_execution_context()
+
+    def run(x):
+        given = torch.from_numpy(x).cuda()
+        made = torch.empty(tuple(engine.get_tensor_shape(SETTINGS["output"])), dtype=torch.float32, device="cuda")
+        context.set_tensor_address(SETTINGS["input"], given.data_ptr())
+        context.set_tensor_address(SETTINGS["output"], made.data_ptr())
+        context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+        torch.cuda.synchronize()
+        return made.cpu().numpy()
+
+    return run
+''',
+}
+
+_READ_IMAGE = '''
+
+def read(file):
+    """uint8 (H, W, C) as the network sees it: resized, cropped, RGB or grey."""
+    height, width = SETTINGS["size"]
+    if file.suffix == ".npy":
+        image = np.load(file, allow_pickle=False)
+        if image.dtype != np.uint8 or image.shape != (height, width, SETTINGS["channels"]):
+            raise SystemExit(f"{file} must hold uint8 {height}x{width}x{SETTINGS['channels']}, got {image.shape}")
+        return image
+    from PIL import Image
+
+    image = Image.open(file).convert(SETTINGS["colour"])
+    if SETTINGS["resize"]:
+        image = scaled(image, SETTINGS["resize"] / min(image.size), int)
+    if SETTINGS["crop"]:
+        image = cropped(image, *SETTINGS["crop"])
+    if image.size != (width, height):
+        image = cropped(scaled(image, max(height / image.height, width / image.width), round), height, width)
+    return np.asarray(image).reshape(height, width, -1)
+
+
+def scaled(image, factor, whole):
+    size = [whole(side * factor + (1e-6 if whole is int else 0)) for side in image.size]
+    return image.resize(size, 3)  # 3: bicubic, antialiased
+
+
+def cropped(image, height, width):
+    left, top = max(0, round((image.width - width) / 2)), max(0, round((image.height - height) / 2))
+    return image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
+
+
+def prepare(image):
+    """uint8 (H, W, C) to the network's input (1, C, H, W)."""
+    low, high = SETTINGS["input_range"]
+    x = image.transpose(2, 0, 1).astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+    if SETTINGS["mean"]:
+        x = (x - np.float32(SETTINGS["mean"])[:, None, None]) / np.float32(SETTINGS["std"])[:, None, None]
+    return np.ascontiguousarray(x[None])
+'''
+
+_READ_ARRAY = '''
+
+def read(file):
+    """The network's input from a .npy file, float32, with or without the batch axis."""
+    return np.load(file, allow_pickle=False).astype(np.float32).reshape(SETTINGS["shape"])
+
+
+def prepare(array):
+    return array
+'''
+
+_LATENT = '''
+
+def latent(seed, index=0):
+    """A standard normal latent of the network's input shape."""
+    shape = SETTINGS["shape"][1:]
+    return np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32)[None]
+'''
+
+_WRITE_IMAGE = '''
+
+def finish(y):
+    """The network's output (1, C, H, W) to uint8 (H, W, C)."""
+    low, high = SETTINGS["output_range"]
+    return np.rint(np.clip((y[0] - low) / (high - low), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def write_png(file, image):
+    """A PNG file without any library."""
+    height, width, channels = image.shape
+    if channels not in (1, 3):
+        raise SystemExit(f"the output has {channels} channels, which is no picture; give --out FILE.npy")
+    rows = b"".join(b"\\0" + row.tobytes() for row in image)
+    with open(file, "wb") as out:
+        out.write(b"\\x89PNG\\r\\n\\x1a\\n")
+        header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+            out.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def show(y, out):
+    if out.suffix == ".npy":
+        np.save(out, y)
+    else:
+        write_png(out, finish(y))
+    print(out)
+'''
+
+_SHOW_CLASSES = '''
+
+def show(y, out):
+    """The five best classes with their probabilities."""
+    odds = np.exp(y[0] - y[0].max())
+    for i in np.argsort(-odds)[:5]:
+        print(f"{odds[i] / odds.sum():7.2%}  {SETTINGS['classes'][i] if SETTINGS['classes'] else f'class {i}'}")
+'''
+
+_MAIN_FILE = '''
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("input", type=Path, help="an image, or a .npy file")
+    parser.add_argument("--out", type=Path, default=Path("out.png"), help="where an image result goes (.png or .npy)")
+    arguments = parser.parse_args()
+    show(load()(prepare(read(arguments.input))), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+_MAIN_LATENT = '''
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another image")
+    parser.add_argument("--out", type=Path, default=Path("out.png"), help="where the image goes (.png or .npy)")
+    arguments = parser.parse_args()
+    show(load()(latent(arguments.seed)), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def script(model: Model, artifact: Artifact, file: str, target: str) -> str:
+    """Text of the sample.
+
+    Args:
+        artifact: the bundle's main artifact.
+        file: its main file, relative to the bundle.
+        target: name of the target; the script is called run_<target>.py.
+    """
+    settings = _settings(model, artifact, file)
+    latents = model.task == "unconditional"
+    usage = f"python3 {script_name(target)} " + ("--seed 1 --out out.png" if latents else "photo.png --out out.png")
+    given = _LATENT if latents else _READ_IMAGE if settings["channels"] in (1, 3) else _READ_ARRAY
+    text = _HEAD.format(title=model.name, target=target, usage=usage, settings=_literal(settings))
+    if model.task == "classification":
+        text = text.replace("import struct\nimport zlib\n", "")
+    runtime = artifact.runtime if artifact.runtime in _LOADERS else "onnxruntime"
+    result = _SHOW_CLASSES if model.task == "classification" else _WRITE_IMAGE
+    return text + _LOADERS[runtime] + given + result + (_MAIN_LATENT if latents else _MAIN_FILE)
+
+
+def script_name(target: str) -> str:
+    """run_<target>.py with the target's dashes as underscores, so that it can be imported too."""
+    return f"run_{target.replace('-', '_')}.py"
+
+
+def needs(artifact: Artifact) -> str:
+    """The runtime's package, as pip names it."""
+    return artifact.runtime if artifact.runtime in _LOADERS else "onnxruntime"
+
+
+def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
+    given, made = artifact.inputs[0], artifact.outputs[0]
+    how, shape = model.preprocessing, list(given.shape)
+    known = artifact.runtime in _LOADERS
+    return {
+        "file": file if known else "model.onnx",
+        "input": given.name,
+        "output": made.name,
+        "threads": int(artifact.options.get("threads", 0)),
+        "options": {k: v for k, v in artifact.options.items() if isinstance(v, str | int | float)} if known else {},
+        "shape": shape,
+        "size": shape[-2:],
+        "channels": shape[1] if len(shape) == 4 else 0,
+        "colour": how.colour,
+        "resize": how.resize,
+        "crop": how.crop and list(how.crop),
+        "input_range": list(how.value_range),
+        "mean": list(how.mean),
+        "std": list(how.std),
+        "output_range": list(made.value_range or (0.0, 1.0)),
+        "classes": list(model.options.get("classes", [])),
+    }
+
+
+def _literal(settings: dict[str, Any]) -> str:
+    lines = [f"    {json.dumps(key)}: {value!r}," for key, value in settings.items()]
+    return "{\n" + "\n".join(lines) + "\n}"

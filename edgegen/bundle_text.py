@@ -1,0 +1,123 @@
+"""The texts of a bundle: its README and its licence notes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgegen import bundle_samples, registry
+from edgegen.types import Artifact, Model, TensorSpec
+
+
+def readme(
+    model: Model, artifacts: tuple[Artifact, ...], target: str, stamps: Iterable[str], listed: Iterable[str]
+) -> str:
+    """README.md: what the bundle is, how to run, check, reload and reproduce it.
+
+    Args:
+        artifacts: with paths relative to the bundle, the main one first.
+        listed: the names of the files in it.
+    """
+    main, script = artifacts[0], bundle_samples.script_name(target)
+    warnings = "".join(f"> **{stamp}**\n\n" for stamp in stamps)
+    run = f"python3 {script} --seed 1" if model.task == "unconditional" else f"python3 {script} photo.png"
+    reload_it = ""
+    if "weights.safetensors" in listed:
+        reload_it = (
+            "\n## In PyTorch\n\n```python\nfrom edgegen import bundle\n\n"
+            'model = bundle.load_model("THIS FOLDER")\n'
+            "model.stage.module  # the compressed nn.Module, in eval mode\n```\n"
+        )
+        if model.origin.get("kind") == "file":
+            reload_it += "\nThis runs `model_code/`, a copy of the Python file that the model came from.\n"
+    return f"""# {model.name} for {target}
+
+{warnings}A network for {model.task}, compressed by edgegen. `{main.path}` runs in {main.runtime} \
+({main.plan.label}, {main.size_bytes / 1e6:.2f} MB). How it was made and measured: `report.html`.
+
+## Run it
+
+```sh
+pip install numpy pillow {bundle_samples.needs(main)}
+{run}
+```
+
+{_contract(model, main)}
+
+## Check it
+
+```sh
+pip install edgegen
+edgegen verify .
+```
+
+compares every file with its hash, and the outputs on the inputs in `golden/` with the expected ones.
+`edgegen reproduce .` makes the bundle again from `recipe.toml`.
+{reload_it}
+## What is in it
+
+{_files(listed)}
+## Licence
+
+The weights: {model.provenance.licence} ({model.provenance.source}). See `licences/`.
+"""
+
+
+def _contract(model: Model, artifact: Artifact) -> str:
+    how = model.preprocessing
+    lines = [f"Input {_spec(spec)}" for spec in artifact.inputs]
+    lines += [f"Output {_spec(spec)}" for spec in artifact.outputs]
+    if model.task == "unconditional":
+        lines.append("Latents are drawn from N(0, 1).")
+    else:
+        size = [f"shorter side to {how.resize} pixels"] if how.resize else []
+        size += [f"centre crop {how.crop[0]}x{how.crop[1]}"] if how.crop else []
+        mean = f", then (x - {list(how.mean)}) / {list(how.std)}" if how.mean else ""
+        shown = f"{how.colour}, {', '.join(size)}" if size else how.colour
+        lines.append(f"Images: {shown}; 0..255 to {how.value_range[0]:g}..{how.value_range[1]:g}{mean}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _spec(spec: TensorSpec) -> str:
+    span = f", {spec.value_range[0]:g}..{spec.value_range[1]:g}" if spec.value_range else ""
+    return f"`{spec.name}`: {spec.dtype} {tuple(spec.shape)} {spec.layout}{span}"
+
+
+def _files(listed: Iterable[str]) -> str:
+    return "".join(f"- `{name}`\n" for name in sorted(listed))
+
+
+def licences(model: Model, artifacts: Iterable[Artifact]) -> dict[str, str]:
+    """File name to text: edgegen's own licence, the model's, and those of the packages that made the artifacts."""
+    packages = sorted({name for artifact in artifacts for name in artifact.versions})
+    origin = model.provenance
+    return {
+        "edgegen.txt": _own(),
+        "model.txt": f"Licence of the weights: {origin.licence}\nSource: {origin.source}\n"
+        f"Paper: {origin.paper or '-'}\n",
+        "dependencies.txt": "Packages that made or run the files here; none of their code is in this bundle.\n"
+        + "".join(f"{name} {_package(name)}\n" for name in packages),
+    }
+
+
+def _own() -> str:
+    beside = registry.PACKAGE.parent / "LICENSE"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    for file in importlib.metadata.files("edgegen") or ():
+        if file.name == "LICENSE":
+            return Path(str(file.locate())).read_text(encoding="utf-8")
+    return "Apache License, Version 2.0\n"
+
+
+def _package(name: str) -> str:
+    try:
+        found = importlib.metadata.metadata(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(licence not recorded)"
+    stated = found.get("License-Expression") or (found.get("License") or "").splitlines()[:1]
+    lines = [line for line in found.get_all("Classifier") or () if line.startswith("License")]
+    named = [line.rpartition("::")[2].strip() for line in lines]
+    text = stated if isinstance(stated, str) else "".join(stated)
+    return f"{found['Version']}: {text or ', '.join(named) or 'licence not stated'}"
