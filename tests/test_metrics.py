@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgegen import images, registry, stats
-from edgegen.errors import DataError, UsageError
+from edgegen.errors import DataError
 from edgegen.metrics import fid as fid_module
 from edgegen.metrics import kid as kid_module
 from edgegen.metrics.agreement import agreement
@@ -450,12 +450,12 @@ def test_bad_extractors_are_refused_and_run_nothing(tmp_path, monkeypatch):
         "half.onnx": "not a readable ONNX file",
         "inception": "are not in",
         "inception:gone.pth": "do not exist",
-        "inception:code.pth": "refused, and not run",
+        "inception:code.pth": "not plain weights",
         "inception:other.pth": "does not hold FID's Inception-v3",
-        "mobilenet_v1_025:x.safetensors": "x.safetensors",
+        "mobilenet_v1_025:x.safetensors": "does not hold MobileNetV1",
     }
     for spec, words in cases.items():
-        with pytest.raises(UsageError, match=words) as caught:
+        with pytest.raises(DataError, match=words) as caught:
             load_features(spec)
         assert "\n" not in str(caught.value), spec
     assert not (tmp_path / "pickle-ran").exists()

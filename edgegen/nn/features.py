@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgegen import files, weights
+from edgegen import files
 from edgegen.errors import DataError, MissingExtra
 
 AT_ONCE = 32
@@ -55,8 +55,7 @@ def load_features(spec: str) -> FeatureExtractor:
             "inception:FILE"), "mobilenet_v1_025:FILE.safetensors", or an .onnx file that takes images in 0..1: its last
             2-D output is the pooled vector, its 4-D outputs are the maps.
     Raises:
-        DataError: unknown specification, missing weights, or a file that is not what it should be.
-        ModelError: weights that are damaged, hold code or do not fit.
+        DataError: unknown specification, or weights that are missing, damaged, hold code or do not fit.
         MissingExtra: a package is absent.
     """
     name, _, file = spec.partition(":")
@@ -87,10 +86,16 @@ def _shipped(name: str) -> FeatureExtractor:
 
 
 def _mobilenet(path: Path) -> FeatureExtractor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     from edgegen.nn.mobilenet_v1 import MobileNetV1
 
     module = MobileNetV1()
-    weights.load_into(module, weights.read_state(path), str(path))
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise DataError(f"{path} does not hold MobileNetV1 0.25 ({str(error).splitlines()[0]})") from error
     run = _of_module(module.eval().requires_grad_(False), enlarge=SMALLEST)
     return FeatureExtractor("MobileNetV1 0.25, ImageNet", files.sha256(path), run)
 
@@ -121,7 +126,7 @@ def _inception(path: Path | None) -> FeatureExtractor:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise MissingExtra("torch-fidelity", "for Inception-v3 features", "quality") from error
-    weights.read_state(_existing(path))  # refuses code: torch-fidelity itself unpickles whatever it is given
+    _refuse_code(_existing(path))
     try:
         module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -134,6 +139,16 @@ def _inception(path: Path | None) -> FeatureExtractor:
         return [], pooled
 
     return FeatureExtractor("Inception-v3 (torch-fidelity)", files.sha256(path), run)
+
+
+def _refuse_code(path: Path) -> None:
+    """torch-fidelity unpickles whatever it is given: a file that holds more than plain tensors must not reach it."""
+    import pickle
+
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: not plain weights, or damaged ({str(error).splitlines()[0]})") from error
 
 
 def _onnx(path: Path) -> FeatureExtractor:
