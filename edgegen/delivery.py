@@ -1,0 +1,130 @@
+"""The end of a run: pictures, report and bundle, put into place together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import bundle, calibration_sets, decide, measuring, recipe, registry, serial, summary
+from edgegen.decide import Final
+from edgegen.errors import RuntimeFailed
+from edgegen.judgement import Candidate
+from edgegen.report import grid, html, schema
+from edgegen.run import Run
+from edgegen.types import Bundle, Model
+
+SHOWN, WORST = 3, 2
+
+
+def deliver(
+    run: Run, model: Model, final: Final, records: list[dict[str, Any]], pool: Sequence[Candidate], seconds: float
+) -> Bundle:
+    """Write the bundle of the chosen build to the run's output folder, whole or not at all."""
+    artifact = final.chosen.artifact
+    if artifact is None:
+        raise RuntimeFailed(f"{final.chosen.label} was not built")
+    run.progress("bundle", str(run.out), 0.0)
+    content = summary.report(run, final, records, pool, seconds)
+    folder = run.folder / "report"
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    content["images"] = pictures(run, final, folder)
+    content["reproduce"] = f"edgegen reproduce {run.out}"
+    html.write_report(folder, schema.normalise(content))
+    report = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    feeds, outputs, tolerance = decide.golden(run, final)
+    told = json.dumps(serial.to_json(run.request), indent=1, sort_keys=True) + "\n"
+    result = bundle.write(
+        run.out,
+        bundle.Contents(
+            model=model,
+            original=run.model,
+            artifacts=(artifact,),
+            graph=final.chosen.graph,
+            target=run.target.name,
+            recipe=recipe.to_toml(run.recipe),
+            golden=(bundle.Golden(feeds, outputs, tolerance),),
+            report=report,
+            extra={"request.json": told},
+            licences=_attributions(run),
+            stamps=tuple(summary.stamps(run)),
+            versions=dict(artifact.versions),
+        ),
+    )
+    run.progress("bundle", str(run.out), 1.0)
+    return result
+
+
+def _attributions(run: Run) -> dict[str, str | bytes | Path]:
+    """Licences of the calibration sets that were used, one line a work."""
+    named = {run.request.calibration, str(run.model.options.get("calibration", ""))}
+    used = sorted(named & set(registry.names("calibration"))) if run.request.data is None else []
+    return {f"calibration-{name}.txt": "\n".join(calibration_sets.attributions(name)) + "\n" for name in used}
+
+
+def pictures(run: Run, final: Final, folder: Path) -> list[dict[str, str]]:
+    """Grids of reference, teacher and student on the same held-out inputs: the first ones, and the worst ones."""
+    dataset = run.data.test
+    output = run.model.stage.outputs[0]
+    if dataset is None or run.model.task == "classification" or len(output.shape) != 4 or output.shape[1] not in (1, 3):
+        return []
+    spread = np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).astype(int)
+    figure = _paired(final.chosen)
+    worst = [int(i) for i in np.argsort(figure)[:WORST]] if len(figure) == len(dataset) else []
+    shown = []
+    for name, indices in (("examples", [int(i) for i in spread]), ("worst", worst)):
+        if not indices:
+            continue
+        columns, rows = _rows(run, final, indices)
+        labels = [f"sample {i}" + (f": {figure[i]:.1f} dB to the teacher" if len(figure) else "") for i in indices]
+        grid.image_grid(rows, columns, row_labels=labels, out=folder / "images" / f"{name}.png")
+        said = "the same held-out inputs" if name == "examples" else "the inputs on which the two differ most"
+        shown.append({"file": f"images/{name}.png", "caption": f"{', '.join(columns)} on {said}"})
+    return shown
+
+
+def _paired(candidate: Candidate) -> np.ndarray:
+    found = [f for f in candidate.figures if f.name == "PSNR to the teacher"]
+    return np.array(found[0].samples) if found else np.array([])
+
+
+def _rows(run: Run, final: Final, indices: list[int]) -> tuple[list[str], list[list[np.ndarray]]]:
+    dataset, artifact, graph = run.data.test, final.chosen.artifact, final.chosen.graph
+    if artifact is None:
+        raise RuntimeFailed(f"{final.chosen.label} was not built")
+    samples = [dataset[i] for i in indices]
+    teacher = np.load(run.folder / "outputs" / "teacher-test.npy", mmap_mode="r", allow_pickle=False)
+    with measuring.Worker(artifact, run.bench.limits) as worker:
+        feeds = {graph.inputs[0].name: np.stack([s.input for s in samples])}
+        student = worker.run_many(feeds)[graph.outputs[0].name]
+    columns: dict[str, list[np.ndarray]] = {}
+    given = samples[0].input
+    span = run.model.stage.inputs[0].value_range
+    if span is not None and given.ndim == 3 and given.shape[0] in (1, 3):
+        columns["input"] = [_picture(s.input, _normalised_range(run, span)) for s in samples]
+    if samples[0].reference is not None:
+        columns["reference"] = [_picture(s.reference, _output_range(run)) for s in samples]
+    columns["teacher"] = [_picture(teacher[i], _output_range(run)) for i in indices]
+    columns["student"] = [_picture(image, _output_range(run)) for image in student]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+
+
+def _output_range(run: Run) -> tuple[float, float]:
+    return run.model.stage.outputs[0].value_range or (0.0, 1.0)
+
+
+def _normalised_range(run: Run, span: tuple[float, float]) -> tuple[float, float]:
+    how = run.model.preprocessing
+    low, high = span
+    if how.mean:
+        low, high = (low - how.mean[0]) / how.std[0], (high - how.mean[0]) / how.std[0]
+    return low, high
+
+
+def _picture(image: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """(C, H, W) in `span` to (H, W, C) in 0..1."""
+    low, high = span
+    return np.clip((np.asarray(image, np.float32) - low) / (high - low), 0.0, 1.0).transpose(1, 2, 0)
