@@ -1,7 +1,7 @@
 """Plan a static post-training INT8 build: which layers become INT8, in which format, and what the rest stays in.
 
-Jacob et al., 2018, arXiv:1712.05877. The pass writes `model.plan` only; runtimes calibrate and build by it, and what they
-really made is read back from the file.
+Jacob et al., 2018, arXiv:1712.05877. The pass writes `model.plan` only; runtimes calibrate and build by it, and what
+they really made is read back from the file.
 """
 
 from __future__ import annotations

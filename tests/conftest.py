@@ -1,0 +1,102 @@
+"""The three tiny models that tests share. Heavy imports stay inside, so that light tests stay light."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgegen.types import Model, Preprocessing, Stage, TensorSpec
+
+TINY = ("conv_chain", "residual", "depthwise_generator")
+
+
+def _conv_chain() -> Any:
+    """Classifier: three convolutions with batch norm, pooling, linear. (1, 3, 16, 16) to (1, 10)."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+def _residual() -> Any:
+    """Image to image: two residual blocks around one width, tanh-free. (1, 3, 16, 16) to the same."""
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+            self.norm, self.act = nn.BatchNorm2d(width), nn.ReLU()
+
+        def forward(self, x: Any) -> Any:
+            return x + self.conv2(self.act(self.norm(self.conv1(x))))
+
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), Block(16), Block(16), nn.Conv2d(16, 3, 3, padding=1))
+
+
+def _depthwise_generator() -> Any:
+    """Super-resolution x2: depthwise and pointwise convolutions, a skip, pixel shuffle. (1, 3, 16, 16) to 32x32."""
+    from torch import nn
+
+    class Generator(nn.Module):
+        def __init__(self, width: int = 16) -> None:
+            super().__init__()
+            self.head, self.act = nn.Conv2d(3, width, 3, padding=1), nn.ReLU()
+            self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+            self.pointwise = nn.Conv2d(width, width, 1)
+            self.up, self.shuffle = nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2)
+            self.tail = nn.Conv2d(width, 3, 3, padding=1)
+
+        def forward(self, x: Any) -> Any:
+            x = self.act(self.head(x))
+            x = x + self.pointwise(self.act(self.depthwise(x)))
+            return self.tail(self.act(self.shuffle(self.up(x))))
+
+    return Generator()
+
+
+def make_tiny(name: str) -> Model:
+    """A fresh tiny model by name; the same weights every time, with batch-norm statistics that are not trivial."""
+    import torch
+
+    tasks = {"conv_chain": "classification", "residual": "image-to-image", "depthwise_generator": "super-resolution"}
+    shapes = {"conv_chain": (1, 10), "residual": (1, 3, 16, 16), "depthwise_generator": (1, 3, 32, 32)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = globals()[f"_{name}"]().eval()
+        for part in module.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.running_mean.normal_(0, 0.2)
+                part.running_var.uniform_(0.5, 1.5)
+    image = TensorSpec("input", (1, 3, 16, 16), value_range=(0.0, 1.0))
+    output = TensorSpec("output", shapes[name], value_range=None if name == "conv_chain" else (0.0, 1.0))
+    options = {"scale": 2} if name == "depthwise_generator" else {}
+    return Model(name, tasks[name], (Stage("main", module, (image,), (output,)),), Preprocessing(), options=options)
+
+
+@pytest.fixture
+def conv_chain() -> Model:
+    """A classifier with batch norms."""
+    return make_tiny("conv_chain")
+
+
+@pytest.fixture
+def residual() -> Model:
+    """An image-to-image network whose layers are coupled by additions."""
+    return make_tiny("residual")
+
+
+@pytest.fixture
+def depthwise_generator() -> Model:
+    """A x2 super-resolution generator: depthwise convolution, skip, pixel shuffle."""
+    return make_tiny("depthwise_generator")
+
+
+@pytest.fixture(params=TINY)
+def tiny_model(request: pytest.FixtureRequest) -> Model:
+    """Each of the three in turn."""
+    return make_tiny(request.param)

@@ -1,0 +1,176 @@
+"""What every pass promises, swept over all passes by name and the tiny models; a new pass is tested by existing."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from edgegen import graph, registry
+from edgegen.errors import RecipeError
+from edgegen.types import Job, Model, PassResult, Target
+
+TARGET = Target("testbed", "", ("onnxruntime",), precisions=("fp32", "fp16", "int8"), channel_multiple={"int8": 8})
+# Options that make a pass quick; every other pass runs with its defaults.
+QUICK: dict[str, dict[str, Any]] = {"distill": {"steps": 3, "batch": 2, "precision": "fp32"}}
+
+# pass, options, message
+WRONG = [
+    ("prune_channels", {"ratio": 1.0}, r"ratio must lie in \[0, 1\), got 1.0"),
+    ("prune_channels", {"ratio": -0.1}, r"ratio must lie in \[0, 1\), got -0.1"),
+    ("prune_channels", {"importance": "l3"}, "importance must be one of l2, l1, group, random, got 'l3'"),
+    ("prune_channels", {"scope": "all"}, "scope must be one of local, global, got 'all'"),
+    ("prune_channels", {"min_width": 0}, "min_width must be at least 1, got 0"),
+    ("prune_channels", {"round_to": 0}, "round_to must be at least 1, got 0"),
+    ("prune_channels", {"skip": ["nowhere"]}, "no layer 'nowhere' in"),
+    ("distill", {"losses": ["outputs"]}, "unknown loss 'outputs'; there are: output, l2"),
+    ("distill", {"losses": {"output": 0.0}}, "the weight of loss output must be above 0, got 0.0"),
+    ("distill", {"losses": []}, "losses must name at least one of"),
+    ("distill", {"batch": 0}, "batch must be at least 1, got 0"),
+    ("distill", {"steps": 0}, "steps must be at least 1, got 0"),
+    ("distill", {"lr": -1.0}, "lr must be above 0, got -1.0"),
+    ("distill", {"warmup": 1.5}, r"warmup must lie in \[0, 1\), got 1.5"),
+    ("distill", {"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+    ("distill", {"crop": 0}, "crop must be at least 1 pixel"),
+    ("distill", {"precision": "fp16"}, "precision must be one of auto, bf16, fp32, got 'fp16'"),
+    ("distill", {"losses": ["labels"]}, "loss labels needs samples with a label"),
+    ("quantize", {"precision": "int4"}, "precision must be one of int8, got 'int4'"),
+    ("quantize", {"formats": ["s4s4"]}, r"formats must name at least one of u8s8, s8s8, got \['s4s4'\]"),
+    ("quantize", {"rest": "bf16"}, "rest: target testbed has no bf16; it has: fp32, fp16, int8"),
+    ("quantize", {"float_types": ["Convolution"]}, "'Convolution' is no ONNX operation"),
+    ("quantize", {"float_layers": ["nowhere"]}, "no layer 'nowhere' in"),
+    ("cast", {"precision": "fp8"}, "precision must be one of fp16, bf16, fp32, got 'fp8'"),
+    ("cast", {"precision": "bf16"}, "target testbed has no bf16; it has: fp32, fp16, int8"),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def apply(name: str, model: Model, options: dict[str, Any] | None = None, **job: Any) -> PassResult:
+    """Run a pass with an original beside it as the teacher."""
+    function = getattr(registry.module("passes", name), name)
+    chosen = QUICK.get(name, {}) | (options or {})
+    return function(model, Job(TARGET, **({"teacher": model, "threads": 1, "seed": 7} | job)), **chosen)
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def facts(module: torch.nn.Module) -> list[Any]:
+    """All that is not weights: modes, gradient flags, plain attributes and hooks of every module."""
+    plain = (int, float, str, bool, tuple, type(None))
+    return [
+        (name, part.training, len(part._forward_hooks), len(part._forward_pre_hooks),
+         [(key, value) for key, value in vars(part).items() if isinstance(value, plain)],
+         [parameter.requires_grad for parameter in part.parameters(recurse=False)])
+        for name, part in module.named_modules()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", registry.names("passes"))
+def test_the_input_is_untouched_bit_for_bit(name: str, tiny_model: Model):
+    module = tiny_model.stage.module
+    module.train()  # a mode that a careless pass would lose
+    next(module.parameters()).requires_grad_(False)
+    before, before_facts, copy = state(module), facts(module), dataclasses.replace(tiny_model)
+    apply(name, tiny_model)
+    assert equal(state(module), before)
+    assert facts(module) == before_facts
+    assert tiny_model == copy
+
+
+@pytest.mark.parametrize("change", ["weight", "mode", "flag"])
+def test_the_check_for_untouched_can_fail(change: str, conv_chain: Model):
+    module = conv_chain.stage.module
+    before = (state(module), facts(module))
+    if change == "weight":
+        module[0].weight.data[0, 0, 0, 0] += 1e-6
+    elif change == "mode":
+        module[1].train()
+    else:
+        module[0].weight.requires_grad_(False)
+    assert not (equal(state(module), before[0]) and facts(module) == before[1])
+
+
+@pytest.mark.parametrize("name", registry.names("passes"))
+def test_the_same_seed_gives_the_same_result(name: str, tiny_model: Model):
+    first, second = apply(name, tiny_model), apply(name, tiny_model)
+    assert equal(state(first.model.stage.module), state(second.model.stage.module))
+    assert (first.model.plan, first.changed, first.skipped) == (second.model.plan, second.changed, second.skipped)
+
+
+@pytest.mark.parametrize("name", registry.names("passes"))
+def test_outputs_keep_their_shapes_and_are_finite(name: str, tiny_model: Model):
+    result = apply(name, tiny_model)
+    inputs = graph.example_inputs(tiny_model.stage, seed=1)
+    before = graph.outputs(tiny_model.stage.module, inputs)
+    after = graph.outputs(result.model.stage.module, inputs)
+    assert [out.shape for out in after] == [out.shape for out in before]
+    assert all(torch.isfinite(out).all() for out in after)
+    assert not any(part.training for part in result.model.stage.module.modules()) or name in ("quantize", "cast")
+
+
+@pytest.mark.parametrize("name", registry.names("passes"))
+def test_the_report_accounts_for_every_layer_and_is_json(name: str, tiny_model: Model):
+    result = apply(name, tiny_model)
+    assert result.changed
+    assert set(graph.layers(tiny_model.stage.module)) <= set(result.changed) | set(result.skipped)
+    assert all(isinstance(reason, str) and reason for reason in [*result.changed.values(), *result.skipped.values()])
+    assert json.loads(json.dumps(result.notes)) == result.notes
+    assert all(math.isfinite(value) for value in result.notes.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("name", registry.names("passes"))
+def test_options_are_keyword_only_with_defaults(name: str):
+    function = getattr(registry.module("passes", name), name)
+    first, second, *options = inspect.signature(function).parameters.values()
+    assert (first.name, second.name) == ("model", "job")
+    assert all(option.kind is option.KEYWORD_ONLY and option.default is not option.empty for option in options)
+    assert function.__doc__
+
+
+@pytest.mark.parametrize(("name", "options", "message"), WRONG, ids=[f"{n}-{o}" for n, o, _ in WRONG])
+def test_a_wrong_option_is_named(name: str, options: dict[str, Any], message: str, residual: Model):
+    with pytest.raises(ValueError, match=message):
+        apply(name, residual, options)
+
+
+def test_every_pass_has_wrong_options_here():
+    assert {name for name, _, _ in WRONG} == set(registry.names("passes"))
+
+
+def test_precision_errors_are_recipe_errors(residual: Model):
+    for name in ("quantize", "cast"):
+        with pytest.raises(RecipeError):
+            apply(name, residual, {"precision": "int3"})
+
+
+@pytest.mark.parametrize("name", ["prune_channels", "distill"])
+def test_an_onnx_file_cannot_be_changed_by_structural_passes(name: str, residual: Model):
+    stage = dataclasses.replace(residual.stage, module=None)
+    with pytest.raises(ValueError, match="is an ONNX file; use quantize or cast"):
+        apply(name, dataclasses.replace(residual, stages=(stage,)))
+
+
+@pytest.mark.parametrize("name", ["quantize", "cast"])
+def test_an_onnx_file_can_be_planned(name: str, residual: Model):
+    stage = dataclasses.replace(residual.stage, module=None)
+    result = apply(name, dataclasses.replace(residual, stages=(stage,)))
+    assert result.model.plan.precision == ("int8" if name == "quantize" else "fp16")
+    assert result.changed
