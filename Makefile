@@ -9,6 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 EXTRAS ?= torch,timm,onnxruntime,openvino,quality,dev
 OUT ?= out/demo
+NETWORKS ?= resnet20 resnet56 style-mosaic taef2-decoder rlfn mobilenet_v2 efficientformer_l1 deit_tiny
 T ?= tests
 K ?=
 
@@ -51,7 +52,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/prepare_data.py
 	$(BIN)/python benchmarks/goals.py
-	$(BIN)/python benchmarks/by_hand.py
+	$(BIN)/python benchmarks/by_hand.py $(addprefix --network ,$(NETWORKS))
 
 train-edsr train-dcgan train-cifar train-encoder: train-%: $(STAMP)
 	$(BIN)/python benchmarks/train/$*.py
