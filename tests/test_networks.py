@@ -235,3 +235,15 @@ def test_missing_assets_are_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="--assets"):
         prepare_data.make("cifar", tmp_path / "absent", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_by_hand_ratio_and_psnr_follow_what_was_measured():
+    by_hand = pytest.importorskip("by_hand", reason="needs the packages of the comparison")
+    from by_hand_networks import psnr as decibels
+
+    slow, fast = [[2.0, 2.2, 9.0], [2.0, 2.1, 2.0]], [[1.0, 1.1, 1.0], [1.0, 1.0, 8.0]]
+    found = by_hand.ratio(slow, fast)
+    assert found["low"] <= found["value"] <= found["high"] and found["value"] == pytest.approx(2.1, abs=0.11)
+    black = np.zeros((2, 3, 4, 4), np.float32)
+    assert decibels(black, black + 25.5, 255.0) == pytest.approx(20.0)
+    assert decibels(black, black + 51.0, 255.0) < 15 and decibels(black, black, 255.0) == 100.0
