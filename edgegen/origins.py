@@ -50,7 +50,7 @@ def create(origin: Mapping[str, Any], folder: Path | None = None) -> nn.Module:
 def require(package: str) -> ModuleType:
     """Import an optional package, or say how to install it."""
     if importlib.util.find_spec(package) is None:
-        raise MissingExtra(package, "to load this model", "torch")
+        raise MissingExtra(package, "to load this model", "timm" if package == "timm" else "torch")
     return importlib.import_module(package)
 
 
