@@ -65,7 +65,7 @@ def read(path: Path) -> Bundle:
 
 def artifacts(bundle: Bundle) -> tuple[Artifact, ...]:
     """The bundle's artifacts with the paths they have here; the chosen one first."""
-    return tuple(_placed(_from(Artifact, entry), bundle.path) for entry in bundle.manifest["artifacts"])
+    return tuple(_placed(_from(Artifact, entry), bundle.path.absolute()) for entry in bundle.manifest["artifacts"])
 
 
 def verify(path: Path, run: Runner | None = None) -> list[Finding]:

@@ -44,8 +44,9 @@ def load():
     """The network as a function of one array. Needs: pip install openvino"""
     import openvino
 
-    config = {key: value for key, value in SETTINGS["options"].items() if key.isupper()}
-    config.setdefault("INFERENCE_NUM_THREADS", SETTINGS["threads"])
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": SETTINGS["threads"]}
+    if "inference_precision" in SETTINGS["options"]:  # without it, OpenVINO computes in BF16 where the CPU can
+        config["INFERENCE_PRECISION_HINT"] = SETTINGS["options"]["inference_precision"]
     compiled = openvino.Core().compile_model(str(HERE / SETTINGS["file"]), "CPU", config)
     return lambda x: compiled({SETTINGS["input"]: x})[SETTINGS["output"]]
 ''',

@@ -116,8 +116,8 @@ def _package(name: str) -> str:
         found = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
         return "(licence not recorded)"
-    stated = found.get("License-Expression") or (found.get("License") or "").splitlines()[:1]
-    lines = [line for line in found.get_all("Classifier") or () if line.startswith("License")]
+    fields = found.json
+    text = str(fields.get("license_expression") or fields.get("license") or "").split("\n")[0]
+    lines = [line for line in fields.get("classifier") or () if line.startswith("License")]
     named = [line.rpartition("::")[2].strip() for line in lines]
-    text = stated if isinstance(stated, str) else "".join(stated)
-    return f"{found['Version']}: {text or ', '.join(named) or 'licence not stated'}"
+    return f"{fields.get('version')}: {text or ', '.join(named) or 'licence not stated'}"

@@ -151,12 +151,11 @@ def _input_record(shape: Shape, options: ModelOptions, source: str) -> dict[str,
 
 def _read_onnx(path: Path) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # protobuf's own errors among them
         text = (str(error).strip().splitlines() or ["unreadable"])[0][:160]
         raise ModelError(f"model {path}: damaged, cut short or not an ONNX file ({text})") from error
     return model

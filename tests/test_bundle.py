@@ -460,6 +460,23 @@ def test_the_sample_draws_latents_from_the_seed(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "out.npy")[0], expected)
 
 
+def test_the_sample_runs_in_openvino(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    model = _model("unconditional", (1, 1, 4, 4), (1, 1, 4, 4))
+    file = _graph(tmp_path / "built", "Relu", (1, 1, 4, 4), (1, 1, 4, 4))
+    network = openvino.Core().read_model(str(file))
+    openvino.save_model(network, str(tmp_path / "built" / "model.xml"), compress_to_fp16=False)
+    parts = tuple(tmp_path / "built" / name for name in ("model.xml", "model.bin"))
+    options = {"threads": 1, "inference_precision": "f32"}
+    artifact = _artifact(parts[0], model, "openvino")
+    artifact = dataclasses.replace(artifact, files=parts, options=options)
+    written = bundle.write(tmp_path / "b", dataclasses.replace(_contents(model, model, file), artifacts=(artifact,)))
+    command = [sys.executable, "-I", str(written.path / "run_cpu.py"), "--seed", "5", "--out", "out.npy"]
+    subprocess.run(command, check=True, timeout=60, cwd=tmp_path, capture_output=True)
+    latent = np.random.default_rng([5, 0]).standard_normal((1, 4, 4), dtype=np.float32)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy")[0], np.maximum(latent, 0), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt", "unknown"])
 @pytest.mark.parametrize("task", ["classification", "super-resolution", "unconditional", "restoration"])
 def test_every_sample_is_python_that_names_its_file(runtime: str, task: str, tmp_path: Path) -> None:
