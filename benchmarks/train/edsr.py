@@ -104,7 +104,7 @@ def bicubic(low: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, steps=6000)
+    options = common.arguments(__doc__, steps=5200)
     data = pairs(training_photos())
     judged = {name: pair(photo) for name, photo in evaluation_photos().items()}
     model = edsr.create().to(memory_format=torch.channels_last).train()

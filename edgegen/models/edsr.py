@@ -24,7 +24,7 @@ RECORD = {
     "options": {"scale": 4, "calibration": "photos"},
     "paper": "Lim et al., 2017, EDSR, arXiv:1707.02921",
     "licence": "Apache-2.0",
-    "source": "benchmarks/train/edsr.py, trained on kodak24 and ten CC-BY or public domain photos",
+    "source": "benchmarks/train/edsr.py, trained on kodak24 and ten photos under CC-BY-2.0 or in the public domain",
 }
 
 
