@@ -2,7 +2,7 @@
 
 The file is float32 with static shapes, batch norms folded into convolutions, one copy of each weight, and the same
 bytes whenever the same module is exported. Node names are `<module path>/<operation>`, such as `body.0.conv1/Conv`;
-precision plans refer to them.
+precision plans refer to them. What the root module itself computes is `/Add`.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """`<module path>/<operation>`, made unique by `_1`, `_2` ...; nodes with a name of their own keep it."""
+    """`<module path>/<operation>`, made unique by `_1`, `_2` ...; nodes of an .onnx file keep their own names."""
     taken: set[str] = set()
     for node in model.graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), None)
@@ -221,7 +221,7 @@ def _name_nodes(model: onnx.ModelProto) -> None:
             base = node.name or node.op_type
         else:
             path = re.findall(r"'([^']*)'", scopes)[:-1]  # the last entry is the torch operation
-            base = f"{path[-1]}/{node.op_type}" if path and path[-1] else node.op_type
+            base = f"{path[-1] if path else ''}/{node.op_type}"
         node.name = onnx_files.unique(base, taken)
 
 
@@ -245,7 +245,7 @@ class _Names:
             found = self.by_weight.get((node.op_type, node.input[1] if len(node.input) > 1 else ""), [])
             path = self.by_output.get(node.output[0], node.op_type).rpartition("/")[0]
             free = [name for name in found if name not in taken]
-            base = free[0] if free else f"{path}/{node.op_type}" if path else node.op_type
+            base = free[0] if free else f"{path}/{node.op_type}"
             node.name = onnx_files.unique(base, taken)
 
 
@@ -253,26 +253,33 @@ class _Names:
 
 
 def parity(
-    stage: Stage, graph: Graph, feeds: Iterable[Mapping[str, np.ndarray]], *, atol: float, rtol: float
+    stage: Stage,
+    graph: Graph,
+    feeds: Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]],
+    *,
+    atol: float = 1e-4,
+    rtol: float = 1e-3,
 ) -> Parity:
     """Run torch and the ONNX file (ONNX Runtime) on the same inputs and compare all outputs.
 
     Args:
         stage: the module, or for an .onnx model the file that the graph was made from.
-        feeds: real inputs, each a mapping from input name to an array of the input's shape (batch included).
-        atol, rtol: a difference may be at most atol + rtol * (largest magnitude of that expected output).
+        feeds: real inputs, one or several mappings from input name to an array of the input's shape (batch included).
+        atol, rtol: a difference may be at most atol + rtol * (largest magnitude of that expected output). The defaults
+            are for FP32 files: sums in another order, and nothing else.
     Raises:
         errors.RuntimeFailed: a larger difference, a value that is not finite, or another shape.
     """
     run, expect = _session(graph.onnx), _reference(stage)
     worst = Parity(0.0, 0.0)
-    for number, feed in enumerate(feeds):
+    for number, feed in enumerate([feeds] if isinstance(feeds, Mapping) else feeds):
         for spec, wanted, got in zip(graph.outputs, expect(feed), run(feed)):
             found = _difference(wanted, got)
             if not found.max_abs <= atol + rtol * float(np.abs(wanted).max(initial=0)):
                 raise errors.RuntimeFailed(
                     f"{stage.name}: output {spec.name!r} of the ONNX file differs from the model by "
-                    f"{found.max_abs:.3g} ({found.max_rel:.2%} of its peak) on input {number}; allowed {atol:g} + {rtol:g} of the peak"
+                    f"{found.max_abs:.3g} ({found.max_rel:.2%} of its peak) on input {number}; allowed {atol:g} + "
+                    f"{rtol:g} of the peak"
                 )
             worst = Parity(max(worst.max_abs, found.max_abs), max(worst.max_rel, found.max_rel))
     return worst

@@ -117,12 +117,7 @@ def quantized_nodes(model: onnx.ModelProto, plan: PrecisionPlan, *, placement: s
     Raises:
         errors.UsageError: `plan.float_layers` names a node that is not in the graph.
     """
-    names = tuple(node.name for node in model.graph.node)
-    for name in plan.float_layers:
-        if name not in names:
-            raise errors.UsageError(
-                f"unknown layer {name!r}{registry.near(name, names)}; it must be a node of the graph"
-            )
+    check_layers(model, plan)
     consts, quantized, carried = constants(model), [], set()
     for node in model.graph.node:
         computed = [name for name in node.input if name and name not in consts]
@@ -135,6 +130,15 @@ def quantized_nodes(model: onnx.ModelProto, plan: PrecisionPlan, *, placement: s
             # MatMul's result stays float: ONNX Runtime adds the bias to it before the next rounding
             carried.update(node.output if node.op_type != "MatMul" else ())
     return quantized
+
+
+def check_layers(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
+    """Raise errors.UsageError when `plan.float_layers` names a node that is not in the graph."""
+    names = tuple(node.name for node in model.graph.node)
+    for name in plan.float_layers:
+        if name not in names:
+            near = registry.near(name, names)
+            raise errors.UsageError(f"unknown layer {name!r}{near}; it must be a node of the graph")
 
 
 def _is_float_core(node: onnx.NodeProto, consts: Mapping[str, onnx.TensorProto]) -> bool:

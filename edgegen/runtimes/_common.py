@@ -64,14 +64,12 @@ def check_promise(artifact: Artifact, found: Inspection, promised_macs_share: fl
     Raises:
         errors.RuntimeFailed: the built file does not have the precision that the plan asked for.
     """
-    got = set(found.layers.values())
-    plan = artifact.plan
-    if plan.precision == "int8":
-        if found.int8_weight_share == 0 or found.int8_macs_share < 0.5 * promised_macs_share:
-            raise errors.RuntimeFailed(
-                f"{artifact.label}: promised int8 for {promised_macs_share:.0%} of the MACs, obtained "
-                f"{found.int8_macs_share:.0%} ({found.int8_weight_share:.0%} of the weight bytes); layers are {sorted(got)}"
-            )
-        return
-    if plan.precision not in got:
-        raise errors.RuntimeFailed(f"{artifact.label}: promised {plan.precision}, layers are {sorted(got)}")
+    got, plan = sorted(set(found.layers.values())), artifact.plan
+    if plan.precision != "int8":
+        if found.layers and not any(precision.startswith(plan.precision) for precision in got):
+            raise errors.RuntimeFailed(f"{artifact.label}: promised {plan.precision}, layers are {got}")
+    elif found.int8_weight_share == 0 or found.int8_macs_share < 0.5 * promised_macs_share:
+        raise errors.RuntimeFailed(
+            f"{artifact.label}: promised int8 for {promised_macs_share:.0%} of the MACs, obtained "
+            f"{found.int8_macs_share:.0%} ({found.int8_weight_share:.0%} of the weight bytes); layers are {got}"
+        )

@@ -68,8 +68,8 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         try:
             if plan.precision == "int8" and calibration is not None:
                 onnx_qdq.insert_qdq(graph, folder / "model.onnx", calibration=calibration, plan=plan, threads=count)
-                # Signed activations are for other engines (TensorRT, Arm): on x86 ONNX Runtime runs many such layers in
-                # float, and forced to integers (session.qdqisint8allowed) it takes twice as long again. Told, not refused.
+                # Signed activations are for other engines (TensorRT, Arm): on x86 ONNX Runtime runs many such layers
+                # in float, and forced to integers (session.qdqisint8allowed) takes twice as long. Told, not refused.
                 promised = _promised(graph, plan) if plan.format == "u8s8" else 0.0
             else:
                 onnx_files.write(onnx.load(graph.onnx), folder / "model.onnx")

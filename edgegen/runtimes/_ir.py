@@ -1,0 +1,203 @@
+"""OpenVINO models: convert from ONNX with the ONNX node names, save with stable bytes, read back what is in them.
+
+openvino and nncf report to their maker through the package openvino_telemetry; both do without when it cannot be
+imported, and that is what `openvino()` arranges before it imports them. Nothing of edgegen imports them otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+_WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
+_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+_CHATTY = ("nncf", "torch.utils.cpp_extension")
+
+
+def openvino() -> Any:
+    """The openvino module, imported where its telemetry package cannot be found."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail
+    return importlib.import_module("openvino")
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's device manager; one a process."""
+    return openvino().Core()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep nncf from logging and from drawing progress bars on standard output."""
+    import rich
+
+    openvino()
+    loggers = [(logging.getLogger(name), logging.getLogger(name).level) for name in _CHATTY]
+    console = rich.get_console()
+    before = console.quiet
+    for logger, _ in loggers:
+        logger.setLevel(logging.ERROR)
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = before
+        for logger, level in loggers:
+            logger.setLevel(level)
+
+
+def convert(path: Path) -> Any:
+    """An ONNX file as an OpenVINO model; the operation that does a weighted ONNX node's work bears the node's name."""
+    model = openvino().convert_model(str(path))
+    source = onnx.load(path, load_external_data=False)
+    for node in source.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            _name(node, _between(model, node))
+    return model
+
+
+def _name(node: onnx.NodeProto, operations: list[Any]) -> None:
+    for operation in operations:
+        if operation.get_friendly_name() == node.name:
+            operation.set_friendly_name(f"{node.name}/{operation.get_type_name()}")
+    for operation in operations:
+        if operation.get_type_name() in _WEIGHTED:
+            operation.set_friendly_name(node.name)
+
+
+def _between(model: Any, node: onnx.NodeProto) -> list[Any]:
+    """Operations that compute the node's outputs from its inputs, constants excluded."""
+    makers = {name: port.get_node() for op in model.get_ops() for port in op.outputs() for name in port.get_names()}
+    borders, found = set(node.input), {}
+    stack = [makers[name] for name in node.output if name in makers]
+    while stack:
+        operation = stack.pop()
+        name = operation.get_friendly_name()
+        if name in found or operation.get_type_name() in ("Constant", "Parameter"):
+            continue
+        found[name] = operation
+        for port in (value.get_source_output() for value in operation.inputs()):
+            if not borders & port.get_names():
+                stack.append(port.get_node())
+    return list(found.values())
+
+
+def operations(model: Any, source: onnx.ModelProto, names: Iterable[str]) -> list[str]:
+    """Friendly names of the OpenVINO operations that the named ONNX nodes became."""
+    wanted = set(names)
+    found = (_between(model, node) for node in source.graph.node if node.name in wanted)
+    return sorted({operation.get_friendly_name() for group in found for operation in group})
+
+
+def save(model: Any, out: Path, source: Path, *, halve: bool) -> None:
+    """Write model.xml and model.bin with bytes that depend on the model alone.
+
+    OpenVINO names what it makes itself after its type and a counter of the process (`Constant_8467`), and NNCF builds on
+    these names. They are counted anew from the file; names of nodes and tensors of the ONNX file `source` are kept.
+
+    Args:
+        halve: store FP32 constants in FP16.
+    """
+    openvino().save_model(model, str(out), compress_to_fp16=halve)
+    graph = onnx.load(source, load_external_data=False).graph
+    kept = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
+    numbers: dict[str, str] = {}
+
+    def renumber(match: re.Match[str]) -> str:
+        name = match.group(0)
+        return name if name in kept else numbers.setdefault(name, f"{match.group(1)}__{len(numbers)}")
+
+    text = re.sub(r"(?<![\w/.])([A-Z][A-Za-z0-9]*)_\d+(?!\d)", renumber, out.read_text(encoding="utf-8"))
+    out.write_text(re.sub(r">\s+<", "><", text), encoding="utf-8")  # indentation is half of a small network's file
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weighted operation.
+
+    weight_type is OpenVINO's name of the stored element type, "" without constant weights. aliases: names of the
+    operations right behind it, one of which the compiled model may give to the fused whole.
+    """
+
+    name: str
+    macs: int
+    weight_type: str
+    weight_bytes: int
+    aliases: tuple[str, ...]
+
+
+def weighted_layers(model: Any) -> list[Layer]:
+    """Convolutions and matrix products of a model, in order."""
+    found = []
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() in _WEIGHTED:
+            weight = next((c for c in (_constant(operation, 1), _constant(operation, 0)) if c is not None), None)
+            kind = weight.get_element_type().get_type_name() if weight is not None else ""
+            size = weight.get_byte_size() if weight is not None else 0
+            aliases = _followers(operation)
+            found.append(Layer(operation.get_friendly_name(), _macs(operation), kind, size, aliases))
+    return found
+
+
+def _followers(operation: Any) -> tuple[str, ...]:
+    """Names of up to three operations behind one another, each the only consumer of the one before."""
+    names: list[str] = []
+    while len(names) < 3:
+        consumers = [port for output in operation.outputs() for port in output.get_target_inputs()]
+        if len(consumers) != 1 or consumers[0].get_node().get_type_name() in (*_WEIGHTED, "Result"):
+            break
+        operation = consumers[0].get_node()
+        names.append(operation.get_friendly_name())
+    return tuple(names)
+
+
+def _constant(operation: Any, index: int) -> Any:
+    """The constant behind an input, through conversions and dequantization; None when the input is computed."""
+    node = operation.input_value(index).get_node()
+    passing = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose", "FakeQuantize")
+    while node.get_type_name() in passing:
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def _macs(operation: Any) -> int:
+    kind = operation.get_type_name()
+    first, second, out = (
+        list(shape)
+        for shape in (operation.get_input_shape(0), operation.get_input_shape(1), operation.get_output_shape(0))
+    )
+    if kind == "MatMul":
+        return math.prod(out) * first[-2 if operation.get_attributes()["transpose_a"] and len(first) > 1 else -1]
+    per_element = math.prod(second[2 if kind.startswith("Group") else 1 :])  # grouped weights: (groups, out, in, ...)
+    return math.prod(first if kind.endswith("BackpropData") else out) * per_element
+
+
+def executed(compiled: Any) -> dict[str, str]:
+    """Operation name -> precision (one of types.PRECISIONS) in which the compiled model executes it.
+
+    Told by the kernel (`brgconv_avx512_f32`) where its name says so: `runtimePrecision` alone calls an FP32 kernel with
+    FP16 weights f16 (2026.4.1).
+    """
+    found: dict[str, str] = {}
+    for operation in compiled.get_runtime_model().get_ordered_ops():
+        info = {
+            key: operation.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision", "primitiveType")
+        }
+        if info["layerType"] not in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):
+            continue
+        kernel = info["primitiveType"].rpartition("_")[2].lower()
+        precision = _PRECISIONS.get(kernel) or _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
+        for name in told["originalLayersNames"].astype(str).split(","):
+            found.setdefault(re.sub(r"/DequantizationMultiply$", "", name), precision)
+    return found

@@ -1,0 +1,205 @@
+"""OpenVINO on the CPU: FP32, BF16 (where the processor has it), FP16 weights, and INT8 by NNCF."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgegen import errors, files, onnx_cost, onnx_qdq
+from edgegen.runtimes import _common, _ir
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
+
+NAME = "openvino"
+_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
+_PLANS = (
+    PrecisionPlan("fp32"),
+    PrecisionPlan("bf16"),
+    PrecisionPlan("fp16"),
+    PrecisionPlan("int8", rest="bf16"),
+    PrecisionPlan("int8", rest="fp32"),
+)
+# With these NNCF's own advice is asymmetric activations ("mixed"); after ReLU symmetric ones lose nothing.
+_TWO_SIDED = frozenset(
+    ("Sigmoid", "HardSigmoid", "HardSwish", "Erf", "Gelu", "LeakyRelu", "PRelu", "Elu", "Selu", "Mish")
+)
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def missing() -> str | None:
+    """Why this machine cannot build or run with OpenVINO, or None."""
+    absent = [name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed: pip install 'edgegen[openvino]'" if absent else None
+
+
+def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
+    """What can be built, as far as the target's precisions go. BF16 only where the processor computes in it."""
+    native = bool(_BF16_FLAGS & cpu_flags)
+    return _common.allowed((p for p in _PLANS if native or "bf16" not in (p.precision, p.rest)), target)
+
+
+def supports(graph: Graph, target: Target) -> list[Problem]:
+    """Operations that OpenVINO cannot convert, or that its CPU plugin does not run."""
+    try:
+        model = _ir.convert(graph.onnx)
+    except RuntimeError as error:
+        ops = re.findall(r"No conversion rule found for operations: ([^\n]*)", str(error)) or ["graph"]
+        return [Problem(op.strip(), "", "rewrite it with standard ONNX operations") for op in ops[0].split(",")]
+    able = _ir.core().query_model(model, "CPU")
+    return [
+        Problem(op.get_type_name(), op.get_friendly_name(), "rewrite it with standard ONNX operations")
+        for op in model.get_ordered_ops()
+        if op.get_friendly_name() not in able and op.get_type_name() not in ("Parameter", "Constant", "Result")
+    ]
+
+
+def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) -> Artifact:
+    """Build the folder `out` with model.xml and model.bin, whole or not at all, as `graph.plan` says.
+
+    BF16 and FP16 plans store FP16 weights; what FP16 does not hold stays FP32. INT8 stores INT8 weights.
+
+    Args:
+        graph: float32 ONNX with static shapes.
+        out: folder to make; one that exists is replaced.
+        calibration: folder with one `<input name>.npy` an input, first axis the samples; only INT8 needs it.
+    Raises:
+        errors.UsageError: a plan that OpenVINO does not have, an unknown layer, no calibration data.
+        errors.DataError: unusable calibration data.
+        errors.RuntimeFailed: OpenVINO or NNCF fails, or the precision read back is not the promised one.
+    """
+    plan = graph.plan
+    _common.check_plan(NAME, plan, _PLANS, calibration)
+    small = "bf16" in (plan.precision, plan.rest if plan.precision == "int8" else "") or plan.precision == "fp16"
+    options = {"threads": _common.threads(target), "performance_hint": "LATENCY", "inference_precision": _hint(plan)}
+    packages = ("openvino", "nncf") if plan.precision == "int8" else ("openvino",)
+    with files.whole(out) as folder:
+        folder.mkdir()
+        try:
+            model, promised = _ir.convert(graph.onnx), 0.0
+            if plan.precision == "int8" and calibration is not None:
+                source = onnx.load(graph.onnx)
+                model = _quantized(model, source, graph, plan, calibration)
+                promised = _promised(source, plan)
+            _ir.save(model, folder / "model.xml", graph.onnx, halve=small)
+            built = _common.artifact(NAME, folder / "model.xml", graph, plan, options, packages)
+            _common.check_promise(built, inspect(built), promised)
+        except _errors() as error:
+            raise errors.RuntimeFailed(f"{NAME} {plan.label}: {_line(error)}") from error
+    return _common.artifact(NAME, out / "model.xml", graph, plan, options, packages)
+
+
+@contextmanager
+def load(artifact: Artifact) -> Iterator[Run]:
+    """Yield run(feeds) -> outputs: numpy in, numpy out, synchronous, latency hint. Outputs are copies.
+
+    Raises:
+        errors.RuntimeFailed: the file cannot be compiled, or a run fails.
+    """
+    try:
+        compiled = _compiled(artifact)
+        request = compiled.create_infer_request()
+        ports = {spec.name: compiled.output(spec.name) for spec in artifact.outputs}
+    except RuntimeError as error:
+        raise errors.RuntimeFailed(f"{artifact.label}: cannot load: {_line(error)}") from error
+
+    def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            found = request.infer(feeds, share_inputs=True, share_outputs=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise errors.RuntimeFailed(f"{artifact.label}: {_line(error)}") from error
+        return {name: found[port] for name, port in ports.items()}
+
+    yield run
+
+
+def inspect(artifact: Artifact) -> Inspection:
+    """Precision that each weighted layer executes in, read from the compiled model; weights are those of the file.
+
+    With FP16 weights and FP32 arithmetic a layer reads "fp16 weights, fp32".
+    """
+    layers = _ir.weighted_layers(_ir.core().read_model(artifact.path))
+    executed = _ir.executed(_compiled(artifact))
+    got = {}
+    for layer in layers:
+        precision = next((executed[name] for name in (layer.name, *layer.aliases) if name in executed), "unknown")
+        halved = layer.weight_type == "f16" and precision == "fp32"
+        got[layer.name] = f"fp16 weights, {precision}" if halved else precision
+    total, stored = sum(layer.macs for layer in layers), sum(layer.weight_bytes for layer in layers)
+    macs = sum(layer.macs for layer in layers if got[layer.name] == "int8")
+    small = sum(layer.weight_bytes for layer in layers if layer.weight_type in ("i8", "u8"))
+    return Inspection(got, small / max(1, stored), macs / max(1, total))
+
+
+def _hint(plan: PrecisionPlan) -> str:
+    """What is not quantized runs in this; FP16 is only a way to store weights on a CPU."""
+    rest = plan.rest if plan.precision == "int8" else plan.precision
+    return "bf16" if rest == "bf16" else "f32"
+
+
+def _promised(source: onnx.ModelProto, plan: PrecisionPlan) -> float:
+    """Share of MACs in layers with constant weights that the plan does not keep in float."""
+    layers = onnx_cost.cost(source).layers
+    total = sum(layer.macs for layer in layers)
+    kept = (*plan.float_layers, *(layer.name for layer in layers if layer.op in plan.float_types))
+    return sum(layer.macs for layer in layers if layer.weight and layer.name not in kept) / max(1, total)
+
+
+def _quantized(model: Any, source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path) -> Any:
+    """NNCF's post-training INT8 with fast bias correction; samples are streamed."""
+    onnx_qdq.check_layers(source, plan)
+    kinds = {node.op_type for node in source.graph.node}
+    nodes = {node.name for node in source.graph.node if node.op_type in plan.float_types} | set(plan.float_layers)
+    with _ir.quiet():
+        import nncf
+
+        transformer = "Softmax" in kinds
+        return nncf.quantize(
+            model,
+            nncf.Dataset(_Samples(graph, calibration)),
+            subset_size=max(1, sum(1 for _ in onnx_qdq.calibration_feeds(graph.inputs, calibration))),
+            preset=nncf.QuantizationPreset.MIXED if kinds & _TWO_SIDED and not transformer else None,
+            target_device=nncf.TargetDevice.CPU,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(names=_ir.operations(model, source, nodes), validate=False),
+        )
+
+
+class _Samples:
+    """Calibration inputs that can be walked through more than once, as NNCF does."""
+
+    def __init__(self, graph: Graph, calibration: Path):
+        self.graph, self.calibration = graph, calibration
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return onnx_qdq.calibration_feeds(self.graph.inputs, self.calibration)
+
+
+def _compiled(artifact: Artifact) -> Any:
+    options = artifact.options
+    config = {
+        "PERFORMANCE_HINT": options["performance_hint"],
+        "INFERENCE_NUM_THREADS": int(options["threads"]),
+        "INFERENCE_PRECISION_HINT": options["inference_precision"],
+    }
+    return _ir.core().compile_model(str(artifact.path), "CPU", config)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """OpenVINO raises RuntimeError; NNCF's exceptions have no common base."""
+    with _ir.quiet():
+        from nncf import errors as found
+
+    return (RuntimeError, *(v for v in vars(found).values() if isinstance(v, type) and issubclass(v, Exception)))
+
+
+def _line(error: Exception) -> str:
+    """The telling line of OpenVINO's many: the last that is not empty."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
