@@ -9,15 +9,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgegen import bundle, bundle_samples, measuring, pipeline, recipe, serial
+from edgegen import bundle, bundle_samples, measuring, recipe, serial
 from edgegen.errors import BundleError, RuntimeFailed
-from edgegen.judgement import Progress
 from edgegen.request import Request
 from edgegen.types import Artifact
+
+if TYPE_CHECKING:
+    from edgegen.judgement import Progress
 
 
 def run_artifact(artifact: Artifact, feeds: Any) -> dict[str, np.ndarray]:
@@ -41,6 +43,8 @@ def reproduce(path: Path, out: Path, progress: Progress) -> list[str]:
     Raises:
         BundleError: not a bundle, or it does not hold its request. UsageError: its model or data are gone.
     """
+    from edgegen import pipeline  # needs torch; verify and run_sample do not
+
     old = bundle.read(path)
     file = path / "request.json"
     if not file.is_file():

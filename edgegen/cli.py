@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -147,7 +148,13 @@ def compress(
     _compress(request, quiet, json_output)
 
 
+def _need_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise errors.MissingExtra("torch", "to compress", "torch")
+
+
 def _compress(request: Any, quiet: bool, json_output: bool) -> None:
+    _need_torch()
     from edgegen import pipeline
     from edgegen.report import terminal
 
@@ -210,6 +217,7 @@ def reproduce(
 
     Example: edgegen reproduce out/edsr-cpu
     """
+    _need_torch()
     from edgegen import checking
     from edgegen.report import terminal
 

@@ -20,6 +20,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 CORE: list[str] = PROJECT["project"]["dependencies"]
 # import name -> distribution name, where they differ
 DISTRIBUTIONS = {
+    "onnx_ir": "onnx-ir",
     "google": "onnx",  # google.protobuf, which onnx requires
     "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "torch_pruning": "torch-pruning",
     "torch_fidelity": "torch-fidelity",
@@ -152,21 +153,31 @@ def test_the_wheel_works_with_the_core_alone(wheel: Path, tmp_path: Path) -> Non
     blocked = extras | {short for short, long in DISTRIBUTIONS.items() if long in extras}
     code = (
         f"import sys\nblocked = {sorted(blocked)!r}\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in blocked: raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "import edgegen, edgegen.types, edgegen.report.html, edgegen.report.terminal\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "hide = lambda name, *rest: None if name.split('.')[0] in blocked else find(name, *rest)\n"
+        "PathFinder.find_spec = staticmethod(hide)\n"
+        "import edgegen, edgegen.types, edgegen.checking, edgegen.report.html, edgegen.report.terminal\n"
         "from edgegen import cli, registry\n"
         f"assert edgegen.__file__.startswith({str(tmp_path)!r}), edgegen.__file__\n"
         f"for kind in registry.KINDS: print(kind, *registry.names(kind))\n"
-        "sys.argv = ['edgegen', '--help']\ncli.main()\n"
+        "def call(*arguments):\n"
+        "    sys.argv = ['edgegen', *arguments]\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as end: print('exit', end.code)\n"
+        "call('--help')\n"
+        "call('compress', '--model', 'edsr')\n"
+        "call('verify', 'nowhere')\n"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for expected in ("targets cpu", "calibration digits", "recipes balanced", "compress", "verify"):
         assert expected in done.stdout
+    assert re.findall(r"exit (\d)", done.stdout) == ["0", "2", "2"]
+    wanted, unknown = done.stderr.splitlines()
+    assert wanted == "edgegen: torch is not installed; it is needed to compress: pip install 'edgegen[torch]'"
+    assert "nowhere" in unknown
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
