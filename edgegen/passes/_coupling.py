@@ -97,7 +97,9 @@ def _find(net: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Coupled]:
     traced = _Traced(net, inputs)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dg = tp.DependencyGraph().build_dependency(traced, example_inputs=tuple(inputs), verbose=False)
+        dg = tp.DependencyGraph().build_dependency(
+            traced, tuple(inputs), forward_fn=lambda net, inputs: net(*inputs), verbose=False
+        )
         maps = _add_mappings(dg)
         found = [_coupled(dg, group, maps) for group in dg.get_all_groups()]
     own = [_attention(path, part) for path, part in _attentions(net).items()]

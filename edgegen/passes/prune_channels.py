@@ -129,7 +129,7 @@ def _few(names: list[str]) -> str:
 def _by_name(group: Coupled, layers: Sequence[str], skip: Sequence[str]) -> str:
     """Why the user's choice of names leaves this group alone, or an empty string."""
     if named := [path for path in group.producers if path in skip]:
-        return f"coupled to {named[0]}, named in skip" if group.root != named[0] else "named in skip"
+        return f"{named[0]} is named in skip" + (", and they are coupled" if len(group.producers) > 1 else "")
     return "" if not layers or set(group.producers) & set(layers) else "not named in layers"
 
 

@@ -60,7 +60,7 @@ def train(
     weight_decay: float = 0.0,
     grad_clip: float = 1.0,
     batchnorm: str = "train",
-    bn_momentum: float = 0.01,
+    bn_momentum: float | None = None,
     threads: int = 0,
     device: str = "cpu",
 ) -> TrainResult:
@@ -74,13 +74,15 @@ def train(
         checkpoint: file to resume from and to write every `every_s` seconds; one of other settings is not used.
         ema: decay of an exponential moving average of the weights, which is then the result; 0: none.
         warmup: fraction of the steps with a rising rate. grad_clip: largest gradient norm, 0: no limit.
-        batchnorm: "train" (statistics move by `bn_momentum`) or "frozen" (they stay).
+        batchnorm: "train" (statistics move by `bn_momentum`; None: slowly, yet they settle within the run) or "frozen".
     Returns:
         TrainResult. When a loss or a gradient is not finite, training stops and the last good weights are kept.
     Raises:
         ValueError: a setting out of range.
     """
     resolved = resolve_precision(precision, device)
+    if bn_momentum is None:
+        bn_momentum = min(0.5, max(0.01, 5 / max(1, steps)))  # the old statistics weigh e^-5 at the end, or less
     settings = Settings(steps, lr, seed, ema, resolved, schedule, warmup, optimizer, weight_decay, grad_clip,
                          batchnorm, bn_momentum)
     settings.check()
