@@ -232,6 +232,18 @@ def test_not_measured_latency(folder: Path) -> None:
     assert "faster" not in words.replace(report["headline"], "").replace("0.97x: not faster", "")
 
 
+def test_an_estimate_is_predicted_never_faster(folder: Path) -> None:
+    report = sample() | {"headline": "", "steps": []}
+    report["result"]["ratio"] = measured("ratio", 0.5, "", status="estimated", interval=(0.3, 0.8))
+    write_report(folder, report)
+    words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
+    console = Console(file=io.StringIO(), width=160)
+    render(report, console)
+    for shown in (words, console.file.getvalue()):  # type: ignore[attr-defined]
+        assert "predicted 2.00x" in shown
+        assert "faster" not in shown
+
+
 def test_nan_becomes_null_with_a_reason() -> None:
     found = Figure(name="FID", value=math.nan, interval=(math.nan, 1.0), samples=[1.0, math.inf])
     assert (found.value, found.interval, found.samples, found.status) == (None, None, [1.0], "not measured")
@@ -330,8 +342,10 @@ def test_percentiles_are_numpys() -> None:
         (text.size(1_372_000), "1.37 MB"),
         (text.share(0.9999), "99.9%"),
         (text.share(1.0), "100%"),
-        (text.speed(0.47), "2.13x faster"),
-        (text.speed(1.2), "1.20x slower"),
+        (text.speed(measured("ratio", 0.47)), "2.13x faster"),
+        (text.speed(measured("ratio", 1.2)), "1.20x slower"),
+        (text.speed(measured("ratio", 1.001)), "same speed"),
+        (text.speed(measured("ratio", 0.5, status="estimated")), "predicted 2.00x"),
         (text.percent_less(100, 58), "42.0% less"),
         (text.percent_less(100, 25), "4.00x less"),
         (text.percent_less(100, 107), "7% more"),

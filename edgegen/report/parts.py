@@ -90,7 +90,8 @@ def _latency_rows(base: Report, result: Report) -> list[str]:
     change = ""
     if ratio is not None and ratio["value"] is not None:
         low_high = f" ({text.interval(ratio)})" if ratio["interval"] else ""
-        change = f'<span class="{_better(1.0, ratio["value"], "lower")}">{text.speed(ratio["value"])}</span>'
+        kind = _better(1.0, ratio["value"], "lower") if ratio["status"] == "measured" else ""
+        change = f'<span class="{kind}">{text.speed(ratio)}</span>'
         change += f'<span class="sub">{mark(ratio["status"])}</span><span class="sub">ratio '
         change += shown("result.ratio.value", ratio["value"], text.number(ratio["value"]))
         change += f"{low_high}</span>"

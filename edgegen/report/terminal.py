@@ -53,7 +53,7 @@ def _figures(report: dict[str, Any]) -> Table:
     change = ""
     if ratio and ratio["value"] is not None:
         spread = f", {text.interval(ratio)}" if ratio["interval"] else ""
-        change = f"{text.speed(ratio['value'])} (ratio {text.number(ratio['value'])}{spread})"
+        change = f"{text.speed(ratio)} (ratio {text.number(ratio['value'])}{spread})"
     table.add_row("latency p50", _cell(base["latency"]), _cell(result["latency"]), change)
     for name in ("p90", "p99"):
         if base["latency"]["percentiles"] or result["latency"]["percentiles"]:

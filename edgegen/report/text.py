@@ -63,13 +63,19 @@ def percent_less(before: float | None, after: float | None) -> str:
     return f"{(1 - after / before) * 100:.1f}% less"
 
 
-def speed(ratio: float | None) -> str:
-    """A latency ratio (after / before) in words: 0.47 is "2.13x faster", 1.2 is "1.20x slower"."""
-    if ratio is None or ratio <= 0:
+def speed(ratio: dict[str, Any] | None) -> str:
+    """A latency ratio (after / before) in words: 0.47 is "2.13x faster", 1.2 is "1.20x slower".
+
+    An estimate is "predicted 2.13x": only what was measured is faster.
+    """
+    if ratio is None or ratio["value"] is None or ratio["value"] <= 0:
         return ""
-    if number(ratio) == "1.00":
+    value = ratio["value"]
+    if ratio["status"] != "measured":
+        return f"predicted {number(1 / value)}x"
+    if number(value) == "1.00":
         return "same speed"
-    return f"{number(1 / ratio)}x faster" if ratio < 1 else f"{number(ratio)}x slower"
+    return f"{number(1 / value)}x faster" if value < 1 else f"{number(value)}x slower"
 
 
 def seconds(value: float | None) -> str:
