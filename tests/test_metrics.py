@@ -278,8 +278,13 @@ def test_fid_agrees_with_torch_fidelity_on_the_same_features(n, width):
     assert ours.interval is None and "fewer than 2048" in ours.conditions["warning"]
 
 
-@pytest.mark.parametrize(("n", "size"), [(300, 100), (200, 1000)], ids=["subsets", "all at once"])
-def test_kid_agrees_with_torch_fidelity_on_the_same_features(n, size):
+@pytest.mark.parametrize(
+    ("n", "size", "whole"),
+    [(300, 100, 2500), (200, 1000, 2500), (300, 100, 10)],
+    ids=["subsets of one kernel", "all at once", "a kernel each"],
+)
+def test_kid_agrees_with_torch_fidelity_on_the_same_features(n, size, whole, monkeypatch):
+    monkeypatch.setattr(kid_module, "_WHOLE_KERNEL_IMAGES", whole)
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     rng = np.random.default_rng(3)
