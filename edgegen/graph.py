@@ -110,7 +110,7 @@ def flatten(value: Any) -> tuple[torch.Tensor, ...]:
     return tuple(_tensors(value))
 
 
-def layers(module: nn.Module, kinds: tuple[type, ...] = WEIGHTED) -> dict[str, nn.Module]:
+def layers(module: nn.Module, kinds: tuple[type[nn.Module], ...] = WEIGHTED) -> dict[str, nn.Module]:
     """Name -> layer for every layer of the given kinds, in definition order; a shared layer appears once."""
     return {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
 
@@ -128,7 +128,7 @@ def cost(module: nn.Module, inputs: Sequence[torch.Tensor]) -> Cost:
     """
     counts: dict[str, int] = {}
 
-    def count(name: str, layer: nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
+    def count(name: str, layer: Any, x: torch.Tensor, out: torch.Tensor) -> None:
         counts[name] = counts.get(name, 0) + _layer_macs(layer, x, out)  # a layer that is called twice costs twice
 
     handles = [
@@ -144,7 +144,7 @@ def cost(module: nn.Module, inputs: Sequence[torch.Tensor]) -> Cost:
     return Cost(counter.get_total_flops() // 2, params(module), counts)
 
 
-def _layer_macs(layer: nn.Module, x: torch.Tensor, out: torch.Tensor) -> int:
+def _layer_macs(layer: Any, x: torch.Tensor, out: torch.Tensor) -> int:
     """MACs of one call: a weight is used once an output position, a transposed convolution's once an input position."""
     weight = layer.weight
     if isinstance(layer, nn.Linear):

@@ -116,7 +116,8 @@ def test_batch_norm_statistics_follow_the_data_unless_frozen(residual: Model):
 
 
 def test_labels_teach_without_a_teacher(conv_chain: Model):
-    result = quick(conv_chain, job(None, data=Photos()), losses=["labels"], steps=60, lr=1e-2, batch=12, batchnorm="train")
+    options = {"losses": ["labels"], "steps": 60, "lr": 1e-2, "batch": 12, "batchnorm": "train"}
+    result = quick(conv_chain, job(None, data=Photos()), **options)
     assert result.notes["loss_last"] < 0.5 * result.notes["loss_first"]
 
 

@@ -231,3 +231,19 @@ def test_rate_warms_up_and_ends_near_zero():
 def test_bad_settings_are_named(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         run(**options)
+
+
+class Fickle(nn.Conv2d):
+    """Leaves its weight out of the state while it is all ones, as some fixed shortcuts do."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        if not bool((self.weight == 1).all()):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+def test_state_does_not_depend_on_what_a_module_saves():
+    module = Fickle(3, 3, 1, bias=False)
+    nn.init.ones_(module.weight)
+    assert not module.state_dict()
+    result = run(module, ema=0.5)
+    assert result.module.state_dict()

@@ -115,7 +115,7 @@ def _catch(net: nn.Module, name: str, caught: dict[str, torch.Tensor]) -> Any:
     return net.get_submodule(name).register_forward_hook(keep)
 
 
-def _channels(layer: nn.Module) -> int:
+def _channels(layer: Any) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 

@@ -122,7 +122,7 @@ class _Mapping:
 
 def _add_mappings(dg: tp.DependencyGraph) -> list[_Mapping]:
     """Teach the graph the operations that move channels. A node's own index space is that of its input."""
-    made = []
+    made: list[_Mapping] = []
     for node in list(dg.module2node.values()):
         pair = _moves(node.grad_fn)
         if pair is None or node.type != ops.OPTYPE.ELEMENTWISE:

@@ -7,6 +7,7 @@ can be added, inner maps too; without data the inputs are made up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -112,11 +113,11 @@ class _Lesson:
         low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
         self.low, self.span = low, high - low
         self.student = graph.clone(model.stage.module)
-        self.teacher = _teacher(job) if any(name in FROM_TEACHER for name in table) else None
+        self.teacher: Any = _teacher(job) if any(name in FROM_TEACHER for name in table) else None
         _check_data(table, first)
         if self.teacher is not None:
             _check_fit(self.student, self.teacher, first["input"])
-        self.encoder = _frozen(encoders.create(encoder), job.device) if "perceptual" in table else None
+        self.encoder: Any = _frozen(encoders.create(encoder), job.device) if "perceptual" in table else None
         self.names: tuple[str, ...] = ()
         self.features: nn_losses.FeatureLoss | None = None
         self.learner = nn.ModuleDict({"student": self.student})
@@ -179,7 +180,8 @@ def _teacher(job: Job) -> nn.Module:
 
 
 def _frozen(module: nn.Module, device: str) -> nn.Module:
-    return module.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+    frozen = module.eval().requires_grad_(False).to(device=device)
+    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _check_data(table: Mapping[str, float], first: _lessons.Batch) -> None:

@@ -118,11 +118,11 @@ def use_threads(count: int) -> Iterator[None]:
 @contextmanager
 def _layout(module: nn.Module, device: str) -> Iterator[None]:
     """channels_last weights for the time of training (twice as fast with bf16), contiguous ones on the CPU after it."""
-    module.to(device=device, memory_format=torch.channels_last)
+    module.to(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         yield
     finally:
-        module.to(device="cpu", memory_format=torch.contiguous_format)
+        module.to(device="cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @contextmanager

@@ -73,24 +73,26 @@ class Loop:
         self.step, self.last, self.stopped = 0, math.nan, ""
         self.curve: list[tuple[int, float]] = []
         self.pending: list[float] = []
-        self.optimizer: torch.optim.Optimizer | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
         self.average: dict[str, torch.Tensor] = {}
         self.good: dict[str, torch.Tensor] = {}
 
     def shapes(self) -> dict[str, list[int]]:
         """Name -> shape of all state: what a checkpoint must fit."""
-        return {name: list(value.shape) for name, value in self.module.state_dict().items()}
+        return {name: list(value.shape) for name, value in _tensors(self.module).items()}
 
-    def _begin(self) -> None:
-        """Make the optimizer and the average once the module is in its place and layout."""
-        if self.optimizer is None:
-            self.optimizer = _optimizer(self.learned, self.settings)
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made with the average at the first use: only then is the module in its place and layout."""
+        if self._optimizer is None:
+            self._optimizer = _optimizer(self.learned, self.settings)
             if self.settings.ema:
                 self.average = _copy(self.module)
+        return self._optimizer
 
     def advance(self, step: int, batch: Any, loss_step: Callable[[nn.Module, Any, int], Losses]) -> None:
         """One optimizer step, or a stop that names the part of the loss which is not finite."""
-        self._begin()
+        optimizer = self.optimizer
         torch.manual_seed((self.settings.seed * 1_000_003 + step) % 2**63)  # for dropout and drop path
         with autocast(self.settings.precision, self.device):
             parts = loss_step(self.module, batch, step)
@@ -100,14 +102,14 @@ class Loop:
             return self._stop(step, _bad(named))
         if step % GOOD_EVERY == 0:
             self.good = _copy(self.module)
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = self.settings.rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.learned, self.settings.grad_clip or math.inf)
         if not math.isfinite(norm.item()):
             return self._stop(step, f"the gradient norm became {norm.item()}")
-        self.optimizer.step()
+        optimizer.step()
         self._note(step, loss.item())
         return None
 
@@ -133,7 +135,7 @@ class Loop:
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that the rest of the run depends on: tensors and JSON values."""
-        tensors = {f"module/{name}": value for name, value in self.module.state_dict().items()}
+        tensors = {f"module/{name}": value for name, value in _tensors(self.module).items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         tensors |= {f"good/{name}": value for name, value in self.good.items()}
         for index, parameter in enumerate(self.learned):
@@ -144,19 +146,19 @@ class Loop:
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        self._begin()
+        optimizer = self.optimizer
         parts: dict[str, dict[str, torch.Tensor]] = {"module": {}, "average": {}, "good": {}, "optimizer": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = value
         _load(self.module, parts["module"])
-        like = self.module.state_dict()
+        like = _tensors(self.module)
         self.average = {name: _as(value, like[name]) for name, value in parts["average"].items()}
         self.good = {name: _as(value, like[name]) for name, value in parts["good"].items()}
         for name, value in parts["optimizer"].items():
             index, _, slot = name.partition("/")
             parameter = self.learned[int(index)]
-            self.optimizer.state[parameter][slot] = _as(value, parameter) if value.shape == parameter.shape else value
+            optimizer.state[parameter][slot] = _as(value, parameter) if value.shape == parameter.shape else value
         self.step, self.last = values["step"], values["last"]
         self.curve = [(step, loss) for step, loss in values["curve"]]
         self.pending = list(values["pending"])
@@ -170,14 +172,19 @@ def _optimizer(learned: list[nn.Parameter], settings: Settings) -> torch.optim.O
     return kind(learned, settings.lr, weight_decay=settings.weight_decay, foreach=False)
 
 
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers. A `state_dict` may leave some out (a module can decide so from its values)."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def _copy(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {name: value.detach().clone() for name, value in _tensors(module).items()}
 
 
 def _load(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Copy values into the module's own tensors, which keep their memory layout."""
     with torch.no_grad():
-        for name, value in module.state_dict().items():
+        for name, value in _tensors(module).items():
             value.copy_(state[name])
 
 
@@ -188,7 +195,7 @@ def _as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _blend(average: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
     """average = decay * average + (1 - decay) * weights; integers (batch counters) are copied."""
-    for name, value in module.state_dict().items():
+    for name, value in _tensors(module).items():
         if value.is_floating_point():
             average[name].lerp_(value.detach(), 1 - decay)
         else:
