@@ -11,6 +11,8 @@ from edgegen import files
 
 INLINE_LIMIT = 2**31 - 2**20  # protobuf refuses messages of 2 GiB; a little room for the graph itself
 
+IR_VERSION = 10  # newer ones add nothing that a float network needs, and runtimes of a year ago refuse them
+
 
 def unique(base: str, taken: set[str]) -> str:
     """`base`, or `base_1`, `base_2` ...: the first that is not taken; it is then."""
@@ -22,6 +24,7 @@ def unique(base: str, taken: set[str]) -> str:
 def strip(model: onnx.ModelProto) -> None:
     """Remove what differs from run to run or tells about the machine: doc strings, metadata, versions of tools."""
     graph = model.graph
+    model.ir_version = min(model.ir_version, IR_VERSION)
     model.producer_name, model.producer_version = "edgegen", ""
     graph.name, model.doc_string, graph.doc_string = "edgegen", "", ""
     del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]

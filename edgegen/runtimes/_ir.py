@@ -103,8 +103,8 @@ def operations(model: Any, source: onnx.ModelProto, names: Iterable[str]) -> lis
 def save(model: Any, out: Path, source: Path, *, halve: bool) -> None:
     """Write model.xml and model.bin with bytes that depend on the model alone.
 
-    OpenVINO names what it makes itself after its type and a counter of the process (`Constant_8467`), and NNCF builds on
-    these names. They are counted anew from the file; names of nodes and tensors of the ONNX file `source` are kept.
+    OpenVINO names what it makes itself after its type and a counter of the process (`Constant_8467`), and NNCF builds
+    on these names. They are counted anew from the file; names of nodes and tensors of the ONNX file `source` are kept.
 
     Args:
         halve: store FP32 constants in FP16.
@@ -191,9 +191,8 @@ def executed(compiled: Any) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for operation in compiled.get_runtime_model().get_ordered_ops():
-        info = {
-            key: operation.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision", "primitiveType")
-        }
+        told = operation.get_rt_info()
+        info = {key: told[key].astype(str) for key in ("layerType", "runtimePrecision", "primitiveType")}
         if info["layerType"] not in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):
             continue
         kernel = info["primitiveType"].rpartition("_")[2].lower()

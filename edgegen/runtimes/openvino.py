@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +50,7 @@ def supports(graph: Graph, target: Target) -> list[Problem]:
     """Operations that OpenVINO cannot convert, or that its CPU plugin does not run."""
     try:
         model = _ir.convert(graph.onnx)
-    except RuntimeError as error:
+    except _errors("") as error:
         ops = re.findall(r"No conversion rule found for operations: ([^\n]*)", str(error)) or ["graph"]
         return [Problem(op.strip(), "", "rewrite it with standard ONNX operations") for op in ops[0].split(",")]
     able = _ir.core().query_model(model, "CPU")
@@ -90,7 +91,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
             _ir.save(model, folder / "model.xml", graph.onnx, halve=small)
             built = _common.artifact(NAME, folder / "model.xml", graph, plan, options, packages)
             _common.check_promise(built, inspect(built), promised)
-        except _errors() as error:
+        except _errors(plan.precision) as error:
             raise errors.RuntimeFailed(f"{NAME} {plan.label}: {_line(error)}") from error
     return _common.artifact(NAME, out / "model.xml", graph, plan, options, packages)
 
@@ -192,12 +193,15 @@ def _compiled(artifact: Artifact) -> Any:
     return _ir.core().compile_model(str(artifact.path), "CPU", config)
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    """OpenVINO raises RuntimeError; NNCF's exceptions have no common base."""
-    with _ir.quiet():
-        from nncf import errors as found
-
-    return (RuntimeError, *(v for v in vars(found).values() if isinstance(v, type) and issubclass(v, Exception)))
+def _errors(precision: str) -> tuple[type[Exception], ...]:
+    """What OpenVINO raises, and NNCF (for INT8 alone: its import takes seconds); they have no common base."""
+    _ir.openvino()
+    modules = [importlib.import_module("openvino.frontend")]
+    if precision == "int8":
+        with _ir.quiet():
+            modules.append(importlib.import_module("nncf.errors"))
+    found = (value for module in modules for value in vars(module).values())
+    return (RuntimeError, *(v for v in found if isinstance(v, type) and issubclass(v, Exception)))
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,285 @@
+"""One contract for every runtime by name, times every plan it offers, times the three tiny models."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import TINY, make_tiny
+
+from edgegen import errors, files, onnx_graph, registry
+from edgegen.devices import local
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Target, TensorSpec
+
+HERE = Target("here", "", ("onnxruntime", "openvino"), precisions=("fp32", "fp16", "bf16", "int8"), threads=1)
+# Largest difference as a fraction of the output's peak: rounding of sums; 8 bits of mantissa; 11 bits in the weights
+# alone; 8-bit steps through up to six layers of random weights.
+TOLERANCE = {"fp32": 1e-4, "bf16": 4e-2, "fp16": 4e-3, "int8": 0.2}
+SAMPLES = 8
+
+
+def offered() -> list[Any]:
+    """(runtime, plan) of every runtime; one that is not here is one test, skipped with its reason."""
+    cases = []
+    for name in registry.names("runtimes"):
+        runtime = registry.module("runtimes", name)
+        if reason := runtime.missing():
+            cases.append(pytest.param(name, PrecisionPlan(), id=name, marks=pytest.mark.skip(reason=reason)))
+            continue
+        plans = runtime.plans(HERE, local.cpu_flags())
+        cases += [pytest.param(name, plan, id=f"{name}-{plan.label.replace(' ', '_')}") for plan in plans]
+    return cases
+
+
+CASES = offered()
+INT8 = [case for case in CASES if case.values[1].precision == "int8"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A tiny model's graph, calibration folder, one real input, and what torch says to it."""
+
+    graph: Graph
+    calibration: Path
+    image: np.ndarray
+    wanted: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    import torch
+
+    found = {}
+    for name in TINY:
+        folder = tmp_path_factory.mktemp(name)
+        stage = make_tiny(name).stage
+        samples = np.random.default_rng(0).random((SAMPLES, 3, 16, 16), dtype=np.float32)
+        np.save(folder / "input.npy", samples)
+        with torch.no_grad():
+            wanted = stage.module(torch.from_numpy(samples[:1])).numpy()
+        found[name] = Exported(onnx_graph.to_onnx(stage, folder / "graph.onnx"), folder, samples[:1], wanted)
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """build(runtime, model, plan), each made once."""
+    made: dict[Any, Artifact] = {}
+
+    def build(runtime: str, model: str, plan: PrecisionPlan) -> Artifact:
+        key = (runtime, model, plan)
+        if key not in made:
+            made[key] = fresh(runtime, exported[model], plan, tmp_path_factory.mktemp("built") / "out")
+        return made[key]
+
+    return build
+
+
+def fresh(runtime: str, source: Exported, plan: PrecisionPlan, out: Path) -> Artifact:
+    graph = dataclasses.replace(source.graph, plan=plan)
+    return registry.module("runtimes", runtime).build(graph, out, calibration=source.calibration, target=HERE)
+
+
+def run(artifact: Artifact, image: np.ndarray) -> np.ndarray:
+    with registry.module("runtimes", artifact.runtime).load(artifact) as runner:
+        return runner({"input": image})["output"]
+
+
+def inspect(artifact: Artifact) -> Inspection:
+    return registry.module("runtimes", artifact.runtime).inspect(artifact)
+
+
+def is_close(wanted: np.ndarray, got: np.ndarray, tolerance: float) -> bool:
+    """Same shape, and nowhere further apart than `tolerance` of the expected peak."""
+    return wanted.shape == got.shape and float(np.abs(wanted - got).max()) <= tolerance * float(np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("wrong", [lambda x: 2 * x, np.zeros_like, lambda x: x[:, :-1], lambda x: x * np.nan])
+def test_comparison_can_fail(wrong: Any) -> None:
+    right = np.random.default_rng(0).random((1, 3, 4, 4), dtype=np.float32)
+    assert is_close(right, right.copy(), 1e-6)
+    assert not is_close(right, wrong(right), max(TOLERANCE.values()))
+
+
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(("runtime", "plan"), CASES)
+def test_artifact_answers_as_torch_does(
+    runtime: str, plan: PrecisionPlan, model: str, exported: Any, built: Any
+) -> None:
+    artifact = built(runtime, model, plan)
+    first, second = run(artifact, exported[model].image), run(artifact, exported[model].image)
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, second)
+    assert is_close(exported[model].wanted, first, TOLERANCE[plan.precision])
+    assert not is_close(2 * exported[model].wanted, first, TOLERANCE[plan.precision])
+
+
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(("runtime", "plan"), CASES)
+def test_artifact_describes_itself(runtime: str, plan: PrecisionPlan, model: str, built: Any) -> None:
+    artifact = built(runtime, model, plan)
+    assert artifact.path in artifact.files
+    assert artifact.size_bytes == sum(file.stat().st_size for file in artifact.path.parent.iterdir())
+    assert (artifact.runtime, artifact.plan, artifact.options["threads"]) == (runtime, plan, 1)
+    assert artifact.versions[runtime]
+
+
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(("runtime", "plan"), CASES)
+def test_precision_read_back_is_the_promised_one(runtime: str, plan: PrecisionPlan, model: str, built: Any) -> None:
+    found = inspect(built(runtime, model, plan))
+    weighted = {layer.name for layer in onnx_graph.cost(built("onnxruntime", model, PrecisionPlan()).path).layers}
+    assert set(found.layers) == weighted
+    got = set(found.layers.values())
+    if plan.precision == "int8":
+        assert found.int8_weight_share == 1
+        # signed activations: ONNX Runtime on x86 leaves layers in float, which the inspection must tell
+        assert got == {"int8"} if plan.format != "s8s8" else "int8" in got
+        assert found.int8_macs_share == 1 or plan.format == "s8s8"
+    else:
+        assert got == {"fp16 weights, fp32"} if plan.precision == "fp16" else got == {plan.precision}
+        assert (found.int8_weight_share, found.int8_macs_share) == (0, 0)
+
+
+@pytest.mark.parametrize(("runtime", "plan"), CASES)
+def test_same_input_same_bytes(runtime: str, plan: PrecisionPlan, exported: Any, built: Any, tmp_path: Path) -> None:
+    again = fresh(runtime, exported["residual"], plan, tmp_path / "again")
+    first = built(runtime, "residual", plan)
+    assert [file.name for file in again.files] == [file.name for file in first.files]
+    assert [files.sha256(file) for file in again.files] == [files.sha256(file) for file in first.files]
+
+
+@pytest.mark.parametrize(("runtime", "plan"), INT8)
+def test_kept_layers_are_float(runtime: str, plan: PrecisionPlan, exported: Any, tmp_path: Path) -> None:
+    kept = dataclasses.replace(plan, float_layers=("1.conv1/Conv",))
+    found = inspect(fresh(runtime, exported["residual"], kept, tmp_path / "out"))
+    assert found.layers["1.conv1/Conv"] == plan.rest
+    assert 0 < found.int8_weight_share < 1
+    assert found.layers["1.conv2/Conv"] == "int8"
+
+
+@pytest.mark.parametrize(("runtime", "plan"), INT8)
+def test_kept_types_are_float(runtime: str, plan: PrecisionPlan, exported: Any, tmp_path: Path) -> None:
+    kept = dataclasses.replace(plan, float_types=("Gemm",))
+    found = inspect(fresh(runtime, exported["conv_chain"], kept, tmp_path / "out"))
+    assert {name for name, got in found.layers.items() if name.endswith("Gemm") and got == plan.rest} == {"10/Gemm"}
+
+
+@pytest.mark.parametrize(("runtime", "plan"), INT8)
+def test_all_layers_kept_is_a_failure(runtime: str, plan: PrecisionPlan, exported: Any, tmp_path: Path) -> None:
+    kept = dataclasses.replace(plan, float_types=("Conv", "Gemm", "MatMul"))
+    with pytest.raises(errors.RuntimeFailed, match=r"int8"):
+        fresh(runtime, exported["conv_chain"], kept, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("runtime", "plan"), INT8)
+def test_bad_requests_are_one_line_and_leave_nothing(
+    runtime: str, plan: PrecisionPlan, exported: Any, tmp_path: Path
+) -> None:
+    source, out = exported["residual"], tmp_path / "out"
+    unknown = dataclasses.replace(plan, float_layers=("1.conv1/Con",))
+    with pytest.raises(errors.UsageError, match=r"unknown layer '1.conv1/Con', did you mean '1.conv1/Conv'\?"):
+        fresh(runtime, source, unknown, out)
+    module = registry.module("runtimes", runtime)
+    with pytest.raises(errors.UsageError, match="needs calibration data"):
+        module.build(dataclasses.replace(source.graph, plan=plan), out, calibration=None, target=HERE)
+    with pytest.raises(errors.DataError, match=r"input\.npy: not a readable calibration file"):
+        fresh(runtime, dataclasses.replace(source, calibration=tmp_path), plan, out)
+    np.save(tmp_path / "input.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(errors.DataError, match="not a readable calibration file"):
+        fresh(runtime, dataclasses.replace(source, calibration=tmp_path), plan, out)
+    np.save(tmp_path / "input.npy", np.zeros((4, 3, 8, 8), np.float32))
+    with pytest.raises(errors.DataError, match=r"samples have shape \(3, 8, 8\), input 'input' takes \(3, 16, 16\)"):
+        fresh(runtime, dataclasses.replace(source, calibration=tmp_path), plan, out)
+    np.save(tmp_path / "input.npy", np.full((4, 3, 16, 16), np.nan, np.float32))
+    with pytest.raises(errors.DataError, match="not finite"):
+        fresh(runtime, dataclasses.replace(source, calibration=tmp_path), plan, out)
+    assert [file.name for file in tmp_path.iterdir()] == ["input.npy"]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_unknown_plan_is_refused_with_the_known_ones(runtime: str, exported: Any, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match=rf"{runtime} cannot build int8 \(u4s4.*it can build: fp32"):
+        fresh(runtime, exported["residual"], PrecisionPlan("int8", "u4s4"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_plans_keep_to_the_precisions_of_the_target(runtime: str) -> None:
+    module, flags = registry.module("runtimes", runtime), frozenset({"avx512_bf16"})
+    only = dataclasses.replace(HERE, precisions=("fp32",))
+    assert module.plans(only, flags) == (PrecisionPlan("fp32"),)
+    for plan in module.plans(dataclasses.replace(HERE, precisions=("fp32", "int8")), flags):
+        assert {plan.precision, plan.rest} <= {"fp32", "int8"}
+
+
+def test_bf16_is_offered_where_the_processor_has_it() -> None:
+    plans = registry.module("runtimes", "openvino").plans
+    assert any(plan.precision == "bf16" for plan in plans(HERE, frozenset({"amx_bf16"})))
+    assert not any("bf16" in (plan.precision, plan.rest) for plan in plans(HERE, frozenset({"avx2"})))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_supports_names_the_operation_that_is_missing(runtime: str, exported: Any, tmp_path: Path) -> None:
+    pytest.importorskip(runtime)
+    module = registry.module("runtimes", runtime)
+    assert module.supports(exported["residual"].graph, HERE) == []
+    value = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3]) for n in ("input", "output")]
+    node = onnx.helper.make_node("Frobnicate", ["input"], ["output"], name="odd", domain="nowhere")
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("nowhere", 1)]
+    graph = onnx.helper.make_graph([node], "g", value[:1], value[1:])
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.save(model, tmp_path / "odd.onnx")
+    odd = Graph("odd", tmp_path / "odd.onnx", (TensorSpec("input", (1, 3)),), (TensorSpec("output", (1, 3)),))
+    assert [problem for problem in module.supports(odd, HERE) if "Frobnicate" in problem.op]
+
+
+@pytest.mark.parametrize(("runtime", "plan"), CASES)
+def test_damaged_artifact_fails_by_name(runtime: str, plan: PrecisionPlan, built: Any, tmp_path: Path) -> None:
+    artifact = built(runtime, "conv_chain", plan)
+    broken = Path(shutil.copytree(artifact.path.parent, tmp_path / "broken")) / artifact.path.name
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    with (
+        pytest.raises(errors.RuntimeFailed, match=f"{runtime} .*cannot load"),
+        registry.module("runtimes", runtime).load(dataclasses.replace(artifact, path=broken)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_wrong_feed_fails_by_name(runtime: str, built: Any) -> None:
+    with pytest.raises(errors.RuntimeFailed, match=f"{runtime} fp32"):
+        run(built(runtime, "conv_chain", PrecisionPlan()), np.zeros((1, 3, 9, 9), np.float32))
+
+
+def test_outputs_are_not_overwritten_by_the_next_run(built: Any, exported: Any) -> None:
+    for runtime in ("onnxruntime", "openvino"):
+        with registry.module("runtimes", runtime).load(built(runtime, "residual", PrecisionPlan())) as runner:
+            first = runner({"input": exported["residual"].image})["output"]
+            copy = first.copy()
+            runner({"input": 1 - exported["residual"].image})
+        assert np.array_equal(first, copy)
+
+
+def test_nncf_is_silent(exported: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fresh("openvino", exported["conv_chain"], PrecisionPlan("int8"), tmp_path / "out")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_telemetry_is_prepared(tmp_path: Path) -> None:
+    """The makers' telemetry writes an identity into the home folder as soon as it is set up; nothing may appear."""
+    code = (
+        "import sys; from edgegen.runtimes import _ir\n"
+        "with _ir.quiet(): import nncf\n"
+        "assert sys.modules['openvino_telemetry'] is None and not [m for m in sys.modules if m.startswith('openvino_tel"
+        "emetry.')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    assert list(tmp_path.iterdir()) == []
