@@ -41,13 +41,13 @@ def cost(source: Path | onnx.ModelProto) -> Cost:
     normalisation and pooling count as zero MACs. Scales and zero points of Q/DQ nodes are no parameters.
 
     Raises:
-        ValueError: a weighted layer has no static shape.
+        ValueError: a weighted layer has no static shape, or its input does not fit its weight.
     """
     model = onnx.load(source) if isinstance(source, Path) else source
     shapes, consts = static_shapes(model), constants(model)
     producers = {name: node for node in model.graph.node for name in node.output}
     layers = tuple(_layer(node, shapes, consts, producers) for node in model.graph.node if node.op_type in WEIGHTED)
-    params = sum(math.prod(t.dims) for t in consts.values() if t.dims and t.name in _weights(model))
+    params = sum(math.prod(consts[name].dims) for name in _weights(model) if consts[name].dims)
     return Cost(sum(layer.macs for layer in layers), params, layers)
 
 
@@ -114,11 +114,22 @@ def _layer(
 
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     first, second, out = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
+    flags = {a.name: a.i for a in node.attribute}
     if node.op_type == "Conv":  # weight (out, in / groups, k...): each output element sums in / groups * k products
+        _fit(node, first[1], second[1] * flags.get("group", 1))
         return math.prod(out) * math.prod(second[1:])
     if node.op_type == "ConvTranspose":  # weight (in, out / groups, k...): each input element is spread over these
+        _fit(node, first[1], second[0])
         return math.prod(first) * math.prod(second[1:])
     if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return math.prod(out) * (first[0] if transposed else first[1])
+        depth = first[0] if flags.get("transA") else first[1]
+        _fit(node, depth, second[1] if flags.get("transB") else second[0])
+        return math.prod(out) * depth
+    _fit(node, first[-1], second[-2] if len(second) > 1 else second[0])
     return math.prod(out) * first[-1]
+
+
+def _fit(node: onnx.NodeProto, got: int, wanted: int) -> None:
+    """ONNX's shape inference does not compare channels."""
+    if got != wanted:
+        raise ValueError(f"{node.op_type} {node.name!r} takes {wanted} channels, its input has {got}")

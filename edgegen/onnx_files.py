@@ -66,3 +66,10 @@ def write(model: onnx.ModelProto, out: Path) -> str:
             onnx.checker.check_model(temporary)
             os.replace(temporary.with_name(data), out.with_name(data))
     return files.sha256(out)
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises; its exceptions have no common base."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))

@@ -73,8 +73,11 @@ def save(model: onnx.ModelProto, out: Path, stage: Stage) -> Graph:
     if specs and list(specs) != names:
         raise errors.ModelError(f"{stage.name}: the model's outputs are {names}, its record says {list(specs)}")
     outputs = tuple(_output_spec(stage, specs.get(name, TensorSpec(name, ())), shapes) for name in names)
+    try:
+        total = cost(model)
+    except ValueError as error:
+        raise errors.ModelError(f"{stage.name}: {error}") from error
     sha256 = onnx_files.write(model, out)
-    total = cost(model)
     return Graph(stage.name, out, stage.inputs, outputs, macs=total.macs, params=total.params, sha256=sha256)
 
 
@@ -96,8 +99,11 @@ def _evaluating(module: Any) -> Iterator[None]:
     """Eval mode inside, every submodule's own mode again outside. Programs from torch.export have no mode to set."""
     modes = [(part, part.training) for part in module.modules()]
     if any(training for _, training in modes):
-        with contextlib.suppress(NotImplementedError):  # a loaded .pt2 refuses: its mode was fixed when it was made
+        try:
             module.eval()
+        except NotImplementedError:  # a loaded .pt2: its mode was fixed when it was made, only the flags are wrong
+            for part, _ in modes:
+                part.training = False
     try:
         yield
     finally:
@@ -185,7 +191,7 @@ def _fix_inputs(stage: Stage, model: onnx.ModelProto) -> onnx.ModelProto:
         raise errors.ModelError(
             f"{stage.onnx}: its inputs are {sorted(i.name for i in inputs)}, asked for {sorted(wanted)}"
         )
-    for info in inputs:
+    for info in graph.input:
         kind, spec = info.type.tensor_type, wanted[info.name]
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
         if dtype != spec.dtype:
@@ -298,8 +304,19 @@ def _session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # below errors it tells about its own optimizer
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run(None, dict(feed))
+    failures = onnx_files.runtime_errors()
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return session.run(None, dict(feed))
+        except (*failures, ValueError) as error:
+            raise errors.RuntimeFailed(f"{path}: ONNX Runtime: {_first_line(error)}") from error
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except failures as error:
+        raise errors.RuntimeFailed(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+    return run
 
 
 def _reference(stage: Stage) -> Any:

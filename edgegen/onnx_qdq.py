@@ -179,8 +179,9 @@ def insert_qdq(
             raise errors.UsageError(f"unknown Q/DQ {kind} {got!r}; there are: {', '.join(known)}")
     model = onnx.load(graph.onnx)
     nodes = quantized_nodes(model, plan, placement=placement)
-    if not nodes or any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        reason = "the plan leaves no layer to quantize" if not nodes else "the graph is already quantized"
+    done = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    if done or not nodes:
+        reason = "the graph is already quantized" if done else "the plan leaves no layer to quantize"
         raise errors.RuntimeFailed(f"{graph.stage}: cannot build {plan.label}: {reason}")
     found = ranges(graph, calibration, _activations(model, nodes), threads=threads)
     data = {n: TensorData(lowest=np.float32(a), highest=np.float32(b)) for n, (a, b) in found.items()}

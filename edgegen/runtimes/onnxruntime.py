@@ -44,7 +44,7 @@ def supports(graph: Graph, target: Target) -> list[Problem]:
     """Operations without a CPU kernel, one problem at a time: ONNX Runtime names only the first it meets."""
     try:
         _session(graph.onnx, _options(1))
-    except _errors() as error:
+    except onnx_files.runtime_errors() as error:
         text = str(error).splitlines()[0]
         op = re.search(r"([\w.:]+)\(-?\d+\)", text)
         layer = re.search(r"node(?: with name |:)'([^']*)'", text)
@@ -83,7 +83,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
                 onnx_files.write(onnx.load(graph.onnx), folder / "model.onnx")
             built = _common.artifact(NAME, folder / "model.onnx", graph, plan, settings, ("onnxruntime",))
             _common.check_promise(built, inspect(built), promised)
-        except _errors() as error:
+        except onnx_files.runtime_errors() as error:
             raise errors.RuntimeFailed(f"{NAME} {plan.label}: {str(error).splitlines()[0]}") from error
     return _common.artifact(NAME, out / "model.onnx", graph, plan, built.options, ("onnxruntime",))
 
@@ -95,7 +95,7 @@ def load(artifact: Artifact) -> Iterator[Run]:
     Raises:
         errors.RuntimeFailed: the file cannot be loaded, or a run fails.
     """
-    failures = _errors()
+    failures = onnx_files.runtime_errors()
     try:
         session = _session(artifact.path, _options(int(artifact.options["threads"])))
     except failures as error:
@@ -159,10 +159,3 @@ def _session(path: Path, options: Any) -> Any:
     return onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED)
     )
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions have no common base."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
