@@ -7,21 +7,20 @@ precision plans refer to them. What the root module itself computes is `/Add`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from edgegen import errors, onnx_files
+from edgegen import errors, onnx_files, onnx_parity
 from edgegen.onnx_cost import WEIGHTED, Cost, LayerCost, cost, static_shapes
 from edgegen.onnx_fp16 import to_fp16
+from edgegen.onnx_parity import Parity, parity
 from edgegen.onnx_qdq import insert_qdq
 from edgegen.types import Graph, Stage, TensorSpec
 
@@ -30,14 +29,6 @@ __all__ = ["Cost", "LayerCost", "Parity", "cost", "insert_qdq", "parity", "save"
 _LOWEST_OPSET = 13  # the first with per-channel Q/DQ
 _FOLD_LIMIT = 2**26  # elements; larger constants are left to the runtime to fold
 _SCOPES = "pkg.torch.onnx.name_scopes"
-
-
-@dataclasses.dataclass(frozen=True)
-class Parity:
-    """Largest absolute difference between two outputs, and the same divided by the largest expected magnitude."""
-
-    max_abs: float
-    max_rel: float
 
 
 def to_onnx(stage: Stage, out: Path, *, opset: int = 18) -> Graph:
@@ -94,23 +85,6 @@ def _output_spec(stage: Stage, spec: TensorSpec, shapes: Mapping[str, tuple[int,
 # ---------------------------------------------------------------------------------------------------- from torch
 
 
-@contextlib.contextmanager
-def _evaluating(module: Any) -> Iterator[None]:
-    """Eval mode inside, every submodule's own mode again outside. Programs from torch.export have no mode to set."""
-    modes = [(part, part.training) for part in module.modules()]
-    if any(training for _, training in modes):
-        try:
-            module.eval()
-        except NotImplementedError:  # a loaded .pt2: its mode was fixed when it was made, only the flags are wrong
-            for part, _ in modes:
-                part.training = False
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
 def _example(spec: TensorSpec, device: Any) -> Any:
     """A tensor of the spec's shape; its values do not matter to the exported graph."""
     import torch
@@ -126,7 +100,7 @@ def _from_module(stage: Stage, opset: int) -> onnx.ModelProto:
 
     device = next((p.device for p in stage.module.parameters()), torch.device("cpu"))
     arguments = tuple(_example(spec, device) for spec in stage.inputs)
-    with _evaluating(stage.module), torch.no_grad(), warnings.catch_warnings():
+    with onnx_parity.evaluating(stage.module), torch.no_grad(), warnings.catch_warnings():
         # torch's own deepcopy of its own tree specs trips over its own deprecation; nothing that a caller could mend
         warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
         try:
@@ -142,23 +116,19 @@ def _from_module(stage: Stage, opset: int) -> onnx.ModelProto:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise errors.ModelError(f"{stage.name}: cannot be exported to ONNX: {_first_line(error)}") from error
+            raise errors.ModelError(
+                f"{stage.name}: cannot be exported to ONNX: {onnx_parity.first_line(error)}"
+            ) from error
     if program is None:
         raise errors.ModelError(f"{stage.name}: torch's exporter returned nothing")
     return program.model_proto
-
-
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip()
-    return f"{type(cause).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 # ----------------------------------------------------------------------------------------------------- from file
 
 
 def _from_file(stage: Stage) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if stage.onnx is None:
         raise errors.ModelError(f"{stage.name}: has neither a module nor an ONNX file")
@@ -168,9 +138,9 @@ def _from_file(stage: Stage) -> onnx.ModelProto:
             onnx.checker.check_model(model)
         model = _fix_inputs(stage, _raise_opset(model))
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise errors.ModelError(f"{stage.onnx}: not a valid ONNX model ({_first_line(error)})") from error
+        raise errors.ModelError(f"{stage.onnx}: not a valid ONNX model ({onnx_parity.first_line(error)})") from error
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
-        raise errors.ModelError(f"{stage.onnx}: cannot be used ({_first_line(error)})") from error
+        raise errors.ModelError(f"{stage.onnx}: cannot be used ({onnx_parity.first_line(error)})") from error
     return model
 
 
@@ -253,82 +223,3 @@ class _Names:
             free = [name for name in found if name not in taken]
             base = free[0] if free else f"{path}/{node.op_type}"
             node.name = onnx_files.unique(base, taken)
-
-
-# -------------------------------------------------------------------------------------------------------- parity
-
-
-def parity(
-    stage: Stage,
-    graph: Graph,
-    feeds: Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]],
-    *,
-    atol: float = 1e-4,
-    rtol: float = 1e-3,
-) -> Parity:
-    """Run torch and the ONNX file (ONNX Runtime) on the same inputs and compare all outputs.
-
-    Args:
-        stage: the module, or for an .onnx model the file that the graph was made from.
-        feeds: real inputs, one or several mappings from input name to an array of the input's shape (batch included).
-        atol, rtol: a difference may be at most atol + rtol * (largest magnitude of that expected output). The defaults
-            are for FP32 files: sums in another order, and nothing else.
-    Raises:
-        errors.RuntimeFailed: a larger difference, a value that is not finite, or another shape.
-    """
-    run, expect = _session(graph.onnx), _reference(stage)
-    worst = Parity(0.0, 0.0)
-    for number, feed in enumerate([feeds] if isinstance(feeds, Mapping) else feeds):
-        for spec, wanted, got in zip(graph.outputs, expect(feed), run(feed)):
-            found = _difference(wanted, got)
-            if not found.max_abs <= atol + rtol * float(np.abs(wanted).max(initial=0)):
-                raise errors.RuntimeFailed(
-                    f"{stage.name}: output {spec.name!r} of the ONNX file differs from the model by "
-                    f"{found.max_abs:.3g} ({found.max_rel:.2%} of its peak) on input {number}; allowed {atol:g} + "
-                    f"{rtol:g} of the peak"
-                )
-            worst = Parity(max(worst.max_abs, found.max_abs), max(worst.max_rel, found.max_rel))
-    return worst
-
-
-def _difference(wanted: np.ndarray, got: np.ndarray) -> Parity:
-    if wanted.shape != got.shape or not (np.isfinite(wanted).all() and np.isfinite(got).all()):
-        return Parity(math.inf, math.inf)
-    gap = float(np.abs(wanted.astype(np.float64) - got).max(initial=0))
-    peak = float(np.abs(wanted).max(initial=0))
-    return Parity(gap, gap / peak if peak else (0.0 if gap == 0 else math.inf))
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # below errors it tells about its own optimizer
-    failures = onnx_files.runtime_errors()
-
-    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        try:
-            return session.run(None, dict(feed))
-        except (*failures, ValueError) as error:
-            raise errors.RuntimeFailed(f"{path}: ONNX Runtime: {_first_line(error)}") from error
-
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except failures as error:
-        raise errors.RuntimeFailed(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-    return run
-
-
-def _reference(stage: Stage) -> Any:
-    if stage.module is None:
-        return _session(Path(str(stage.onnx)))
-    import torch
-
-    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        device = next((p.device for p in stage.module.parameters()), torch.device("cpu"))
-        with _evaluating(stage.module), torch.no_grad():
-            out = stage.module(*(torch.from_numpy(np.ascontiguousarray(feed[s.name])).to(device) for s in stage.inputs))
-        values = out.values() if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else (out,)
-        return [value.cpu().numpy() for value in values]
-
-    return run

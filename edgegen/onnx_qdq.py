@@ -118,7 +118,9 @@ def quantized_nodes(model: onnx.ModelProto, plan: PrecisionPlan, *, placement: s
         errors.UsageError: `plan.float_layers` names a node that is not in the graph.
     """
     check_layers(model, plan)
-    consts, quantized, carried = constants(model), [], set()
+    consts = constants(model)
+    quantized: list[str] = []
+    carried: set[str] = set()
     for node in model.graph.node:
         computed = [name for name in node.input if name and name not in consts]
         if node.name in plan.float_layers or node.op_type in plan.float_types:

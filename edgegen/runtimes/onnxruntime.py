@@ -95,7 +95,7 @@ def load(artifact: Artifact) -> Iterator[Run]:
     Raises:
         errors.RuntimeFailed: the file cannot be loaded, or a run fails.
     """
-    failures = onnx_files.runtime_errors()
+    failures: tuple[type[Exception], ...] = (*onnx_files.runtime_errors(), ValueError)
     try:
         session = _session(artifact.path, _options(int(artifact.options["threads"])))
     except failures as error:
@@ -105,7 +105,7 @@ def load(artifact: Artifact) -> Iterator[Run]:
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             return dict(zip(names, session.run(names, feeds)))
-        except (*failures, ValueError) as error:
+        except failures as error:
             raise errors.RuntimeFailed(f"{artifact.label}: {str(error).splitlines()[0]}") from error
 
     yield run
