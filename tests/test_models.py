@@ -130,17 +130,17 @@ def test_cifar_resnet_on_images_it_never_saw():
     archive = np.load(SHARED / "cifar10-test.npz")
     module, given = trained("cifar_resnet"), registry.module("models", "cifar_resnet").RECORD["input"]
     mean, std = (torch.tensor(given[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    x = (torch.from_numpy(archive["x"][:1000]).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    x = (torch.from_numpy(archive["x"][::8]).permute(0, 3, 1, 2).float() / 255 - mean) / std
     found = torch.cat([module(part) for part in x.split(250)]).argmax(1).numpy()
-    assert float((found == archive["y"][:1000]).mean()) > 0.86
+    assert float((found == archive["y"][::8]).mean()) > 0.86
 
 
 @needs_shared
 def test_mnist_encoder_knows_digits():
     archive = np.load(SHARED / "mnist-test.npz")
-    x = F.pad(torch.from_numpy(archive["x"][:1000].reshape(-1, 1, 28, 28)).float() / 255, (2, 2, 2, 2))
+    x = F.pad(torch.from_numpy(archive["x"][::10].reshape(-1, 1, 28, 28)).float() / 255, (2, 2, 2, 2))
     found = encoders.create("mnist").classify(x).argmax(1).numpy()
-    assert float((found == archive["y"][:1000]).mean()) > 0.98
+    assert float((found == archive["y"][::10]).mean()) > 0.98
 
 
 @pytest.mark.parametrize(("name", "widths"), [("cifar", [16, 64, 128]), ("mnist", [16, 32, 64, 64])])

@@ -13,7 +13,7 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
-from encoder import padded
+from encoder import padded, tensor
 from torch import nn
 from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
@@ -67,6 +67,13 @@ def samples(generator: nn.Module, count: int, seed: int = 0) -> torch.Tensor:
     return (torch.cat(parts)[:count] + 1) / 2
 
 
+def chosen_images(name: str, count: int) -> torch.Tensor:
+    """(count, 1, 32, 32) in 0..1, drawn evenly: the files are sorted by class."""
+    images = padded(name)[0]
+    order = np.random.default_rng(13).permutation(len(images))[:count]
+    return tensor(images[order])
+
+
 @torch.no_grad()
 def features(images: torch.Tensor) -> np.ndarray:
     """Pooled features (N, 64) of the mnist encoder."""
@@ -88,7 +95,7 @@ def kid(first: np.ndarray, second: np.ndarray) -> float:
 
 def figures(generator: nn.Module) -> dict[str, object]:
     """KID to MNIST test images, beside that of MNIST training images, and how often the encoder sees each digit."""
-    test, train = (torch.from_numpy(padded(name)[0][:JUDGED])[:, None].float() / 255 for name in ("test", "train"))
+    test, train = chosen_images("test", JUDGED), chosen_images("train", JUDGED)
     made = samples(generator, JUDGED)
     reference, encoder = features(test), encoders.create("mnist")
     with torch.no_grad():
@@ -104,7 +111,7 @@ def figures(generator: nn.Module) -> dict[str, object]:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, steps=4000)
+    options = common.arguments(__doc__, steps=2800)
     images, _ = padded("train")
     model, critic = dcgan.create(latent=LATENT).train(), discriminator().train()
     average = common.Average(model, DECAY)
@@ -136,8 +143,7 @@ def main() -> None:
 
     def evaluate() -> dict[str, float]:
         measure_norms(average.module, batches=8)
-        test = torch.from_numpy(padded("test")[0][:1000])[:, None].float() / 255
-        return {"kid_1000": kid(features(samples(average.module, 1000)), features(test))}
+        return {"kid_1000": kid(features(samples(average.module, 1000)), features(chosen_images("test", 1000)))}
 
     common.train(run, step, evaluate=evaluate, every=500)
     measure_norms(average.module)
