@@ -107,6 +107,14 @@ def test_a_perfect_student_has_no_loss_and_is_not_moved(residual: Model):
         torch.testing.assert_close(result.model.stage.module.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
 
+def test_a_frozen_network_learns_and_is_frozen_again(depthwise_generator: Model):
+    student = noisy(depthwise_generator)
+    student.stage.module.requires_grad_(False)
+    result = quick(student, job(depthwise_generator))
+    assert result.notes["loss_last"] < result.notes["loss_first"]
+    assert not any(parameter.requires_grad for parameter in result.model.stage.module.parameters())
+
+
 def test_batch_norm_statistics_follow_the_data_unless_frozen(residual: Model):
     start = residual.stage.module[1].norm.running_var
     results = [quick(residual, job(residual), batchnorm=mode).model.stage.module for mode in ("train", "frozen")]

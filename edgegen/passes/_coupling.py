@@ -8,13 +8,11 @@ that a concatenation with the input image has sizes. What is still wrong is foun
 
 from __future__ import annotations
 
-import ctypes
 import math
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -24,11 +22,11 @@ from torch_pruning._helpers import _HybridIndex as Index
 
 from edgegen import graph
 from edgegen.errors import PassError
+from edgegen.passes._limited import limited
 
 Key = tuple[str, str]  # (path of a layer or parameter, "out" or "in")
 Unit = dict[Key, tuple[int, ...]]  # what leaves together, as indices into the original network
 _STATISTICS_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
-T = TypeVar("T")
 
 
 @dataclass
@@ -83,7 +81,7 @@ def find(module: nn.Module, inputs: Sequence[torch.Tensor], *, seconds: float) -
     """
     net = graph.clone(module).requires_grad_(True).eval()
     try:
-        return _limited(lambda: _find(net, inputs), seconds)
+        return limited(lambda: _find(net, inputs), seconds)
     except TimeoutError as error:
         raise PassError(
             f"prune_channels: tracing the channel dependencies took more than {seconds:g} s; "
@@ -283,26 +281,3 @@ def _attention(path: str, part: Any) -> Coupled:
         stacked = tuple(offset * heads * size + channel for offset in range(3) for channel in channels)
         group.units.append({(f"{path}.qkv", "out"): stacked, (f"{path}.proj", "in"): tuple(channels)})
     return group
-
-
-def _limited(work: Callable[[], T], seconds: float) -> T:
-    """Run `work` in a thread and raise TimeoutError inside it when its time is over (pure Python loops do end then)."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:  # noqa: BLE001 - handed over to the caller's thread
-            failure.append(error)
-
-    thread = threading.Thread(target=body, name="edgegen-trace", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError))
-        thread.join(seconds)
-        raise TimeoutError
-    if failure:
-        raise failure[0]
-    return result[0]

@@ -112,17 +112,21 @@ class _Lesson:
         self.table, self.temperature, self.task = table, temperature, model.task
         low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
         self.low, self.span = low, high - low
-        self.student = graph.clone(model.stage.module)
+        self.student = graph.clone(model.stage.module).to(job.device)
+        self.frozen = not any(parameter.requires_grad for parameter in self.student.parameters())
+        if self.frozen:  # loaded for inference: then everything learns, and is frozen again afterwards
+            self.student.requires_grad_(True)
+        inputs = training.place(first["input"], job.device)
         self.teacher: Any = _teacher(job) if any(name in FROM_TEACHER for name in table) else None
         _check_data(table, first)
         if self.teacher is not None:
-            _check_fit(self.student, self.teacher, first["input"])
+            _check_fit(self.student, self.teacher, inputs)
         self.encoder: Any = _frozen(encoders.create(encoder), job.device) if "perceptual" in table else None
         self.names: tuple[str, ...] = ()
         self.features: nn_losses.FeatureLoss | None = None
         self.learner = nn.ModuleDict({"student": self.student})
         if "features" in table:
-            self._pair(first["input"], projection, job.seed)
+            self._pair(inputs, projection, job.seed)
 
     def _pair(self, inputs: Sequence[torch.Tensor], projection: str, seed: int) -> None:
         """Choose the layers to compare and make the projections, with random numbers of their own."""
@@ -166,7 +170,9 @@ class _Lesson:
         return (nn_losses.squared if name == "l2" else nn_losses.absolute)(found, taught, self.span)
 
     def close(self) -> None:
-        """Take the hooks off the student, which is the result."""
+        """Take the hooks off the student, which is the result, and freeze it again if it was."""
+        if self.frozen:
+            self.student.requires_grad_(False)
         if self.features is not None:
             self.features.close()
 
@@ -193,7 +199,6 @@ def _check_data(table: Mapping[str, float], first: _lessons.Batch) -> None:
 def _check_fit(student: nn.Module, teacher: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
     """One clear line when the two networks cannot be compared."""
     found = [tuple(out.shape[1:]) for out in graph.outputs(student, inputs)]
-    device = next(iter(teacher.parameters()), inputs[0]).device
-    wanted = [tuple(out.shape[1:]) for out in graph.outputs(teacher, [x.to(device) for x in inputs])]
+    wanted = [tuple(out.shape[1:]) for out in graph.outputs(teacher, inputs)]
     if found != wanted:
         raise ValueError(f"outputs of student {found} and teacher {wanted} differ; distill needs equal shapes")
