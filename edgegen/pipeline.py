@@ -35,7 +35,7 @@ def compress(request: Request, progress: judgement.Progress = quiet) -> Bundle:
     for number, group in enumerate(recipe.groups(run.recipe), 1):
         _group(run, work, number, group, baseline, evaluations)
     graphs = {name: graph for name, (_, graph) in work.networks.items()}
-    pool = decide.with_quantized(run, graphs, baseline, work.pool)
+    pool = decide.with_quantized(run, graphs, baseline, work.pool, evaluations)
     chosen, pool = decide.choose(run, baseline, pool, evaluations)
     final = decide.final_figures(run, baseline, chosen, floats, evaluations)
     records = work.records + summary.precision_records(run, chosen, pool)

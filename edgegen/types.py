@@ -55,7 +55,8 @@ class PrecisionPlan:
 
     precision: one of PRECISIONS. format: "" (the runtime's only one), "u8s8" or "s8s8" (ONNX Runtime Q/DQ).
     rest: precision of what is not quantized in an int8 build. float_layers: graph node names (exact) left in
-    `rest`; float_types: ONNX operation types left in `rest`.
+    `rest`; float_types: ONNX operation types left in `rest`. ranges: how activation ranges are found where a runtime
+    offers a choice: "mean" (of each sample's extremes: robust, clips rare values such as white skies) or "minmax".
     """
 
     precision: str = "fp32"
@@ -63,13 +64,14 @@ class PrecisionPlan:
     rest: str = "fp32"
     float_layers: tuple[str, ...] = ()
     float_types: tuple[str, ...] = ()
+    ranges: str = ""
 
     @property
     def label(self) -> str:
         """Short name for tables, such as `int8 (u8s8, rest fp32)`."""
         if self.precision != "int8":
             return self.precision
-        parts = [part for part in (self.format, f"rest {self.rest}") if part]
+        parts = [part for part in (self.format, self.ranges, f"rest {self.rest}") if part]
         kept = len(self.float_layers) + len(self.float_types)
         return f"int8 ({', '.join(parts + ([f'{kept} in float'] if kept else []))})"
 
