@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgegen import bundle, decide, delivery, judgement, recipe, steps, summary
+from edgegen import bundle, decide, delivery, judgement, recipe, steps, summary, variants
 from edgegen.judgement import Candidate
 from edgegen.request import Request
 from edgegen.run import Run, data_key, export, feeds, job_of, open_run, quiet, unquantized
@@ -35,7 +35,7 @@ def compress(request: Request, progress: judgement.Progress = quiet) -> Bundle:
     for number, group in enumerate(recipe.groups(run.recipe), 1):
         _group(run, work, number, group, baseline, evaluations)
     graphs = {name: graph for name, (_, graph) in work.networks.items()}
-    pool = decide.with_quantized(run, graphs, baseline, work.pool, evaluations)
+    pool = variants.with_quantized(run, graphs, baseline, work.pool, evaluations)
     chosen, pool = decide.choose(run, baseline, pool, evaluations)
     final = decide.final_figures(run, baseline, chosen, floats, evaluations)
     records = work.records + summary.precision_records(run, chosen, pool)
@@ -59,7 +59,7 @@ def _group(
     number: int,
     group: tuple[recipe.Step, ...],
     baseline: Candidate,
-    evaluations: decide.Evaluations | None,
+    evaluations: variants.Evaluations | None,
 ) -> None:
     """Run one group of structural passes and keep it only if it pays on the target and keeps the budget."""
     name = " + ".join(step.name for step in group)

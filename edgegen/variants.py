@@ -1,0 +1,126 @@
+"""Which INT8 builds are tried: every plan of every runtime, and variants of those that are slow or lossy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import data, judgement, onnx_graph
+from edgegen.judgement import Candidate
+from edgegen.quality import Evaluation
+from edgegen.run import SCREEN_ROUNDS, Run
+from edgegen.types import Graph
+
+# How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:
+# the first and last layers see pixels, where a step of the grid is visible (PITFALLS 41).
+REPAIRS = ((0, 1), (1, 1), (1, 2), (2, 3), (3, 5))
+HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """`select` decides, `test` reports (and can only reject)."""
+
+    select: Evaluation
+    test: Evaluation
+
+
+def calibration_folder(run: Run) -> Path:
+    """The calibration samples as one memory-mappable .npy an input; random only under --latency-only."""
+    folder = run.folder / "calibration"
+    spec = run.model.stage.inputs[0]
+    file = folder / f"{spec.name}.npy"
+    if not file.exists():
+        if run.data.calibration is None:
+            values = np.concatenate([run.bench.feeds[spec.name]] * 4)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(file, values, allow_pickle=False)
+        else:
+            data.write_calibration(run.data.calibration, folder, spec.name, run.request.calibration_images)
+    return folder
+
+
+def with_quantized(
+    run: Run,
+    graphs: dict[str, Graph],
+    baseline: Candidate,
+    pool: list[Candidate],
+    found: Evaluations | None,
+) -> list[Candidate]:
+    """The pool with the INT8 builds of the original and of the last kept network, timed beside the baseline."""
+    step = next((s for s in run.recipe.steps if s.name == "quantize"), None)
+    if step is None:
+        return pool
+    calibration = calibration_folder(run)
+    built = []
+    for of in {"original", list(graphs)[-1]}:
+        for runtime, plan in run.bench.plans(quantized=True):
+            if plan.format and plan.format not in step.options.get("formats", ("u8s8", "s8s8")):
+                continue
+            chosen = dataclasses.replace(
+                plan,
+                float_layers=tuple(step.options.get("float_layers", ())),
+                float_types=tuple(step.options.get("float_types", ())),
+            )
+            built.append(run.bench.build(of, graphs[of], runtime, chosen, calibration))
+    built, worse = _best_ranges(run, sorted(built, key=lambda c: c.label), found)
+    timed = run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
+    return pool + worse + timed + _float_islands(run, baseline, timed, calibration)
+
+
+def _best_ranges(
+    run: Run, built: list[Candidate], found: Evaluations | None
+) -> tuple[list[Candidate], list[Candidate]]:
+    """(best, others) of builds that differ only in how activation ranges were found: equally fast, so quality decides.
+
+    No rule is right for all: on edsr "mean" clips white skies (34 dB to the teacher on one photo, "minmax" 51 dB), on
+    style-mosaic "minmax" loses 3 dB to a few large activations.
+    """
+    families: dict[Any, list[Candidate]] = {}
+    for candidate in built:
+        plan = dataclasses.replace(candidate.graph.plan, ranges="")
+        families.setdefault((candidate.of, candidate.runtime, plan), []).append(candidate)
+    best, others = [], []
+    for family in families.values():
+        alive = [c for c in family if c.artifact is not None]
+        if found is not None and len(alive) > 1:
+            alive = [run.bench.score(c, found.select, run.gate, "select") for c in alive]
+            alive.sort(key=lambda c: c.drop if c.drop is not None else math.inf)
+        first = alive[0] if alive else family[0]
+        best.append(first)
+        scored = {c.label: c for c in alive}
+        said = f"the same kernels as {first.label}, with more loss of quality"
+        others += [scored.get(c.label, c).judged("undone", said) for c in family if c.label != first.label]
+    return best, others
+
+
+def _float_islands(run: Run, baseline: Candidate, timed: list[Candidate], calibration: Path) -> list[Candidate]:
+    """Where INT8 is slower than float: leave one heavy operation type in float at a time, in the best INT8 build."""
+    alive = [c for c in timed if c.ratio is not None]
+    if not alive or any(judgement.is_faster(c) for c in alive):
+        return []
+    best = max(alive, key=lambda c: c.gain)
+    types = {layer.op for layer in onnx_graph.cost(best.graph.onnx).layers} & set(HEAVY)
+    if len(types) < 2:
+        return []
+    plans = [dataclasses.replace(best.graph.plan, float_types=(kind,)) for kind in sorted(types)]
+    built = [run.bench.build(best.of, best.graph, best.runtime, plan, calibration) for plan in plans]
+    return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
+
+
+def repairs(run: Run, candidate: Candidate, baseline: Candidate) -> list[Candidate]:
+    """Variants of an INT8 build that breaks the quality budget, with layers at both ends left in float."""
+    names = [layer.name for layer in onnx_graph.cost(candidate.graph.onnx).layers if layer.op in HEAVY]
+    built = []
+    for first, last in REPAIRS:
+        if first + last >= len(names):
+            break
+        kept = tuple(names[:first] + names[len(names) - last :])
+        plan = dataclasses.replace(candidate.graph.plan, float_layers=kept)
+        built.append(run.bench.build(candidate.of, candidate.graph, candidate.runtime, plan, calibration_folder(run)))
+    return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
