@@ -94,6 +94,11 @@ def _latents(request: Request, model: Model) -> RunData:
 
 def _calibration(request: Request, model: Model, train: Any, held_out: tuple[Any, Any]) -> Any:
     if request.calibration:
+        if request.calibration == "random":
+            raise DataError(
+                "--calibration random: random values calibrate ranges that no real image has; give real images, or"
+                " --latency-only for timing alone (the bundle is then stamped as not for accuracy)"
+            )
         known = request.calibration in registry.names("calibration")
         if not known and not Path(request.calibration).exists():
             registry.check("calibration", request.calibration)

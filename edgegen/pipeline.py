@@ -35,10 +35,11 @@ def compress(request: Request, progress: judgement.Progress = quiet) -> Bundle:
     for number, group in enumerate(recipe.groups(run.recipe), 1):
         _group(run, work, number, group, baseline, evaluations)
     graphs = {name: graph for name, (_, graph) in work.networks.items()}
-    pool = variants.with_quantized(run, graphs, baseline, work.pool, evaluations)
+    plans = variants.planned(run, work.networks)
+    pool = variants.with_quantized(run, graphs, plans.get("quantize", {}), baseline, work.pool, evaluations)
     chosen, pool = decide.choose(run, baseline, pool, evaluations)
     final = decide.final_figures(run, baseline, chosen, floats, evaluations)
-    records = work.records + summary.precision_records(run, chosen, pool)
+    records = work.records + summary.precision_records(run, chosen, pool, plans)
     result = delivery.deliver(run, work.networks[chosen.of][0], final, records, pool, time.monotonic() - started)
     shutil.rmtree(run.folder, ignore_errors=True)
     return result

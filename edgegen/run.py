@@ -161,7 +161,7 @@ def data_key(run: Run) -> str:
     return run.data.train.digest if run.data.train is not None else "none"
 
 
-def job_of(run: Run, progress: Callable[[str, float], None]) -> Job:
+def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fraction: None) -> Job:
     def latency(stage: Stage) -> Measurement:
         name = f"candidate {len(list((run.folder / 'graphs').glob('*.onnx')))}"
         graph = export(run, dataclasses.replace(run.model, stages=(stage,)), name)

@@ -36,7 +36,9 @@ def step_records(
     ]
 
 
-def precision_records(run: Run, chosen: Candidate, pool: Sequence[Candidate]) -> list[dict[str, Any]]:
+def precision_records(
+    run: Run, chosen: Candidate, pool: Sequence[Candidate], plans: dict[str, dict[str, PassResult]]
+) -> list[dict[str, Any]]:
     """Records of `quantize` and `cast`: kept when the chosen build has that precision, else undone and why."""
     records = []
     for step in run.recipe.steps:
@@ -50,7 +52,9 @@ def precision_records(run: Run, chosen: Candidate, pool: Sequence[Candidate]) ->
             best = max(tried, key=lambda c: c.gain, default=None)
             status = "undone"
             reason = f"{best.label}: {best.reason}" if best is not None else f"no {wanted} build on {run.target.name}"
-        records.append({"name": step.name, "options": dict(step.options), "status": status, "reason": reason})
+        result = plans[step.name].get(chosen.of) or plans[step.name]["original"]
+        record = {"name": step.name, "options": dict(step.options), "status": status, "reason": reason}
+        records.append({**record, "changed": dict(result.changed), "skipped": dict(result.skipped)})
     return records
 
 

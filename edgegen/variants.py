@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import data, judgement, onnx_graph
+from edgegen import data, judgement, onnx_graph, recipe, registry
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
-from edgegen.run import SCREEN_ROUNDS, Run
-from edgegen.types import Graph
+from edgegen.run import SCREEN_ROUNDS, Run, job_of
+from edgegen.types import Graph, Model, PassResult
 
 # How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:
 # the first and last layers see pixels, where a step of the grid is visible (PITFALLS 41).
@@ -45,28 +45,42 @@ def calibration_folder(run: Run) -> Path:
     return folder
 
 
+def planned(run: Run, networks: dict[str, tuple[Model, Graph]]) -> dict[str, dict[str, PassResult]]:
+    """Pass name -> network -> what `quantize` and `cast` of the recipe plan for the original and the last kept network.
+
+    Raises:
+        RecipeError: an option that the target or the network does not allow.
+    """
+    found: dict[str, dict[str, PassResult]] = {}
+    for step in run.recipe.steps:
+        if step.name in recipe.PRECISION_PASSES:
+            function = getattr(registry.module("passes", step.name), step.name)
+            found[step.name] = {
+                of: function(networks[of][0], job_of(run), **step.options)
+                for of in dict.fromkeys(("original", list(networks)[-1]))
+            }
+    return found
+
+
 def with_quantized(
     run: Run,
     graphs: dict[str, Graph],
+    results: dict[str, PassResult],
     baseline: Candidate,
     pool: list[Candidate],
     found: Evaluations | None,
 ) -> list[Candidate]:
-    """The pool with the INT8 builds of the original and of the last kept network, timed beside the baseline."""
-    step = next((s for s in run.recipe.steps if s.name == "quantize"), None)
-    if step is None:
+    """The pool with the INT8 builds of the planned networks, timed beside the baseline."""
+    if not results:
         return pool
     calibration = calibration_folder(run)
     built = []
-    for of in {"original", list(graphs)[-1]}:
+    for of, result in results.items():
+        wanted = result.model.plan
         for runtime, plan in run.bench.plans(quantized=True):
-            if plan.format and plan.format not in step.options.get("formats", ("u8s8", "s8s8")):
+            if plan.format and plan.format not in result.notes["formats"]:
                 continue
-            chosen = dataclasses.replace(
-                plan,
-                float_layers=tuple(step.options.get("float_layers", ())),
-                float_types=tuple(step.options.get("float_types", ())),
-            )
+            chosen = dataclasses.replace(plan, float_layers=wanted.float_layers, float_types=wanted.float_types)
             built.append(run.bench.build(of, graphs[of], runtime, chosen, calibration))
     built, worse = _best_ranges(run, sorted(built, key=lambda c: c.label), found)
     timed = run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
