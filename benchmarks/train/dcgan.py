@@ -21,7 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from edgegen.models import dcgan
 from edgegen.nn import encoders
 
-LATENT, BATCH, RATE, BETAS, DECAY, JUDGED = 64, 64, 2e-4, (0.5, 0.99), 0.998, 5000
+LATENT, BATCH, RATE, CRITIC_RATE, BETAS, DECAY, JUDGED = 64, 64, 2e-4, 8e-4, (0.5, 0.99), 0.998, 5000
 WEIGHTS = Path(dcgan.__file__).parent / "weights" / "dcgan.safetensors"
 
 
@@ -111,19 +111,19 @@ def figures(generator: nn.Module) -> dict[str, object]:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, steps=2800)
+    options = common.arguments(__doc__, steps=4400)
     images, _ = padded("train")
     model, critic = dcgan.create(latent=LATENT).train(), discriminator().train()
     average = common.Average(model, DECAY)
     makers = torch.optim.Adam(model.parameters(), lr=RATE, betas=BETAS)
-    judges = torch.optim.Adam(critic.parameters(), lr=RATE, betas=BETAS)
+    judges = torch.optim.Adam(critic.parameters(), lr=CRITIC_RATE, betas=BETAS)
     run = common.Run("dcgan", options.steps, options.seed, common.checkpoint(options, "dcgan"), {
         "model": model, "critic": critic, "average": average, "makers": makers, "judges": judges})
 
     def step(index: int) -> dict[str, float]:
-        rate = RATE * min(1.0, 2.0 * (1 - index / options.steps))  # flat, then falling to zero in the second half
-        for optimizer in (makers, judges):
-            common.set_rate(optimizer, rate)
+        share = min(1.0, 2.0 * (1 - index / options.steps))  # flat, then falling to zero in the second half
+        common.set_rate(makers, share * RATE)
+        common.set_rate(judges, share * CRITIC_RATE)
         z = latents(BATCH, options.seed, index)
         with torch.autocast("cpu", torch.bfloat16):
             fake = model(z)
@@ -148,9 +148,11 @@ def main() -> None:
     common.train(run, step, evaluate=evaluate, every=500)
     measure_norms(average.module)
     common.write_weights(average.module, WEIGHTS)
-    common.record(run, settings={"batch": BATCH, "rate": RATE, "betas": BETAS, "average_decay": DECAY, "loss": "hinge",
-                                 "critic": "spectral norm, 64-128-256", "precision": "bf16 autocast"},
-                  figures=figures(average.module), weights=WEIGHTS, module=model,
+    settings = {
+        "batch": BATCH, "rate": RATE, "critic_rate": CRITIC_RATE, "betas": BETAS, "average_decay": DECAY,
+        "loss": "hinge", "critic": "spectral norm, 64-128-256", "precision": "bf16 autocast",
+    }
+    common.record(run, settings=settings, figures=figures(average.module), weights=WEIGHTS, module=model,
                   data="MNIST, 60,000 training images, padded to 32x32")
 
 
