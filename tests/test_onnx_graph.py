@@ -218,6 +218,19 @@ def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
     assert names == ["mix/MatMul", "mix/MatMul_1", "/MatMul", "/MatMul_1"]
 
 
+def test_gelu_is_fused_by_onnx_runtime(tmp_path: Path) -> None:
+    import onnxruntime
+
+    spec = TensorSpec("input", (1, 4, 8))
+    stage = Stage("shared", network("shared"), (spec,), (TensorSpec("output", (1, 4, 8)),))
+    graph = onnx_graph.to_onnx(stage, tmp_path / "a.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(str(graph.onnx), options)
+    assert "Erf" in ops(graph.onnx)
+    assert "Erf" not in ops(tmp_path / "optimized.onnx")
+
+
 def test_torch_export_program_is_exported(tmp_path: Path) -> None:
     import torch
 

@@ -16,7 +16,7 @@ from conftest import TINY, make_tiny
 
 from edgegen import errors, files, onnx_graph, registry
 from edgegen.devices import local
-from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Target, TensorSpec
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Stage, Target, TensorSpec
 
 HERE = Target("here", "", ("onnxruntime", "openvino"), precisions=("fp32", "fp16", "bf16", "int8"), threads=1)
 # Largest difference as a fraction of the output's peak: rounding of sums; 8 bits of mantissa; 11 bits in the weights
@@ -170,6 +170,34 @@ def test_kept_types_are_float(runtime: str, plan: PrecisionPlan, exported: Any, 
     kept = dataclasses.replace(plan, float_types=("Gemm",))
     found = inspect(fresh(runtime, exported["conv_chain"], kept, tmp_path / "out"))
     assert {name for name, got in found.layers.items() if name.endswith("Gemm") and got == plan.rest} == {"10/Gemm"}
+
+
+@pytest.mark.parametrize(("runtime", "plan"), INT8)
+def test_linear_layers_of_a_transformer_run_in_int8(runtime: str, plan: PrecisionPlan, tmp_path: Path) -> None:
+    """ONNX Runtime's MatMulAddFusion would put each linear layer with a bias back into float."""
+    import torch
+    from torch import nn
+
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.act, self.down = nn.LayerNorm(16), nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)
+
+        def forward(self, x: Any) -> Any:
+            return x + self.down(self.act(self.up(self.norm(x))))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Mlp().eval()
+    samples = np.random.default_rng(0).standard_normal((SAMPLES, 9, 16)).astype(np.float32)
+    np.save(tmp_path / "input.npy", samples)
+    stage = Stage("mlp", module, (TensorSpec("input", (1, 9, 16)),), (TensorSpec("output", (1, 9, 16)),))
+    graph = onnx_graph.to_onnx(stage, tmp_path / "graph.onnx")
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(samples[:1])).numpy()
+    artifact = fresh(runtime, Exported(graph, tmp_path, samples[:1], wanted), plan, tmp_path / "out")
+    assert inspect(artifact).layers == {"up/MatMul": "int8", "down/MatMul": "int8"}
+    assert is_close(wanted, run(artifact, samples[:1]), TOLERANCE["int8"])
 
 
 @pytest.mark.parametrize(("runtime", "plan"), INT8)

@@ -20,9 +20,11 @@ from typing import Any
 
 import onnx
 
+from edgegen.onnx_cost import WEIGHTED
+
 _WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 _PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
-_CHATTY = ("nncf", "torch.utils.cpp_extension")
+_NUMBERED = r"[A-Z][A-Za-z0-9]*_\d+"  # how OpenVINO names what it makes itself
 
 
 def openvino() -> Any:
@@ -43,18 +45,19 @@ def quiet() -> Iterator[None]:
     import rich
 
     openvino()
-    loggers = [(logging.getLogger(name), logging.getLogger(name).level) for name in _CHATTY]
-    console = rich.get_console()
-    before = console.quiet
-    for logger, _ in loggers:
-        logger.setLevel(logging.ERROR)
-    console.quiet = True
+    chatty = logging.getLogger("torch.utils.cpp_extension")  # tells about CUDA when nncf imports it
+    before, level = rich.get_console().quiet, chatty.level
+    chatty.setLevel(logging.ERROR)
+    log = importlib.import_module("nncf.common.logging").nncf_logger  # exists, and sets its level, after the import
+    verbosity = log.level
+    log.setLevel(logging.ERROR)
+    rich.get_console().quiet = True
     try:
         yield
     finally:
-        console.quiet = before
-        for logger, level in loggers:
-            logger.setLevel(level)
+        rich.get_console().quiet = before
+        log.setLevel(verbosity)
+        chatty.setLevel(level)
 
 
 def convert(path: Path) -> Any:
@@ -62,42 +65,36 @@ def convert(path: Path) -> Any:
     model = openvino().convert_model(str(path))
     source = onnx.load(path, load_external_data=False)
     for node in source.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            _name(node, _between(model, node))
+        if node.op_type in WEIGHTED:
+            group = _group(model, node.name)
+            cores = [operation for operation in group if operation.get_type_name() in _WEIGHTED]
+            if len(cores) == 1:
+                for operation in group:
+                    if operation.get_friendly_name() == node.name:
+                        operation.set_friendly_name(f"{node.name}/{operation.get_type_name()}")
+                cores[0].set_friendly_name(node.name)
     return model
 
 
-def _name(node: onnx.NodeProto, operations: list[Any]) -> None:
-    for operation in operations:
-        if operation.get_friendly_name() == node.name:
-            operation.set_friendly_name(f"{node.name}/{operation.get_type_name()}")
-    for operation in operations:
-        if operation.get_type_name() in _WEIGHTED:
-            operation.set_friendly_name(node.name)
-
-
-def _between(model: Any, node: onnx.NodeProto) -> list[Any]:
-    """Operations that compute the node's outputs from its inputs, constants excluded."""
-    makers = {name: port.get_node() for op in model.get_ops() for port in op.outputs() for name in port.get_names()}
-    borders, found = set(node.input), {}
-    stack = [makers[name] for name in node.output if name in makers]
+def _group(model: Any, node: str) -> list[Any]:
+    """Operations that an ONNX node became: `node`, `node/...`, and what was made for them under a numbered name."""
+    stack = [
+        op for op in model.get_ops() if op.get_friendly_name() == node or op.get_friendly_name().startswith(f"{node}/")
+    ]
+    found: dict[str, Any] = {}
     while stack:
         operation = stack.pop()
-        name = operation.get_friendly_name()
-        if name in found or operation.get_type_name() in ("Constant", "Parameter"):
+        if operation.get_name() in found or operation.get_type_name() in ("Constant", "Parameter"):
             continue
-        found[name] = operation
-        for port in (value.get_source_output() for value in operation.inputs()):
-            if not borders & port.get_names():
-                stack.append(port.get_node())
+        found[operation.get_name()] = operation
+        sources = [value.get_source_output().get_node() for value in operation.inputs()]
+        stack += [source for source in sources if re.fullmatch(_NUMBERED, source.get_friendly_name())]
     return list(found.values())
 
 
-def operations(model: Any, source: onnx.ModelProto, names: Iterable[str]) -> list[str]:
-    """Friendly names of the OpenVINO operations that the named ONNX nodes became."""
-    wanted = set(names)
-    found = (_between(model, node) for node in source.graph.node if node.name in wanted)
-    return sorted({operation.get_friendly_name() for group in found for operation in group})
+def operations(model: Any, names: Iterable[str]) -> list[str]:
+    """Friendly names of the OpenVINO operations that the named ONNX nodes became, for nncf's ignored scope."""
+    return sorted({operation.get_friendly_name() for name in names for operation in _group(model, name)})
 
 
 def save(model: Any, out: Path, source: Path, *, halve: bool) -> None:
@@ -127,7 +124,7 @@ class Layer:
     """A weighted operation.
 
     weight_type is OpenVINO's name of the stored element type, "" without constant weights. aliases: names of the
-    operations right behind it, one of which the compiled model may give to the fused whole.
+    operations right behind it, one of which the compiled model may give to the fused whole, and of its weight.
     """
 
     name: str
@@ -145,7 +142,7 @@ def weighted_layers(model: Any) -> list[Layer]:
             weight = next((c for c in (_constant(operation, 1), _constant(operation, 0)) if c is not None), None)
             kind = weight.get_element_type().get_type_name() if weight is not None else ""
             size = weight.get_byte_size() if weight is not None else 0
-            aliases = _followers(operation)
+            aliases = (*_followers(operation), *([weight.get_friendly_name()] if weight is not None else []))
             found.append(Layer(operation.get_friendly_name(), _macs(operation), kind, size, aliases))
     return found
 
@@ -184,7 +181,7 @@ def _macs(operation: Any) -> int:
 
 
 def executed(compiled: Any) -> dict[str, str]:
-    """Operation name -> precision (one of types.PRECISIONS) in which the compiled model executes it.
+    """Name of an operation or of its weight -> precision (one of types.PRECISIONS) in which it executes.
 
     Told by the kernel (`brgconv_avx512_f32`) where its name says so: `runtimePrecision` alone calls an FP32 kernel with
     FP16 weights f16 (2026.4.1).
@@ -199,4 +196,7 @@ def executed(compiled: Any) -> dict[str, str]:
         precision = _PRECISIONS.get(kernel) or _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
         for name in told["originalLayersNames"].astype(str).split(","):
             found.setdefault(re.sub(r"/DequantizationMultiply$", "", name), precision)
+        for weight in (value.get_source_output().get_node() for value in operation.inputs()):
+            if weight.get_rt_info()["layerType"].astype(str) == "Const":
+                found.setdefault(weight.get_friendly_name(), precision)
     return found

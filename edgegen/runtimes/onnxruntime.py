@@ -21,9 +21,11 @@ NAME = "onnxruntime"
 _PLANS = (PrecisionPlan("fp32"), PrecisionPlan("int8", "u8s8"), PrecisionPlan("int8", "s8s8"))
 _INT8_KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"))
 
-# ONNX Runtime quantizes the weights of a float layer between INT8 neighbours by itself when it loads a file (1.31.1),
-# layers that a plan keeps in float for their accuracy included. Whoever runs such a file elsewhere must do the same.
-DISABLED = ("WeightBiasQuantization",)
+# Two of ONNX Runtime's own rewrites spoil INT8 files (1.31.1). MatMulAddFusion makes a Gemm with a float bias of a
+# matrix product and its bias, which no integer kernel takes: INT8 transformers then run in float.
+# WeightBiasQuantization quantizes the weights of float layers between INT8 neighbours, layers that a plan keeps in
+# float included. Whoever runs such a file elsewhere must switch them off as well; the artifact's options name them.
+DISABLED = ("MatMulAddFusion", "WeightBiasQuantization")
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -43,7 +45,7 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
 def supports(graph: Graph, target: Target) -> list[Problem]:
     """Operations without a CPU kernel, one problem at a time: ONNX Runtime names only the first it meets."""
     try:
-        _session(graph.onnx, _options(1))
+        _session(graph.onnx, _options(1), PrecisionPlan())
     except onnx_files.runtime_errors() as error:
         text = str(error).splitlines()[0]
         op = re.search(r"([\w.:]+)\(-?\d+\)", text)
@@ -97,7 +99,7 @@ def load(artifact: Artifact) -> Iterator[Run]:
     """
     failures: tuple[type[Exception], ...] = (*onnx_files.runtime_errors(), ValueError)
     try:
-        session = _session(artifact.path, _options(int(artifact.options["threads"])))
+        session = _session(artifact.path, _options(int(artifact.options["threads"])), artifact.plan)
     except failures as error:
         raise errors.RuntimeFailed(f"{artifact.label}: cannot load: {str(error).splitlines()[0]}") from error
     names = [spec.name for spec in artifact.outputs]
@@ -121,7 +123,7 @@ def inspect(artifact: Artifact) -> Inspection:
     with tempfile.TemporaryDirectory() as folder:
         options = _options(1)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        _session(artifact.path, options)
+        _session(artifact.path, options, artifact.plan)
         executed = onnx.load(Path(folder) / "optimized.onnx").graph.node
     integer = {re.sub(r"_token_\d+$", "", node.name) for node in executed if node.op_type in _INT8_KERNELS}
     total = onnx_cost.cost(model)
@@ -152,10 +154,11 @@ def _options(count: int) -> Any:
     return options
 
 
-def _session(path: Path, options: Any) -> Any:
+def _session(path: Path, options: Any, plan: PrecisionPlan) -> Any:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
+    disabled = list(DISABLED) if plan.precision == "int8" else []
     return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED)
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
     )

@@ -179,7 +179,7 @@ def _quantized(model: Any, source: onnx.ModelProto, graph: Graph, plan: Precisio
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(
-                names=_ir.operations(model, source, nodes),
+                names=_ir.operations(model, nodes),
                 types=[_NORMALISATION, _SUMS] if "InstanceNormalization" in kinds else [_NORMALISATION],
                 validate=False,
             ),
