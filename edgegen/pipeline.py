@@ -34,6 +34,7 @@ def compress(request: Request, progress: judgement.Progress = quiet) -> Bundle:
     evaluations = decide.evaluations(run, floats)
     for number, group in enumerate(recipe.groups(run.recipe), 1):
         _group(run, work, number, group, baseline, evaluations)
+    work.records += variants.add_rewritten(run, work.networks, baseline, work.pool)
     graphs = {name: graph for name, (_, graph) in work.networks.items()}
     plans = variants.planned(run, work.networks)
     pool = variants.with_quantized(run, graphs, plans.get("quantize", {}), baseline, work.pool, evaluations)

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
-from edgegen import data, judgement, onnx_graph, recipe, registry
+from edgegen import data, judgement, onnx_files, onnx_graph, onnx_rewrite, recipe, registry
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
-from edgegen.run import SCREEN_ROUNDS, Run, job_of
+from edgegen.run import SCREEN_ROUNDS, Run, job_of, unquantized
 from edgegen.types import Graph, Model, PassResult
 
 # How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:
 # the first and last layers see pixels, where a step of the grid is visible (PITFALLS 41).
 REPAIRS = ((0, 1), (1, 1), (1, 2), (2, 3), (3, 5))
+REWRITTEN = ", rewritten"
 HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
@@ -45,8 +47,50 @@ def calibration_folder(run: Run) -> Path:
     return folder
 
 
+def rewritten(run: Run, of: str, model: Model, graph: Graph) -> tuple[Graph, dict[str, str]]:
+    """The graph with every exact rewrite applied, and what was rewritten; checked on a real sample in ONNX Runtime.
+
+    Raises:
+        RuntimeFailed: the rewritten graph computes something else.
+    """
+    out = run.folder / "graphs" / f"{of.replace(' ', '_')}_rewritten.onnx"
+    content = onnx.load(graph.onnx)
+    changed = {**onnx_rewrite.merge_upsampling(content), **onnx_rewrite.block_output(content)}
+    if not changed:
+        return graph, {}
+    sha256 = onnx_files.write(onnx_files.tidy(content), out)
+    cost = onnx_graph.cost(out)
+    made = dataclasses.replace(graph, onnx=out, sha256=sha256, macs=cost.macs, params=cost.params)
+    before = dataclasses.replace(model.stage, module=None, onnx=graph.onnx)
+    onnx_graph.parity(before, made, run.bench.feeds)
+    return made, changed
+
+
+def add_rewritten(
+    run: Run, networks: dict[str, tuple[Model, Graph]], baseline: Candidate, pool: list[Candidate]
+) -> list[dict[str, Any]]:
+    """Add the rewritten original and last kept network to `networks` and their float builds to `pool`; step records."""
+    records = []
+    for of in dict.fromkeys(("original", list(networks)[-1])):
+        model, graph = networks[of]
+        made, changed = rewritten(run, of, model, graph)
+        if not changed:
+            continue
+        name = of + REWRITTEN
+        builds = unquantized(run, name, made, baseline)
+        networks[name] = (model, made)
+        before = max((c.gain for c in pool if c.of == of), default=0.0)
+        after = max(c.gain for c in builds)
+        pool += builds
+        kept = after > before
+        reason = f"exact rewrite of the graph of {of}: best float build {before:.2f}x -> {after:.2f}x of the baseline"
+        status = ("kept" if run.bench.here else "predicted") if kept else "undone"
+        records.append({"name": "rewrite_graph", "status": status, "reason": reason, "changed": changed})
+    return records
+
+
 def planned(run: Run, networks: dict[str, tuple[Model, Graph]]) -> dict[str, dict[str, PassResult]]:
-    """Pass name -> network -> what `quantize` and `cast` of the recipe plan for the original and the last kept network.
+    """Pass name -> network -> what `quantize` and `cast` of the recipe plan for it.
 
     Raises:
         RecipeError: an option that the target or the network does not allow.
@@ -57,9 +101,26 @@ def planned(run: Run, networks: dict[str, tuple[Model, Graph]]) -> dict[str, dic
             function = getattr(registry.module("passes", step.name), step.name)
             found[step.name] = {
                 of: function(networks[of][0], job_of(run), **step.options)
-                for of in dict.fromkeys(("original", list(networks)[-1]))
+                for of in _last_ones(networks)
             }
     return found
+
+
+def _last_ones(networks: dict[str, tuple[Model, Graph]]) -> list[str]:
+    """The original, the last kept network, and the rewritten forms of both."""
+    plain = [name for name in networks if not name.endswith(REWRITTEN)]
+    wanted = dict.fromkeys((plain[0], plain[-1]))
+    return [name for of in wanted for name in (of, of + REWRITTEN) if name in networks]
+
+
+def _better_form(of: str, runtime: str, pool: list[Candidate]) -> bool:
+    """Whether this form of a network, rewritten or not, has the faster float build in this runtime."""
+
+    def gain(name: str) -> float:
+        return max((c.gain for c in pool if c.of == name and c.runtime == runtime and not c.quantized), default=0.0)
+
+    other = of.removesuffix(REWRITTEN) if of.endswith(REWRITTEN) else of + REWRITTEN
+    return gain(of) >= gain(other)
 
 
 def with_quantized(
@@ -79,6 +140,8 @@ def with_quantized(
         wanted = result.model.plan
         for runtime, plan in run.bench.plans(quantized=True):
             if plan.format and plan.format not in result.notes["formats"]:
+                continue
+            if not _better_form(of, runtime, pool):
                 continue
             chosen = dataclasses.replace(plan, float_layers=wanted.float_layers, float_types=wanted.float_types)
             built.append(run.bench.build(of, graphs[of], runtime, chosen, calibration))

@@ -26,7 +26,7 @@ class Smooth(nn.Module):
         self.tail = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x):
-        return x + 0.1 * self.tail(self.body(self.head(x)))
+        return x + self.tail(self.body(self.head(x)))
 
 
 def net(width=96):
