@@ -111,7 +111,7 @@ def figures(generator: nn.Module) -> dict[str, object]:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, steps=4400)
+    options = common.arguments(__doc__, steps=3700)
     images, _ = padded("train")
     model, critic = dcgan.create(latent=LATENT).train(), discriminator().train()
     average = common.Average(model, DECAY)
