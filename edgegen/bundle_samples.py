@@ -14,6 +14,7 @@ _HEAD = '''"""Run {title} on {target}: {usage}"""
 
 import argparse
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -35,13 +36,17 @@ def load():
     for key, value in SETTINGS["options"].items():
         if key.startswith("session."):
             options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(str(HERE / SETTINGS["file"]), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(HERE / SETTINGS["file"]), options, providers=["CPUExecutionProvider"],
+        disabled_optimizers=SETTINGS["disabled_optimizers"],
+    )
     return lambda x: session.run([SETTINGS["output"]], {SETTINGS["input"]: x})[0]
 ''',
     "openvino": '''
 
 def load():
     """The network as a function of one array. Needs: pip install openvino"""
+    sys.modules.setdefault("openvino_telemetry", None)  # it would report to its maker
     import openvino
 
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": SETTINGS["threads"]}
@@ -245,6 +250,7 @@ def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
         "output": made.name,
         "threads": int(artifact.options.get("threads", 0)),
         "options": {k: v for k, v in artifact.options.items() if isinstance(v, str | int | float)} if known else {},
+        "disabled_optimizers": list(artifact.options.get("disabled_optimizers", [])),
         "shape": shape,
         "size": shape[-2:],
         "channels": shape[1] if len(shape) == 4 else 0,
