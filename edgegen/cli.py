@@ -28,7 +28,7 @@ DROP_HELP = (
 
 
 # The base class of what typer raises for wrong arguments; its own name is private to typer.
-_WrongUsage = typer.BadParameter.__mro__[1]
+_WrongUsage: type[Any] = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:

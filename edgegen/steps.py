@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
         reasons = "; ".join(f"{layer}: {why}" for layer, why in list(result.skipped.items())[:3])
         warnings.warn(f"{step.name} changed nothing ({reasons or 'no layer applies'})", NothingChanged, stacklevel=2)
     _keep(kept, result, original)
+    shutil.rmtree(files.cache_folder() / "checkpoints" / key, ignore_errors=True)
     return result
 
 

@@ -1,0 +1,77 @@
+"""The command line starts fast, imports nothing heavy, and lists what is there."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgegen import cli, registry
+
+HEAVY = ("torch", "openvino", "onnxruntime", "nncf", "timm", "numpy", "onnx")
+EDGEGEN = Path(sys.executable).with_name("edgegen")
+
+
+def seconds(*arguments):
+    """The least wall time of five starts: what the program takes, without what else the machine does."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([str(EDGEGEN), *arguments], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@pytest.mark.skipif(not EDGEGEN.exists(), reason="the command `edgegen` is not installed beside this Python")
+def test_help_takes_less_than_three_tenths_of_a_second():
+    assert seconds("--help") < 0.3
+
+
+@pytest.mark.skipif(not EDGEGEN.exists(), reason="the command `edgegen` is not installed beside this Python")
+@pytest.mark.parametrize("kind", cli.LISTED)
+def test_listing_takes_less_than_half_a_second(kind):
+    assert seconds("list", kind) < 0.5
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "models"], ["list", "passes"], ["list", "targets"]])
+def test_help_and_listing_import_nothing_heavy(arguments):
+    code = (
+        "import sys; sys.argv[1:] = " + repr(arguments) + "\n"
+        "from edgegen import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as ended:\n    pass\n"
+        f"print('HEAVY', [n for n in {HEAVY!r} if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout
+
+
+@pytest.mark.parametrize("kind", cli.LISTED)
+def test_every_name_is_listed_with_a_line_about_it(kind, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["edgegen", "list", kind])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert [line.split()[0] for line in lines] == list(registry.names(kind))
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_every_command_has_an_example_in_its_help():
+    for command in cli.app.registered_commands:
+        assert "Example: edgegen" in (command.callback.__doc__ or ""), command.callback
+
+
+def test_the_cache_shows_its_place_and_is_emptied(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "steps").mkdir(parents=True)
+    (tmp_path / "cache" / "steps" / "a").write_bytes(bytes(3_000_000))
+    for arguments, words in ((["cache"], "3.0 MB"), (["cache", "--clean"], "removed")):
+        monkeypatch.setattr(sys, "argv", ["edgegen", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+        shown = capsys.readouterr().out
+        assert words in shown
+        assert str(tmp_path / "cache") in shown
+    assert not os.path.exists(tmp_path / "cache")
