@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/edgegen compress --model edsr --target cpu --out $(OUT)
+	$(BIN)/edgegen compress --model edsr --target cpu --out $(OUT) --resume
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(T) $(if $(K),-k '$(K)')
