@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from edgegen.models import cifar_resnet
 
-EPOCHS, BATCH, PEAK, DECAY, SMOOTHING, SHIFT = 10, 128, 0.1, 5e-4, 0.1, 4
+EPOCHS, BATCH, PEAK, DECAY, SMOOTHING, SHIFT = 14, 128, 0.1, 5e-4, 0.1, 4
 WEIGHTS = Path(cifar_resnet.__file__).parent / "weights" / "cifar_resnet.safetensors"
 MEAN = torch.tensor(cifar_resnet.RECORD["input"]["mean"]).view(1, 3, 1, 1)
 STD = torch.tensor(cifar_resnet.RECORD["input"]["std"]).view(1, 3, 1, 1)
