@@ -57,7 +57,7 @@ def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:
 
 def _collected(run: Run, teacher: Candidate, dataset: Any, part: str) -> Path:
     out = run.folder / "outputs" / f"teacher-{part}.npy"
-    return out if out.exists() else run.bench.outputs(teacher, dataset, f"teacher-{part}")
+    return out if out.exists() else run.bench.outputs(teacher, dataset, out)
 
 
 def _features(run: Run) -> Any:

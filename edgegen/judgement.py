@@ -18,7 +18,7 @@ import numpy as np
 
 from edgegen import estimate, files, measuring, quality, registry, serial
 from edgegen.devices import local
-from edgegen.errors import RuntimeFailed
+from edgegen.errors import ModelError, RuntimeFailed
 from edgegen.runlog import RunLog
 from edgegen.types import Artifact, Budget, Graph, Inspection, Measurement, PrecisionPlan, Target
 
@@ -51,6 +51,11 @@ class Candidate:
     def label(self) -> str:
         """`network: runtime precision`."""
         return f"{self.of}: {self.runtime} {self.graph.plan.label}"
+
+    @property
+    def key(self) -> str:
+        """Identity for logs: everything that makes this build; labels are for people and need not tell builds apart."""
+        return files.key(self.of, self.runtime, self.graph.sha256, dataclasses.asdict(self.graph.plan))
 
     @property
     def gain(self) -> float:
@@ -109,7 +114,7 @@ class Bench:
                 )
                 with measuring.Worker(artifact, self.limits) as worker:
                     inspection = worker.inspect()
-            except RuntimeFailed as error:
+            except (RuntimeFailed, ModelError) as error:  # ModelError: a weight that this precision cannot hold
                 return {"failure": str(error)}
             return {"artifact": serial.to_json(artifact), "inspection": serial.to_json(inspection)}
 
@@ -132,11 +137,11 @@ class Bench:
         built = [c for c in candidates if c.artifact is not None]
         if not built:
             return candidates
-        key = files.key("time", [(c.label, c.graph.sha256) for c in built], baseline and baseline.label, rounds)
+        key = files.key("time", [c.key for c in built], baseline and baseline.key, rounds)
         found = self.log.once(key, lambda: self._measure(built, rounds))
-        times = {label: serial.from_json(Measurement, value) for label, value in found.items()}
-        reference = times[baseline.label] if baseline is not None else _least(built, times, self.target.name)
-        return [self._timed(c, times.get(c.label), reference) for c in candidates]
+        times = {key: serial.from_json(Measurement, value) for key, value in found.items()}
+        reference = times[baseline.key] if baseline is not None else _least(built, times, self.target.name)
+        return [self._timed(c, times.get(c.key), reference) for c in candidates]
 
     def _timed(self, candidate: Candidate, latency: Measurement | None, reference: Measurement) -> Candidate:
         if latency is None:
@@ -151,10 +156,9 @@ class Bench:
 
     def _measure(self, built: list[Candidate], rounds: int) -> dict[str, Any]:
         if not self.here:
-            plans = {c.label: (c.graph, c.graph.plan.precision) for c in built}
             return {
-                label: serial.to_json(estimate.estimate_latency(graph, self.target, precision))
-                for label, (graph, precision) in plans.items()
+                c.key: serial.to_json(estimate.estimate_latency(c.graph, self.target, c.graph.plan.precision))
+                for c in built
             }
         self.progress("time", f"{len(built)} builds, interleaved", 0.0)
         artifacts = [_artifact(c) for c in built]
@@ -162,12 +166,10 @@ class Bench:
             artifacts, self.feeds, rounds=rounds, seed=self.seed, limits=self.limits
         )
         self.progress("time", f"{len(built)} builds, interleaved", 1.0)
-        return {c.label: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
+        return {c.key: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
 
-    def outputs(self, candidate: Candidate, dataset: Any, name: str) -> Path:
-        """The candidate's outputs on a dataset, as a .npy file in the run's folder."""
-        out = self.folder / "outputs" / f"{name}.npy"
-        out.parent.mkdir(parents=True, exist_ok=True)
+    def outputs(self, candidate: Candidate, dataset: Any, out: Path) -> Path:
+        """The candidate's outputs on a dataset, in the .npy file `out`, whole or not at all."""
         spec_in, spec_out = candidate.graph.inputs[0].name, candidate.graph.outputs[0].name
         with measuring.Worker(_artifact(candidate), self.limits) as worker, files.whole(out) as temporary:
 
@@ -180,15 +182,13 @@ class Bench:
     def score(self, candidate: Candidate, evaluation: quality.Evaluation, gate: quality.Gate, where: str) -> Candidate:
         """The candidate with its figures and its drop on `evaluation`; a crash becomes its verdict."""
         teacher = self.teacher_figures(evaluation, where)
-        key = files.key("score", candidate.graph.sha256, candidate.label, where)
+        key = files.key("score", candidate.key, where)
 
         def work() -> Any:
             try:
                 with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-                    outputs = self.outputs(candidate, evaluation.data, f"{Path(scratch).name}-candidate")
-                    found = [serial.to_json(m) for m in evaluation.figures(outputs)]
-                    outputs.unlink()
-                    return found
+                    outputs = self.outputs(candidate, evaluation.data, Path(scratch) / "outputs.npy")
+                    return [serial.to_json(m) for m in evaluation.figures(outputs)]
             except RuntimeFailed as error:
                 return {"failure": str(error)}
 
@@ -215,9 +215,9 @@ def _artifact(candidate: Candidate) -> Artifact:
 
 def _least(built: list[Candidate], times: dict[str, Measurement], target: str) -> Measurement:
     """The latency of the fastest unquantized build."""
-    alive = [times[c.label] for c in built if not c.quantized and times[c.label].status != "not measured"]
+    alive = [times[c.key] for c in built if not c.quantized and times[c.key].status != "not measured"]
     if not alive:
-        reasons = "; ".join(f"{c.label}: {times[c.label].reason}" for c in built)
+        reasons = "; ".join(f"{c.label}: {times[c.key].reason}" for c in built)
         raise RuntimeFailed(f"no unquantized build runs on {target}: {reasons}")
     return min(alive, key=lambda latency: latency.value)
 

@@ -72,8 +72,11 @@ class PrecisionPlan:
         if self.precision != "int8":
             return self.precision
         parts = [part for part in (self.format, self.ranges, f"rest {self.rest}") if part]
-        kept = len(self.float_layers) + len(self.float_types)
-        return f"int8 ({', '.join(parts + ([f'{kept} in float'] if kept else []))})"
+        if self.float_types:
+            parts.append(f"{'+'.join(self.float_types)} in float")
+        if self.float_layers:
+            parts.append(f"{len(self.float_layers)} layers in float")
+        return f"int8 ({', '.join(parts)})"
 
 
 @dataclass(frozen=True)

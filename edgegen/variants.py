@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from edgegen import data, judgement, onnx_files, onnx_graph, onnx_rewrite, recipe, registry
+from edgegen.errors import RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
 from edgegen.run import SCREEN_ROUNDS, Run, job_of, unquantized
@@ -73,10 +74,14 @@ def add_rewritten(
     records = []
     for of in dict.fromkeys(("original", list(networks)[-1])):
         model, graph = networks[of]
-        made, changed = rewritten(run, of, model, graph)
+        name = of + REWRITTEN
+        try:
+            made, changed = rewritten(run, of, model, graph)
+        except RuntimeFailed as error:  # a rewrite is an offer; the network is there without it
+            records.append({"name": "rewrite_graph", "status": "undone", "reason": f"{of}: {error}"})
+            continue
         if not changed:
             continue
-        name = of + REWRITTEN
         builds = unquantized(run, name, made, baseline)
         networks[name] = (model, made)
         before = max((c.gain for c in pool if c.of == of), default=0.0)
@@ -170,9 +175,9 @@ def _best_ranges(
             alive.sort(key=lambda c: c.drop if c.drop is not None else math.inf)
         first = alive[0] if alive else family[0]
         best.append(first)
-        scored = {c.label: c for c in alive}
+        scored = {c.key: c for c in alive}
         said = f"the same kernels as {first.label}, with more loss of quality"
-        others += [scored.get(c.label, c).judged("undone", said) for c in family if c.label != first.label]
+        others += [scored.get(c.key, c).judged("undone", said) for c in family if c.key != first.key]
     return best, others
 
 
@@ -185,7 +190,8 @@ def _float_islands(run: Run, baseline: Candidate, timed: list[Candidate], calibr
     types = {layer.op for layer in onnx_graph.cost(best.graph.onnx).layers} & set(HEAVY)
     if len(types) < 2:
         return []
-    plans = [dataclasses.replace(best.graph.plan, float_types=(kind,)) for kind in sorted(types)]
+    asked = best.graph.plan.float_types  # what the recipe leaves in float stays there
+    plans = [dataclasses.replace(best.graph.plan, float_types=(*asked, kind)) for kind in sorted(types - set(asked))]
     built = [run.bench.build(best.of, best.graph, best.runtime, plan, calibration) for plan in plans]
     return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
 
@@ -197,7 +203,8 @@ def repairs(run: Run, candidate: Candidate, baseline: Candidate) -> list[Candida
     for first, last in REPAIRS:
         if first + last >= len(names):
             break
-        kept = tuple(names[:first] + names[len(names) - last :])
+        ends = names[:first] + names[len(names) - last :]
+        kept = tuple(dict.fromkeys((*candidate.graph.plan.float_layers, *ends)))  # what the recipe asked for stays
         plan = dataclasses.replace(candidate.graph.plan, float_layers=kept)
         built.append(run.bench.build(candidate.of, candidate.graph, candidate.runtime, plan, calibration_folder(run)))
     return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
