@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import shlex
@@ -84,7 +85,7 @@ def compress(
     latency_only: Annotated[bool, typer.Option(help="Timing without data or quality; stamps the bundle.")] = False,
     samples: Annotated[int, typer.Option(help="Most samples in each evaluation part (0: by task).", min=0)] = 0,
     features: Annotated[str, typer.Option(help="Feature extractor of perceptual distance and KID.")] = "",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Threads on this host (0: all cores).", min=0)] = 0,
     max_memory: Annotated[str, typer.Option(help="Memory limit of each worker, such as 4GB.")] = "",
     task: Annotated[str, typer.Option(help="Task, where the model does not state it.")] = "",
@@ -261,7 +262,10 @@ def cache(clean: Annotated[bool, typer.Option(help="Remove everything in it.")] 
     count, size = files.tree_size(folder)
     print(f"{folder}: {count} files, {size / 1e6:.1f} MB")
     if clean:
-        shutil.rmtree(folder, ignore_errors=True)
+        for name in files.CACHED:  # not the folder itself: $EDGEGEN_CACHE may name one that holds other things too
+            shutil.rmtree(folder / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
         print("removed")
 
 
@@ -270,7 +274,7 @@ def run(
     bundle: Path,
     source: Annotated[Path | None, typer.Argument(help="An image, or .npy network inputs; none for latents.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write the image, or .npy outputs.")] = Path("output.png"),
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Run a bundle on an image (or on sampled latents), with its own pre- and post-processing.
 

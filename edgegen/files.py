@@ -25,6 +25,10 @@ def key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+# Folders that edgegen makes in the cache folder.
+CACHED = ("runs", "steps", "checkpoints", "scan", "tar", "npz")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it into place on success, remove it on any error.

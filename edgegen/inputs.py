@@ -53,6 +53,11 @@ def prepare(request: Request, model: Model) -> RunData:
                 f"{shared} images are both in the training and in the evaluation data; give data that do not overlap"
             )
         select, test = data.split(held_out, (0.5, 0.5), seed=request.seed)
+    if not (len(train) and len(select) and len(test)):
+        raise DataError(
+            f"{names['train']} and {names['evaluation']}: too few different images, got {len(train)} to learn from,"
+            f" {len(select)} to decide on and {len(test)} to report on; each needs at least one: give more images"
+        )
     limit = request.samples or DEFAULT_SAMPLES.get(model.task, 200)
     select, test = _limited(select, limit, request.seed), _limited(test, limit, request.seed)
     calibration = _calibration(request, model, train, (select, test))
@@ -80,14 +85,19 @@ def _sources(request: Request, model: Model) -> tuple[Any, Any, dict[str, str]]:
 
 def _latents(request: Request, model: Model) -> RunData:
     number = request.samples or DEFAULT_SAMPLES["unconditional"]
-    real = data.open_source(request.data) if request.data is not None else None
+    if number < 2:
+        raise DataError(f"--samples {number}: KID needs at least two samples; the default is 2000")
+    path = request.eval_data or request.data
+    real = data.open_source(path) if path is not None else None
+    if real is not None and real.kind != "images":
+        raise DataError(f"{path}: holds {real.kind}; an unconditional generator is compared with images")
     parts = [
         data.Dataset(real if part in (1, 2) else None, model, seed=4 * request.seed + part, length=number)
         for part in range(4)
     ]
     train, select, test, fresh = parts
-    calibration = train.select(request.calibration_images, request.seed)
-    reference = str(request.data) if real is not None else "samples of the teacher from other latents"
+    calibration = _calibration(request, model, train, (select, test))
+    reference = str(path) if real is not None else "samples of the teacher from other latents"
     names = {"train": "latents N(0, 1)", "evaluation": f"latents N(0, 1), against {reference}"}
     return RunData(train, select, test, calibration, names, tuple(real.broken) if real is not None else (), fresh)
 
@@ -107,6 +117,8 @@ def _calibration(request: Request, model: Model, train: Any, held_out: tuple[Any
             if known
             else data.open_source(Path(request.calibration))
         )
+        if model.task == "unconditional" and source.kind != "latents":
+            raise DataError(f"--calibration {request.calibration}: holds {source.kind}, {model.name} takes latents")
         chosen = data.Dataset(source, model, seed=request.seed)
         shared = sum(data.overlap(chosen, part) for part in held_out)
         if shared:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgegen import (
+    __version__,
     files,
     inputs,
     judgement,
@@ -76,7 +77,7 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     gate, budget = gate_and_budget(request, model, found)
     threads = request.threads or target.threads or measuring.host_threads()
     target = dataclasses.replace(target, threads=threads)
-    folder = files.cache_folder() / "runs" / files.key(request.identity(), str(out.absolute()), model_key(model))
+    folder = files.cache_folder() / "runs" / _identity(request, out, model, target, plan, found)
     if folder.exists() and not request.resume:
         shutil.rmtree(folder)
     limits = measuring.Limits(memory_bytes=request.max_memory_bytes or None)
@@ -85,13 +86,30 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     return Run(request, model, target, plan, found, bench, gate, budget, folder, out, progress)
 
 
+def _identity(
+    request: Request, out: Path, model: Model, target: Target, plan: recipe.Recipe, found: inputs.RunData
+) -> str:
+    """Key of a run's folder: what lies behind the names counts, so that a changed file never meets old work."""
+    parts = {name: getattr(found, name) for name in ("train", "select", "test", "calibration")}
+    digests = {name: part.digest for name, part in parts.items() if part is not None}
+    real = getattr(found.select, "source", None) if model.task == "unconditional" else None
+    images = [real.key(i) for i in range(len(real))] if real is not None else []
+    content = [dict(model.origin), model_key(model), recipe.to_toml(plan), serial.to_json(target), digests, images]
+    return files.key(request.identity(), str(out.absolute()), *content, __version__)
+
+
 def gate_and_budget(request: Request, model: Model, found: inputs.RunData) -> tuple[quality.Gate, Budget]:
     """The gate of the task and the budget with its default filled in."""
     labelled = found.select is not None and found.select[0].label is not None
     gate = quality.gate(model, labelled, request.quality_unit)
     allowed = request.budget.max_quality_drop
     if request.min_psnr is not None:
-        allowed = max(0.0, quality.CEILING_DB - request.min_psnr)
+        if model.task != "image-to-image" or allowed is not None or not 0 < request.min_psnr <= quality.CEILING_DB:
+            raise RecipeError(
+                f"--min-psnr {request.min_psnr:g}: is for image-to-image ({model.name} is for {model.task}), between 0"
+                f" and {quality.CEILING_DB:g} dB, in place of --max-quality-drop; give that one instead"
+            )
+        allowed = quality.CEILING_DB - request.min_psnr
     if allowed is None:
         allowed = gate.default
     return gate, dataclasses.replace(request.budget, max_quality_drop=allowed)
@@ -131,7 +149,7 @@ def export(run: Run, model: Model, name: str) -> Graph:
             onnx_graph.parity(model.stage, graph, feeds(run, graph))
         return serial.to_json(graph)
 
-    graph = serial.from_json(Graph, run.log.once(f"export {name}", work))
+    graph = serial.from_json(Graph, run.log.once(files.key("export", name, model_key(model)), work))
     if not graph.onnx.exists():
         onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
     return graph
@@ -163,7 +181,7 @@ def data_key(run: Run) -> str:
 
 def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fraction: None) -> Job:
     def latency(stage: Stage) -> Measurement:
-        name = f"candidate {len(list((run.folder / 'graphs').glob('*.onnx')))}"
+        name = f"candidate {weights.state_hash(stage.module)[:12]}"
         graph = export(run, dataclasses.replace(run.model, stages=(stage,)), name)
         best = judgement.fastest(unquantized(run, name, graph, None))
         if best.latency is None:

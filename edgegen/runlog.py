@@ -18,7 +18,6 @@ class RunLog:
     def __init__(self, path: Path):
         self.path = path
         self._values: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             self._read()
 
@@ -45,6 +44,7 @@ class RunLog:
         """The logged value of `key`, or `compute()` (a JSON value), logged."""
         if key not in self._values:
             value = json.loads(json.dumps(compute()))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"key": key, "value": value}) + "\n")
                 handle.flush()

@@ -25,8 +25,9 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     """
     teacher = weights.state_hash(job.teacher.stage.module) if job.teacher is not None else ""
     key = files.key(
-        weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__
-    )
+        weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__,
+        _contract(model), dict(job.target.channel_multiple), job.threads,
+    )  # fmt: skip
     kept = files.cache_folder() / "steps" / key
     if (kept / "result.json").is_file():
         return _restore(kept, model, original)
@@ -46,6 +47,15 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     _keep(kept, result, original)
     shutil.rmtree(files.cache_folder() / "checkpoints" / key, ignore_errors=True)
     return result
+
+
+def _contract(model: Model) -> dict[str, Any]:
+    """What decides about a pass beside weights: the code, how images become inputs, and what the outputs mean."""
+    code = {name: value for name, value in model.origin.items() if name != "path"}
+    stage = model.stage
+    specs = [dataclasses.asdict(spec) for spec in (*stage.inputs, *stage.outputs)]
+    how = dataclasses.asdict(model.preprocessing)
+    return {"code": code, "task": model.task, "options": dict(model.options), "specs": specs, "preprocessing": how}
 
 
 def _keep(folder: Path, result: PassResult, original: Model) -> None:
