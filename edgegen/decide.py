@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from edgegen import judgement, measuring
+from edgegen import files, judgement, measuring
 from edgegen.errors import BudgetError, RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
 from edgegen.run import FINAL_ROUNDS, Run
 from edgegen.types import Measurement, PrecisionPlan
-from edgegen.variants import Evaluations, repairs
+from edgegen.variants import REWRITTEN, Evaluations, repairs
+
+ASKED = "kept because you asked (--keep)"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What --keep asks of the result: made from one of `networks`, in one of `precisions`; empty: any."""
+
+    networks: frozenset[str] = field(default_factory=frozenset)
+    precisions: frozenset[str] = field(default_factory=frozenset)
+
+    def met(self, candidate: Candidate) -> bool:
+        """Whether the candidate holds every pass that was asked for."""
+        made = not self.networks or candidate.of.removesuffix(REWRITTEN) in self.networks
+        return made and (not self.precisions or candidate.graph.plan.precision in self.precisions)
+
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.precisions)
+
+
+NO_DEMAND = Demand()
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,7 @@ def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
 def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:
     """The FP32 build whose outputs are the teacher's; built in ONNX Runtime when the target's runtimes have none."""
     for candidate in floats:
-        if candidate.artifact is not None and candidate.graph.plan.precision == "fp32":
+        if candidate.artifact is not None and not candidate.verdict and candidate.graph.plan.precision == "fp32":
             return candidate
     return run.bench.build("original", floats[0].graph, "onnxruntime", PrecisionPlan(), None)
 
@@ -68,17 +92,21 @@ def _features(run: Run) -> Any:
     return features.load_features(run.request.features or str(run.model.options.get("features", "cifar")))
 
 
-def group_verdict(best: Candidate, before: float, broken: str, forced: bool, here: bool) -> tuple[str, str]:
+def group_verdict(
+    best: Candidate, before: float, broken: str, forced: bool, here: bool, smaller: bool = False
+) -> tuple[str, str]:
     """(status, reason) of a group of structural passes after its best unquantized build was timed and scored.
 
-    before: the gain of the best build so far. broken: which limit it breaks, or "". Status as in `report.schema.Step`.
+    before: the gain of the best build so far. broken: which limit it breaks, or "". smaller: size is limited, and this
+    is smaller than all before. Status as in `report.schema.Step`.
     """
     figure = f"{best.gain:.2f}x against the best unquantized build of the original (before this step {before:.2f}x)"
     if not here:
         figure = f"predicted {figure}"
-    pays = best.gain >= before * judgement.LEAST_GAIN
+    pays = smaller or best.gain >= before * judgement.LEAST_GAIN
+    figure += "; smaller than all before, for --max-size" if smaller else ""
     if forced and (broken or not pays):
-        return "forced", f"kept because you asked (--keep), although: {broken or 'no gain'}; {figure}"
+        return "forced", f"{ASKED}, although: {broken or 'no gain'}; {figure}"
     if broken:
         return "undone", f"{broken}; {figure}"
     if not pays:
@@ -88,38 +116,99 @@ def group_verdict(best: Candidate, before: float, broken: str, forced: bool, her
 
 def _ranked(candidates: list[Candidate], baseline: Candidate) -> list[Candidate]:
     """Faster ones first, then the baseline, then the rest (for budgets that speed alone does not meet)."""
-    alive = [c for c in candidates if not c.verdict and c.ratio is not None and c.label != baseline.label]
-    faster = sorted((c for c in alive if judgement.is_faster(c)), key=lambda c: c.gain, reverse=True)
-    rest = sorted((c for c in alive if not judgement.is_faster(c)), key=lambda c: c.gain, reverse=True)
-    return [*faster, baseline, *rest]
+    alive = sorted((c for c in candidates if not c.verdict and c.ratio is not None), key=lambda c: c.gain, reverse=True)
+    others = [c for c in alive if c.label != baseline.label]
+    faster = [c for c in others if judgement.is_faster(c)]
+    rest = [c for c in others if not judgement.is_faster(c)]
+    return [*faster, *(c for c in alive if c.label == baseline.label), *rest]
 
 
 def choose(
-    run: Run, baseline: Candidate, pool: list[Candidate], found: Evaluations | None
+    run: Run,
+    baseline: Candidate,
+    pool: list[Candidate],
+    found: Evaluations | None,
+    demand: Demand = NO_DEMAND,
+    refuted: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Candidate, list[Candidate]]:
-    """The fastest candidate inside every budget, on both held-out parts; (chosen, all candidates with verdicts).
+    """The fastest candidate inside every budget, on both held-out parts; (chosen, all other candidates with verdicts).
+
+    demand: only what meets it is chosen, and where none is inside the quality budget the nearest is. refuted: key of a
+    candidate -> why it must not be chosen.
 
     Raises:
         BudgetError: none is inside; names the nearest one and the constraint that binds.
     """
+    pool = [c if demand.met(c) else c.judged("not chosen", "without the pass that --keep asks for") for c in pool]
     judged: list[Candidate] = [c for c in pool if c.verdict]
     queue = _ranked(pool, baseline)
     repaired: set[str] = set()
     rejected: list[tuple[Candidate, str]] = []
     while queue:
-        candidate = queue.pop(0)
-        candidate, broken = _examined(run, candidate, found)
+        candidate, broken = _examined(run, queue.pop(0), found)
+        broken = broken or refuted.get(candidate.key, "")
         if not broken:
             rest = [c.judged("not chosen", _why_not(c, candidate, baseline)) for c in queue]
-            return candidate.judged("chosen", _why(candidate, baseline)), [*judged, *rest]
+            return candidate.judged("chosen", _why(candidate, baseline, demand)), [*judged, *rest]
         rejected.append((candidate, broken))
         judged.append(candidate.judged("undone", broken))
         family = f"{candidate.of} {candidate.runtime}"
         repairable = candidate.quantized and found is not None and "drop" in broken and len(repaired) < 3
         if repairable and family not in repaired:
             repaired.add(family)
-            queue = _ranked(queue + repairs(run, candidate, baseline), baseline) if queue else queue
-    raise BudgetError(_nearest(run, rejected))
+            made = repairs(run, candidate, baseline)
+            judged += [c for c in made if c.verdict]
+            queue = _ranked(queue + made, baseline)
+    return _despite(run, rejected, judged, demand)
+
+
+def _despite(
+    run: Run, rejected: list[tuple[Candidate, str]], judged: list[Candidate], demand: Demand
+) -> tuple[Candidate, list[Candidate]]:
+    """What --keep asks for although it breaks the quality budget: the nearest one; without --keep a BudgetError."""
+    if not rejected:
+        failed = "; ".join(f"{c.label}: {c.reason}" for c in judged if c.verdict == "failed")
+        raise BudgetError(f"--keep: no build holds the pass that it asks for ({failed or 'none was planned'})")
+    alone = dataclasses.replace(run.budget, max_quality_drop=None)
+    usable = [(c, why) for c, why in rejected if not c.verdict and not judgement.within(c, alone, run.gate)]
+    if not demand or not usable:
+        raise BudgetError(_nearest(run, rejected))
+    candidate, broken = min(usable, key=lambda entry: _excess(run, entry[0]))
+    others = [c for c in judged if c.key != candidate.key]
+    return candidate.judged("chosen", f"{ASKED}, although: {broken}"), others
+
+
+def settle(
+    run: Run,
+    baseline: Candidate,
+    pool: list[Candidate],
+    floats: list[Candidate],
+    found: Evaluations | None,
+    demand: Demand,
+) -> tuple[Final, list[Candidate]]:
+    """Choose, and time the choice once more, long: what does not hold then is undone, and the next one is tried.
+
+    Of several candidates the one with the luckiest short timing is first, so the long timing has the last word.
+    """
+    refuted: dict[str, str] = {}
+    while True:
+        chosen, judged = choose(run, baseline, pool, found, demand, refuted)
+        final = final_figures(run, baseline, chosen, floats, found)
+        why = "" if demand else _refuted(run, chosen, final)
+        if not why:
+            return final, judged
+        refuted[chosen.key] = why
+
+
+def _refuted(run: Run, chosen: Candidate, final: Final) -> str:
+    """Why the long timing speaks against the choice; empty when it does not."""
+    if not run.bench.here or chosen.label == final.baseline.label:
+        return ""
+    if final.chosen.verdict == "failed":
+        return final.chosen.reason
+    if judgement.is_faster(chosen) and not final.chosen.gain > 1.0:
+        return f"not faster than {final.baseline.label} in the long timing ({final.chosen.gain:.2f}x)"
+    return judgement.within(final.chosen, dataclasses.replace(run.budget, max_quality_drop=None), run.gate)
 
 
 def _examined(run: Run, candidate: Candidate, found: Evaluations | None) -> tuple[Candidate, str]:
@@ -134,7 +223,9 @@ def _examined(run: Run, candidate: Candidate, found: Evaluations | None) -> tupl
     return held_out, f"on the second held-out part: {broken}" if broken else ""
 
 
-def _why(candidate: Candidate, baseline: Candidate) -> str:
+def _why(candidate: Candidate, baseline: Candidate, demand: Demand) -> str:
+    if demand and not judgement.is_faster(candidate):
+        return f"{ASKED}, although: not faster than {baseline.label} ({candidate.gain:.2f}x)"
     if candidate.label == baseline.label:
         return "nothing faster keeps the budget: this is the best unquantized build itself"
     return f"the fastest inside the budget: {candidate.gain:.2f}x against {baseline.label}"
@@ -148,19 +239,20 @@ def _why_not(candidate: Candidate, chosen: Candidate, baseline: Candidate) -> st
     return f"slower than {chosen.label} ({candidate.gain:.2f}x against {chosen.gain:.2f}x)"
 
 
-def _nearest(run: Run, rejected: list[tuple[Candidate, str]]) -> str:
-    def excess(entry: tuple[Candidate, str]) -> float:
-        candidate, budget = entry[0], run.budget
-        shares = [0.0]
-        if budget.max_latency_ms and candidate.latency is not None:
-            shares.append(candidate.latency.value / budget.max_latency_ms - 1)
-        if budget.max_size_bytes and candidate.artifact is not None:
-            shares.append(candidate.artifact.size_bytes / budget.max_size_bytes - 1)
-        if budget.max_quality_drop is not None and candidate.drop is not None:
-            shares.append((candidate.drop - budget.max_quality_drop) / max(budget.max_quality_drop, 0.1))
-        return max(shares)
+def _excess(run: Run, candidate: Candidate) -> float:
+    """By which share a candidate misses the limit that it misses most."""
+    budget, shares = run.budget, [math.inf if candidate.verdict else 0.0]
+    if budget.max_latency_ms and candidate.latency is not None:
+        shares.append(candidate.latency.value / budget.max_latency_ms - 1)
+    if budget.max_size_bytes and candidate.artifact is not None:
+        shares.append(candidate.artifact.size_bytes / budget.max_size_bytes - 1)
+    if budget.max_quality_drop is not None and candidate.drop is not None:
+        shares.append((candidate.drop - budget.max_quality_drop) / max(budget.max_quality_drop, 0.1))
+    return max(shares)
 
-    candidate, broken = min(rejected, key=excess)
+
+def _nearest(run: Run, rejected: list[tuple[Candidate, str]]) -> str:
+    candidate, broken = min(rejected, key=lambda entry: _excess(run, entry[0]))
     size = candidate.artifact.size_bytes / 1e6 if candidate.artifact is not None else math.nan
     latency = candidate.latency.value if candidate.latency is not None else math.nan
     lost = f", drop {candidate.drop:.3g} {run.gate.unit}" if candidate.drop is not None else ""
@@ -175,9 +267,14 @@ def final_figures(
 ) -> Final:
     """Time baseline, FP32 reference and the chosen build once more, long and interleaved; figures on `test`."""
     reference = teacher_build(run, floats)
-    rows = list({c.label: c for c in (baseline, reference, chosen)}.values())
+    # Without its verdict, so that a failure shows. The teacher of a target without FP32 builds has no latency there.
+    afresh = dataclasses.replace(chosen, verdict="", reason="")
+    compared = [c for c in (baseline, reference, afresh) if c.runtime in run.target.runtimes]
+    rows = list({c.key: c for c in compared}.values())
     timed = {c.label: c for c in run.bench.time(rows, baseline, FINAL_ROUNDS)}
-    memory = run.log.once("memory", lambda: {c.label: _peak_memory(run, c) for c in rows})
+    timed.setdefault(reference.label, reference)
+    key = files.key("memory", [c.key for c in rows])
+    memory = run.log.once(key, lambda: {c.label: _peak_memory(run, c) for c in rows})
     teacher: tuple[Measurement, ...] = ()
     if found is not None:
         teacher = run.bench.teacher_figures(found.test, "test")

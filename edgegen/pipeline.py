@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import shutil
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgegen import bundle, decide, delivery, judgement, recipe, steps, summary, variants
+from edgegen import bundle, decide, delivery, files, judgement, recipe, serial, steps, summary, variants
+from edgegen.errors import BundleError, RuntimeFailed, UsageError
 from edgegen.judgement import Candidate
 from edgegen.request import Request
 from edgegen.run import Run, data_key, export, feeds, job_of, open_run, quiet, unquantized
@@ -24,9 +27,34 @@ def compress(request: Request, progress: judgement.Progress = quiet) -> Bundle:
     """
     run = open_run(request, progress)
     if (run.out / "manifest.json").is_file():
-        return bundle.read(run.out)
+        return _finished(run)
+    try:
+        result = _compressed(run)
+    except UsageError:  # the same request would end in the same way: there is nothing to resume
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    shutil.rmtree(run.folder, ignore_errors=True)
+    return result
+
+
+def _finished(run: Run) -> Bundle:
+    """The bundle that is there, when it is this request's; another request's bundle is not passed off as its result."""
+    file = run.out / "request.json"
+    told = serial.from_json(Request, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    mine, theirs = run.request.identity(), told.identity() if told is not None else {}
+    changed = [name for name in mine if name != "out" and files.key(mine[name]) != files.key(theirs.get(name))]
+    if changed:
+        raise BundleError(
+            f"--out {run.out}: holds the finished bundle of a request with another {', '.join(changed)}; choose another"
+            " folder, or remove it"
+        )
+    return bundle.read(run.out)
+
+
+def _compressed(run: Run) -> Bundle:
     started = time.monotonic()
     original = export(run, run.model, "original")
+    variants.planned(run, {"original": (run.model, original)})  # refuses wrong options before anything is trained
     run.bench.feeds = feeds(run, original)
     floats = unquantized(run, "original", original, None)
     baseline = judgement.fastest(floats)
@@ -38,21 +66,26 @@ def compress(request: Request, progress: judgement.Progress = quiet) -> Bundle:
     graphs = {name: graph for name, (_, graph) in work.networks.items()}
     plans = variants.planned(run, work.networks)
     pool = variants.with_quantized(run, graphs, plans.get("quantize", {}), baseline, work.pool, evaluations)
-    chosen, pool = decide.choose(run, baseline, pool, evaluations)
-    final = decide.final_figures(run, baseline, chosen, floats, evaluations)
+    kept = {step.name: step.options for step in run.recipe.steps if step.keep and step.name in recipe.PRECISION_PASSES}
+    precisions = ("int8" if name == "quantize" else options.get("precision", "fp16") for name, options in kept.items())
+    demand = decide.Demand(frozenset(work.demanded), frozenset(precisions))
+    final, pool = decide.settle(run, baseline, pool, floats, evaluations, demand)
+    chosen = final.chosen
     records = work.records + summary.precision_records(run, chosen, pool, plans)
-    result = delivery.deliver(run, work.networks[chosen.of][0], final, records, pool, time.monotonic() - started)
-    shutil.rmtree(run.folder, ignore_errors=True)
-    return result
+    return delivery.deliver(run, work.networks[chosen.of][0], final, records, pool, time.monotonic() - started)
 
 
 @dataclass
 class Work:
-    """What a run has so far. networks: name -> (model, graph), the original and every kept variant, in order."""
+    """What a run has so far. networks: name -> (model, graph), the original and every kept variant, in order.
+
+    demanded: networks that hold what --keep asked for; empty: it asked for nothing.
+    """
 
     networks: dict[str, tuple[Model, Graph]]
     pool: list[Candidate]
     records: list[dict[str, Any]] = field(default_factory=list)
+    demanded: set[str] = field(default_factory=set)
 
 
 def _group(
@@ -64,25 +97,36 @@ def _group(
     evaluations: variants.Evaluations | None,
 ) -> None:
     """Run one group of structural passes and keep it only if it pays on the target and keeps the budget."""
-    name = " + ".join(step.name for step in group)
-    current = list(work.networks.values())[-1][0]
-    results, current = _apply(run, number, group, current)
-    graph = export(run, current, f"{number} {name}")
-    builds = unquantized(run, name, graph, baseline)
-    best = judgement.fastest(builds)
+    passes = " + ".join(step.name for step in group)
+    name = passes if number == 1 else f"{passes} ({number})"  # a recipe may have the same passes twice
+    results, current = _apply(run, number, group, list(work.networks.values())[-1][0])
+    try:
+        graph = export(run, current, f"{number} {passes}")
+        builds = unquantized(run, name, graph, baseline)
+        best = judgement.fastest(builds)
+    except RuntimeFailed as error:  # a network that no runtime takes is a result, not the end
+        work.records += summary.step_records(group, results, "undone", str(error))
+        return
     if evaluations is not None:
         best = run.bench.score(best, evaluations.select, run.gate, "select")
-    before = max(c.gain for c in work.pool if not c.verdict)
+    alive = [c for c in work.pool if not c.verdict]
     quality_alone = dataclasses.replace(run.budget, max_latency_ms=None, max_size_bytes=None)
-    broken = judgement.within(best, quality_alone, run.gate)
+    broken = best.reason if best.verdict else judgement.within(best, quality_alone, run.gate)
+    smaller = run.budget.max_size_bytes is not None and _least_size(builds) < 0.98 * _least_size(alive)
     forced = any(step.keep for step in group)
-    status, reason = decide.group_verdict(best, before, broken, forced, run.bench.here)
-    work.records += summary.step_records(group, results, status, reason, best)
-    if status == "undone":
-        work.pool += [c.judged("undone", reason) for c in builds]
-        return
-    work.networks[name] = (current, graph)
-    work.pool += [best if c.label == best.label else c for c in builds]
+    before = max(c.gain for c in alive)
+    status, reason = decide.group_verdict(best, before, broken, forced, run.bench.here, smaller)
+    work.records += summary.step_records(group, results, status, reason)
+    builds = [best if c.key == best.key else c for c in builds]
+    work.pool += [c.judged("undone", reason) for c in builds] if status == "undone" else builds
+    if status != "undone":
+        work.networks[name] = (current, graph)
+        if forced or work.demanded:
+            work.demanded = {name} if forced else {*work.demanded, name}
+
+
+def _least_size(builds: list[Candidate]) -> float:
+    return min((c.artifact.size_bytes for c in builds if c.artifact is not None), default=math.inf)
 
 
 def _apply(

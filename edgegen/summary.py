@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgegen import quality, recipe
-from edgegen.decide import Final
+from edgegen.decide import ASKED, Final
 from edgegen.devices import local
 from edgegen.judgement import Candidate
 from edgegen.report import schema
@@ -17,7 +17,7 @@ from edgegen.types import Measurement, PassResult
 
 
 def step_records(
-    group: Sequence[recipe.Step], results: Sequence[PassResult], status: str, reason: str, best: Candidate
+    group: Sequence[recipe.Step], results: Sequence[PassResult], status: str, reason: str
 ) -> list[dict[str, Any]]:
     """One record a pass; passes judged together share status and reason."""
     together = " + ".join(step.name for step in group)
@@ -30,10 +30,14 @@ def step_records(
             "reason": shared,
             "changed": dict(result.changed),
             "skipped": dict(result.skipped),
-            "figures": {k: v for k, v in result.notes.items() if isinstance(v, (str, int, float))},
+            "figures": {k: v for k, v in result.notes.items() if isinstance(v, (str, int)) or _is_finite(v)},
         }
         for step, result in zip(group, results, strict=True)
     ]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)  # NaN is not JSON
 
 
 def precision_records(
@@ -47,6 +51,8 @@ def precision_records(
         wanted = "int8" if step.name == "quantize" else step.options.get("precision", "fp16")
         if chosen.graph.plan.precision == wanted:
             status, reason = ("kept" if run.bench.here else "predicted"), chosen.reason
+            if step.keep and reason.startswith(ASKED):
+                status = "forced"
         else:
             tried = [c for c in pool if c.graph.plan.precision == wanted]
             best = max(tried, key=lambda c: c.gain, default=None)
