@@ -66,7 +66,11 @@ def check(recipe: Recipe, source: str) -> Recipe:
     for step in recipe.steps:
         registry.check("passes", step.name)
         known = options_of(step.name)
-        for option in step.options:
+        for option, value in step.options.items():
+            default = known.get(option)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if isinstance(default, (int, float)) and not isinstance(default, bool) and not number:
+                raise errors.RecipeError(f"{source}: pass {step.name}: {option} must be a number, got {value!r}")
             if option not in known:
                 hint = registry.near(option, tuple(known))
                 allowed = ", ".join(known) or "none"

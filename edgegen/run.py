@@ -95,7 +95,8 @@ def _identity(
     real = getattr(found.select, "source", None) if model.task == "unconditional" else None
     images = [real.key(i) for i in range(len(real))] if real is not None else []
     content = [dict(model.origin), model_key(model), recipe.to_toml(plan), serial.to_json(target), digests, images]
-    return files.key(request.identity(), str(out.absolute()), *content, __version__)
+    # The memory limit too: what failed for lack of memory is logged as failed.
+    return files.key(request.identity(), request.max_memory_bytes, str(out.absolute()), *content, __version__)
 
 
 def gate_and_budget(request: Request, model: Model, found: inputs.RunData) -> tuple[quality.Gate, Budget]:
