@@ -33,7 +33,7 @@ _WrongUsage: type[Any] = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
-    """Entry point: bad input of any kind is one line on stderr and exit code 2."""
+    """Entry point: errors are one line on stderr; exit code 2 for bad input, 1 for what failed in the work."""
     try:
         raise SystemExit(app(standalone_mode=False) or 0)
     except _WrongUsage as error:
@@ -41,7 +41,10 @@ def main() -> None:
         raise SystemExit(2) from None
     except errors.EdgegenError as error:
         print(f"edgegen: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, errors.UsageError) else 1) from None
+    except OSError as error:  # a full disk, a folder that went away: not bad input, and no traceback either
+        print(f"edgegen: {error}; finished steps are kept: mend it, and run again with --resume", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("edgegen: interrupted; finished steps are kept: run the same command with --resume", file=sys.stderr)
         raise SystemExit(130) from None

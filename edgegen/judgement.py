@@ -18,7 +18,7 @@ import numpy as np
 
 from edgegen import estimate, files, measuring, quality, registry, serial
 from edgegen.devices import local
-from edgegen.errors import ModelError, RuntimeFailed
+from edgegen.errors import ModelError, RuntimeFailed, UsageError
 from edgegen.runlog import RunLog
 from edgegen.types import Artifact, Budget, Graph, Inspection, Measurement, PrecisionPlan, Target
 
@@ -90,13 +90,21 @@ class Bench:
         return self.target.is_host
 
     def plans(self, quantized: bool) -> list[tuple[str, PrecisionPlan]]:
-        """(runtime, plan) pairs that the target's runtimes offer, of one kind."""
+        """(runtime, plan) pairs that the target's runtimes offer, of one kind.
+
+        Raises:
+            UsageError: the target is this host and none of its runtimes is installed; says how to install them.
+        """
         flags = local.cpu_flags()
+        modules = {name: registry.module("runtimes", name) for name in self.target.runtimes}
+        absent = {name: why for name, module in modules.items() if self.here and (why := module.missing())}
+        if len(absent) == len(modules):
+            raise UsageError(f"no runtime of {self.target.name} is here: {'; '.join(absent.values())}")
         return [
             (name, plan)
-            for name in self.target.runtimes
-            for plan in registry.module("runtimes", name).plans(self.target, flags)
-            if (plan.precision == "int8") == quantized
+            for name, module in modules.items()
+            for plan in module.plans(self.target, flags)
+            if name not in absent and (plan.precision == "int8") == quantized
         ]
 
     def build(self, of: str, graph: Graph, runtime: str, plan: PrecisionPlan, calibration: Path | None) -> Candidate:

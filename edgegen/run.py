@@ -103,6 +103,8 @@ def gate_and_budget(request: Request, model: Model, found: inputs.RunData) -> tu
     """The gate of the task and the budget with its default filled in."""
     labelled = found.select is not None and found.select[0].label is not None
     gate = quality.gate(model, labelled, request.quality_unit)
+    if model.task == "unconditional" and found.test is not None:
+        gate = dataclasses.replace(gate, unit=f"{gate.unit}, N = {len(found.test)}")
     allowed = request.budget.max_quality_drop
     if request.min_psnr is not None:
         if model.task != "image-to-image" or allowed is not None or not 0 < request.min_psnr <= quality.CEILING_DB:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def missing() -> str | None:
 
 
 def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
-    """FP16, and INT8 with symmetric scales (zero point 0) with the rest in FP16."""
-    offered = (PrecisionPlan("fp16"), PrecisionPlan("int8", format="s8s8", rest="fp16"))
+    """FP32, FP16, and INT8 with symmetric scales (zero point 0) with the rest in FP16."""
+    offered = (PrecisionPlan("fp32"), PrecisionPlan("fp16"), PrecisionPlan("int8", format="s8s8", rest="fp16"))
     return tuple(plan for plan in offered if plan.precision in target.precisions)
 
 
@@ -80,8 +81,8 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         ModelError: a weight is too large for FP16.
     """
     plan = graph.plan
-    if plan.precision not in ("fp16", "int8"):
-        raise errors.RuntimeFailed(f"tensorrt builds fp16 and int8, got {plan.precision}")
+    if plan.precision not in ("fp32", "fp16", "int8"):
+        raise errors.RuntimeFailed(f"tensorrt builds fp32, fp16 and int8, got {plan.precision}")
     with files.whole(out) as temporary:
         temporary.mkdir(parents=True)
         typed = temporary / "model.onnx"
@@ -92,6 +93,8 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
             wide = onnx_graph.insert_qdq(graph, quantized, calibration=calibration, plan=plan, placement="tensorrt")
             onnx_graph.to_fp16(wide, typed)
             quantized.unlink()
+        elif plan.precision == "fp32":
+            shutil.copyfile(graph.onnx, typed)
         else:
             onnx_graph.to_fp16(graph, typed)
         (temporary / "build_engine.py").write_text(_SCRIPT, encoding="utf-8")
