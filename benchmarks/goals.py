@@ -114,6 +114,7 @@ POST = ("--recipe", "post-training")
 CIFAR = ("cifar/calibration.npz", "cifar/test.npz", *POST, "--calibration-images", "300", "--samples", "4000")
 GOALS = (
     Goal("edsr", ("--model", "edsr"), generator(2.0, 4.0, 0.5)),
+    Goal("edsr-100-photos", ("--model", "edsr", "--eval-data", str(DATA / "photos/eval")), generator(2.0, 4.0, 0.5)),
     Goal("edsr-drop-0", ("--model", "edsr", "--max-quality-drop", "0"), finished),
     Goal("dcgan", ("--model", "dcgan"), finished),
     Goal("cifar_resnet", ("--model", "cifar_resnet", "--data", str(DATA / "cifar/train.npz"),
@@ -128,7 +129,7 @@ GOALS = (
     Goal("deit_tiny", ("--model", "timm:deit_tiny_patch16_224", "--latency-only"), not_slower),
     Goal("taef2-decoder",
          user("taef2", "decoder", "taef2-decoder.pth", "taef2/train.npz", "taef2/eval.npz",
-              "--recipe", str(RECIPES / "taef2.toml")), generator(2.0, 4.0, 0.5)),
+              "--recipe", str(RECIPES / "taef2.toml"), "--max-size", "0.7MB"), generator(2.0, 4.0, 0.5)),
     Goal("style-mosaic",
          user("style", "style", "style-mosaic.safetensors", "photos/train", "photos/eval",
               "--recipe", str(RECIPES / "style.toml"), "--min-psnr", "25.6"), styled),
