@@ -39,6 +39,7 @@ WRONG = [
     ("distill", {"crop": 0}, "crop must be at least 1 pixel"),
     ("distill", {"precision": "fp16"}, "precision must be one of auto, bf16, fp32, got 'fp16'"),
     ("distill", {"losses": ["labels"]}, "loss labels needs samples with a label"),
+    ("reconstruct", {"samples": 0}, "samples, positions and ridge must be positive, got 0"),
     ("quantize", {"precision": "int4"}, "precision must be one of int8, got 'int4'"),
     ("quantize", {"formats": ["s4s4"]}, r"formats must name at least one of u8s8, s8s8, got \['s4s4'\]"),
     ("quantize", {"rest": "bf16"}, "rest: target testbed has no bf16; it has: fp32, fp16, int8"),
@@ -129,7 +130,8 @@ def test_outputs_keep_their_shapes_and_are_finite(name: str, tiny_model: Model):
 @pytest.mark.parametrize("name", registry.names("passes"))
 def test_the_report_accounts_for_every_layer_and_is_json(name: str, tiny_model: Model):
     result = apply(name, tiny_model)
-    assert result.changed
+    # reconstruct mends what lost inputs, and nothing here did
+    assert result.changed or (name == "reconstruct" and result.skipped)
     assert set(graph.layers(tiny_model.stage.module)) <= set(result.changed) | set(result.skipped)
     assert all(isinstance(reason, str) and reason for reason in [*result.changed.values(), *result.skipped.values()])
     assert json.loads(json.dumps(result.notes)) == result.notes

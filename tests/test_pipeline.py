@@ -1,6 +1,7 @@
 """Whole runs on a small network, with real runtimes: what a user gets, and that it says what it did not measure."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,20 +24,28 @@ def place(tmp_path_factory):
     return folder
 
 
+def run_in(place, patch, out, *arguments):
+    """Run `edgegen compress` in that folder, in this process; its report and its bundle's path."""
+    patch.chdir(place)
+    patch.setenv("EDGEGEN_CACHE", str(place / "cache"))
+    patch.setattr(sys, "argv", ["edgegen", "compress", "--quiet", "--out", out, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    return json.loads((place / out / "report.json").read_text()), place / out
+
+
 @pytest.fixture
 def compress(place, monkeypatch):
-    """Run `edgegen compress` in that folder; its report and its bundle's path."""
+    """`run_in` that folder."""
+    return lambda out, *arguments: run_in(place, monkeypatch, out, *arguments)
 
-    def run(out, *arguments):
-        monkeypatch.chdir(place)
-        monkeypatch.setenv("EDGEGEN_CACHE", str(place / "cache"))
-        monkeypatch.setattr(sys, "argv", ["edgegen", "compress", "--quiet", "--out", out, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 0
-        return json.loads((place / out / "report.json").read_text()), place / out
 
-    return run
+@pytest.fixture(scope="module")
+def post(place):
+    """Report and path of one post-training bundle that several tests look at; whoever changes it copies it first."""
+    with pytest.MonkeyPatch.context() as patch:
+        return run_in(place, patch, "post", *NET, *DATA, *HERE)
 
 
 NET = ("--model", "net.py:net", "--weights", "net.safetensors")
@@ -45,14 +54,16 @@ HERE = ("--target", "one.toml", "--recipe", "post-training")
 
 
 @pytest.mark.slow
-def test_a_post_training_run_ends_with_a_bundle_that_verifies_and_runs(compress, capsys):
-    report, path = compress("post", *NET, *DATA, *HERE)
+def test_a_post_training_run_ends_with_a_bundle_that_verifies_and_runs(post, place, monkeypatch):
+    monkeypatch.chdir(place)
+    report, path = post
     assert checking.verify(path) == []
     assert report["result"]["latency"]["status"] == "measured"
     assert len(report["result"]["latency"]["samples"]) >= 25
     labels = {c["label"]: c["verdict"] for c in report["candidates"]}
     assert list(labels.values()).count("chosen") == 1
-    assert {f"original: onnxruntime int8 ({kind}, rest fp32)" for kind in ("u8s8", "s8s8")} <= set(labels)
+    for kind in ("u8s8", "s8s8"):
+        assert any(label.endswith(f"onnxruntime int8 ({kind}, rest fp32)") for label in labels), labels
     assert {row["name"] for row in report["result"]["quality"]} >= {"PSNR to the teacher", "SSIM to the teacher"}
     counts = {name: part["count"] for name, part in report["data"].items()}
     assert counts["train"] + counts["select"] + counts["test"] == 16
@@ -63,8 +74,9 @@ def test_a_post_training_run_ends_with_a_bundle_that_verifies_and_runs(compress,
 
 
 @pytest.mark.slow
-def test_a_bundle_is_reproduced_from_its_own_request_and_a_changed_one_is_told(compress, place):
-    _, path = compress("first", *NET, *DATA, *HERE)
+def test_a_bundle_is_reproduced_from_its_own_request_and_a_changed_one_is_told(post, place, monkeypatch):
+    monkeypatch.chdir(place)
+    path = post[1]
     found = checking.reproduce(path, place / "again", lambda step, text, share: None)
     # Which of two INT8 formats is the faster may change from run to run on a small network; what was built may not.
     assert [text for text in found if "another build" not in text] == []
@@ -75,8 +87,8 @@ def test_a_bundle_is_reproduced_from_its_own_request_and_a_changed_one_is_told(c
 
 
 @pytest.mark.slow
-def test_a_changed_artifact_is_found_and_not_run(compress, place):
-    _, path = compress("changed", *NET, *DATA, *HERE)
+def test_a_changed_artifact_is_found_and_not_run(post, place):
+    path = Path(shutil.copytree(post[1], place / "changed"))
     target = path / bundle.artifacts(bundle.read(path))[0].path.name
     content = bytearray(target.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -94,7 +106,7 @@ def test_an_onnx_file_gets_the_post_training_passes_and_a_torch_recipe_is_refuse
     stated = ("--task", "image-to-image", "--value-range", "0,1", "--output-range", "0,1", "--mean", "0,0,0")
     options = ("--model", "net.onnx", *stated, "--std", "1,1,1", *DATA, "--target", "one.toml")
     report, path = compress("from-onnx", *options)
-    assert [step["name"] for step in report["steps"]] == ["quantize"]
+    assert {step["name"] for step in report["steps"]} == {"quantize", "rewrite_graph"}
     assert checking.verify(path) == []
     monkeypatch.setattr(sys, "argv", ["edgegen", "compress", "--out", "no", *options, "--recipe", "balanced"])
     with pytest.raises(SystemExit) as ended:
@@ -111,7 +123,7 @@ def test_a_target_that_is_not_here_gets_predictions_that_say_so(compress):
     assert any("not measured" in stamp for stamp in report["stamps"])
     assert "faster" not in report["headline"]
     assert {"model.onnx", "build_engine.py"} <= {p.name for p in path.rglob("*")}
-    assert {c["label"].split()[1] for c in report["candidates"]} == {"tensorrt"}
+    assert all(": tensorrt " in c["label"] for c in report["candidates"])
     assert checking.verify(path) == []
 
 
@@ -124,25 +136,17 @@ def test_latency_only_needs_no_data_and_stamps_the_bundle(compress):
 
 
 @pytest.mark.slow
-def test_a_broken_image_among_good_ones_is_named_skipped_and_counted(compress, place):
-    import shutil
-
-    shutil.copytree(place / "photos", place / "some-broken", dirs_exist_ok=True)
+def test_a_broken_image_is_named_skipped_and_counted_and_a_drop_of_zero_still_ends_with_a_bundle(compress, place):
+    shutil.copytree(place / "photos", place / "some-broken")
     (place / "some-broken" / "05.png").write_bytes(b"not a picture")
-    arguments = ("--data", "some-broken", "--calibration-images", "4", "--max-quality-drop", "30")
-    report, _ = compress("broken", *NET, *arguments, *HERE)
+    arguments = ("--data", "some-broken", "--calibration-images", "4", "--max-quality-drop", "0")
+    report, path = compress("zero", *NET, *arguments, *HERE)
     assert list(report["skipped_files"]) == ["05.png"]
     counts = {name: part["count"] for name, part in report["data"].items()}
     assert counts["train"] + counts["select"] + counts["test"] == 15
-
-
-@pytest.mark.slow
-def test_a_quality_drop_of_zero_still_ends_with_a_valid_bundle(compress):
-    arguments = ("--data", "photos", "--calibration-images", "4", "--max-quality-drop", "0")
-    report, path = compress("zero", *NET, *arguments, *HERE)
     assert checking.verify(path) == []
-    assert report["result"]["label"] == "original: onnxruntime fp32"
-    assert all(step["status"] == "undone" for step in report["steps"])
+    assert report["result"]["label"].endswith("onnxruntime fp32")
+    assert {step["name"]: step["status"] for step in report["steps"]}["quantize"] == "undone"
 
 
 @pytest.mark.slow
@@ -157,7 +161,8 @@ def test_a_budget_that_cannot_be_met_is_answered_with_the_nearest_point(place, m
     assert ended.value.code == 2
     assert len(lines) == 1
     assert "--max-size" in lines[0]
-    assert "Nearest: original: onnxruntime int8" in lines[0]
+    assert "Nearest: original" in lines[0]
+    assert "onnxruntime int8" in lines[0]
     assert not (place / "tight").exists()
 
 

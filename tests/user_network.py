@@ -29,7 +29,7 @@ class Smooth(nn.Module):
         return x + self.tail(self.body(self.head(x)))
 
 
-def net(width=96):
+def net(width=64):
     return Smooth(width)
 '''
 TARGET = """
