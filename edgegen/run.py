@@ -100,7 +100,7 @@ def _identity(
 
 
 def gate_and_budget(request: Request, model: Model, found: inputs.RunData) -> tuple[quality.Gate, Budget]:
-    """The gate of the task and the budget with its default filled in."""
+    """The gate of the task and the budget with its default filled in; a classifier's is at least one image."""
     labelled = found.select is not None and found.select[0].label is not None
     gate = quality.gate(model, labelled, request.quality_unit)
     if model.task == "unconditional" and found.test is not None:
@@ -115,6 +115,12 @@ def gate_and_budget(request: Request, model: Model, found: inputs.RunData) -> tu
         allowed = quality.CEILING_DB - request.min_psnr
     if allowed is None:
         allowed = gate.default
+    if model.task == "classification" and found.select is not None:
+        image = 100.0 / min(len(found.select), len(found.test))
+        if 0 < allowed < image:  # a budget finer than one image would be decided by chance
+            said = f"{gate.unit} (asked: {allowed:g}; one image of this data is {image:g})"
+            gate = dataclasses.replace(gate, unit=said)
+            allowed = image
     return gate, dataclasses.replace(request.budget, max_quality_drop=allowed)
 
 
