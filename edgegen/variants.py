@@ -124,8 +124,10 @@ def _better_form(of: str, runtime: str, pool: list[Candidate]) -> bool:
     def gain(name: str) -> float:
         return max((c.gain for c in pool if c.of == name and c.runtime == runtime and not c.quantized), default=0.0)
 
-    other = of.removesuffix(REWRITTEN) if of.endswith(REWRITTEN) else of + REWRITTEN
-    return gain(of) >= gain(other)
+    # The rewritten form must win beyond noise, so that the choice does not flip between two runs.
+    if of.endswith(REWRITTEN):
+        return gain(of) >= judgement.LEAST_GAIN * gain(of.removesuffix(REWRITTEN))
+    return gain(of + REWRITTEN) < judgement.LEAST_GAIN * gain(of)
 
 
 def with_quantized(

@@ -173,7 +173,7 @@ def test_peak_memory_grows_with_what_is_touched() -> None:
     with worker() as one:
         before, baseline = one.peak_memory_bytes(), one.baseline_memory_bytes()
         one.run({"x": big})
-        assert one.peak_memory_bytes() - before >= 128 << 20
+        assert one.peak_memory_bytes() - before >= 127 << 20  # a megabyte of pages may have been there before
     assert 5 << 20 < baseline <= before
 
 

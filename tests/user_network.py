@@ -21,15 +21,16 @@ RECORD = {
 class Smooth(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.head = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.body = nn.Sequential(*(m for _ in range(4) for m in (nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))))
-        self.tail = nn.Conv2d(width, 3, 3, padding=1)
+        self.tail = nn.Conv2d(width, 12, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(2)
 
     def forward(self, x):
-        return x + self.tail(self.body(self.head(x)))
+        return x + self.shuffle(self.tail(self.body(self.head(x))))
 
 
-def net(width=64):
+def net(width=128):
     return Smooth(width)
 '''
 TARGET = """
