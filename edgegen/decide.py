@@ -145,7 +145,7 @@ def choose(
     repaired: set[str] = set()
     rejected: list[tuple[Candidate, str]] = []
     while queue:
-        candidate, broken = _examined(run, queue.pop(0), found)
+        candidate, broken = _examined(run, queue.pop(0), found, baseline)
         broken = broken or refuted.get(candidate.key, "")
         if not broken:
             rest = [c.judged("not chosen", _why_not(c, candidate, baseline)) for c in queue]
@@ -211,15 +211,23 @@ def _refuted(run: Run, chosen: Candidate, final: Final) -> str:
     return judgement.within(final.chosen, dataclasses.replace(run.budget, max_quality_drop=None), run.gate)
 
 
-def _examined(run: Run, candidate: Candidate, found: Evaluations | None) -> tuple[Candidate, str]:
+def _examined(run: Run, candidate: Candidate, found: Evaluations | None, baseline: Candidate) -> tuple[Candidate, str]:
+    """The candidate with its figures, and which limit it breaks.
+
+    The best unquantized build of the original is never refused for quality: it is what the user has without edgegen,
+    and without it a budget of zero would end with something slower.
+    """
+    budget = run.budget
+    if candidate.key == baseline.key:
+        budget = dataclasses.replace(budget, max_quality_drop=None)
     if found is None:
-        return candidate, judgement.within(candidate, run.budget, run.gate)
+        return candidate, judgement.within(candidate, budget, run.gate)
     scored = run.bench.score(candidate, found.select, run.gate, "select")
-    broken = scored.reason if scored.verdict else judgement.within(scored, run.budget, run.gate)
+    broken = scored.reason if scored.verdict else judgement.within(scored, budget, run.gate)
     if broken:
         return scored, broken
     held_out = run.bench.score(candidate, found.test, run.gate, "test")
-    broken = held_out.reason if held_out.verdict else judgement.within(held_out, run.budget, run.gate)
+    broken = held_out.reason if held_out.verdict else judgement.within(held_out, budget, run.gate)
     return held_out, f"on the second held-out part: {broken}" if broken else ""
 
 

@@ -97,6 +97,13 @@ def test_a_budget_that_cannot_be_met_names_the_constraint_and_the_nearest_point(
     assert "4 ms" in str(caught.value)
 
 
+def test_a_drop_of_zero_ends_with_the_best_unquantized_build_even_where_that_rounds():
+    rounded = candidate("original", 1.0, drop=0.002, precision="bf16")
+    pool = [rounded, candidate("original", 1.8), candidate("lossy", 0.3, drop=0.01)]
+    chosen, _ = decide.choose(run_with(max_quality_drop=0.0), rounded, pool, FOUND)
+    assert chosen.graph.plan.precision == "bf16"
+
+
 def test_a_drop_of_zero_still_leaves_the_teacher_itself():
     chosen, _ = chosen_of(run_with(max_quality_drop=0.0), candidate("lossy", 0.3, drop=0.01))
     assert chosen.label == BASE.label

@@ -45,7 +45,7 @@ def test_killed_at_five_random_moments_a_run_ends_as_if_undisturbed(tmp_path):
     for _ in range(KILLS):
         process = start(tmp_path, arguments, tmp_path / "cache-b", "--out", "killed", "--resume")
         try:
-            process.wait(timeout=moments.uniform(0.2, 0.5) * duration)
+            process.wait(timeout=moments.uniform(0.1, 0.3) * duration)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
