@@ -12,6 +12,7 @@ import numpy as np
 from edgegen import bundle, calibration_sets, decide, measuring, recipe, registry, serial, summary
 from edgegen.decide import Final
 from edgegen.errors import RuntimeFailed
+from edgegen.images import unit_range
 from edgegen.judgement import Candidate
 from edgegen.report import grid, html, schema
 from edgegen.run import Run
@@ -126,5 +127,4 @@ def _normalised_range(run: Run, span: tuple[float, float]) -> tuple[float, float
 
 def _picture(image: np.ndarray, span: tuple[float, float]) -> np.ndarray:
     """(C, H, W) in `span` to (H, W, C) in 0..1."""
-    low, high = span
-    return np.clip((np.asarray(image, np.float32) - low) / (high - low), 0.0, 1.0).transpose(1, 2, 0)
+    return unit_range(np.asarray(image, np.float32), span).transpose(1, 2, 0)

@@ -12,6 +12,7 @@ Teacher and candidate always see the same inputs. Outputs lie on disk as memory-
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 
 from edgegen import registry
 from edgegen.errors import RecipeError
+from edgegen.images import unit_range
 from edgegen.types import Measurement, Model
 
 CHUNK = 32
@@ -143,8 +145,7 @@ class Evaluation:
         return (self._unit(part) for part in rows(outputs))
 
     def _unit(self, images: np.ndarray) -> np.ndarray:
-        low, high = self.model.stages[-1].outputs[0].value_range or (0.0, 1.0)
-        return np.clip((images - low) / (high - low), 0.0, 1.0).astype(np.float32)
+        return unit_range(images, self.model.stages[-1].outputs[0].value_range)
 
 
 def drop(model: Model, chosen: Gate, teacher: tuple[Measurement, ...], candidate: tuple[Measurement, ...]) -> float:
@@ -187,6 +188,4 @@ def _metric(name: str) -> Callable[..., Measurement]:
 
 
 def _renamed(value: Measurement, name: str) -> Measurement:
-    import dataclasses
-
     return dataclasses.replace(value, name=name)

@@ -22,7 +22,6 @@ from edgegen.types import Graph, Model, PassResult
 # the first and last layers see pixels, where a step of the grid is visible (PITFALLS 41).
 REPAIRS = ((0, 1), (1, 1), (2, 3))
 REWRITTEN = ", rewritten"
-HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def _float_islands(run: Run, baseline: Candidate, timed: list[Candidate], calibr
     if not alive or any(judgement.is_faster(c) for c in alive):
         return []
     best = max(alive, key=lambda c: c.gain)
-    types = {layer.op for layer in onnx_graph.cost(best.graph.onnx).layers} & set(HEAVY)
+    types = {layer.op for layer in onnx_graph.cost(best.graph.onnx).layers}
     if len(types) < 2:
         return []
     asked = best.graph.plan.float_types  # what the recipe leaves in float stays there
@@ -202,7 +201,7 @@ def _float_islands(run: Run, baseline: Candidate, timed: list[Candidate], calibr
 
 def repairs(run: Run, candidate: Candidate, baseline: Candidate) -> list[Candidate]:
     """Variants of an INT8 build that breaks the quality budget, with layers at both ends left in float."""
-    names = [layer.name for layer in onnx_graph.cost(candidate.graph.onnx).layers if layer.op in HEAVY]
+    names = [layer.name for layer in onnx_graph.cost(candidate.graph.onnx).layers]
     built = []
     for first, last in REPAIRS:
         if first + last >= len(names):
