@@ -126,23 +126,28 @@ def _copy_artifacts(folder: Path, built: tuple[Artifact, ...]) -> tuple[Artifact
     for artifact in built:
         names = _artifact_names(artifact, taken={p.split("/")[0] for p in inside(folder)})
         for source, name in names.items():
-            _put(folder, name, source)
-        listed = tuple(Path(name) for name in names.values())
+            if source.is_file():
+                _put(folder, name, source)
+        listed = tuple(Path(name) for source, name in names.items() if source.is_file())
         placed.append(dataclasses.replace(artifact, path=Path(names[artifact.path]), files=listed))
     return tuple(placed)
 
 
 def _artifact_names(artifact: Artifact, taken: set[str]) -> dict[Path, str]:
-    """Source -> name in the bundle: model.<runtime>.<suffix>; a folder where files refer to each other by name."""
-    stem, sources = artifact.path.stem, dict.fromkeys((artifact.path, *artifact.files))
-    same_stem = all(source.stem == stem and source.suffix for source in sources)
+    """Source -> name in the bundle: model.<runtime>.<suffix>; a folder where files refer to each other by name.
+
+    An artifact whose main path is a folder (.mlpackage) keeps what is below it as it is.
+    """
+    stem, home = artifact.path.stem, artifact.path.parent
+    sources = dict.fromkeys((artifact.path, *artifact.files))
+    same_stem = all(source.stem == stem and source.suffix and source.is_file() for source in sources)
     number, base = 1, f"model.{artifact.runtime}"
     while any(name == base or name.startswith(f"{base}.") for name in taken):
         number += 1
         base = f"model.{artifact.runtime}-{number}"
     if same_stem and (len(sources) == 1 or artifact.path.suffix != ".onnx"):
         return {source: f"{base}{source.suffix}" for source in sources}
-    return {source: f"{base}/{source.name}" for source in sources}
+    return {source: f"{base}/{source.relative_to(home).as_posix()}" for source in sources}
 
 
 def _write_torch(folder: Path, contents: Contents) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class Candidate:
 
     @property
     def quantized(self) -> bool:
-        """Whether this is an INT8 build."""
-        return self.graph.plan.precision == "int8"
+        """Whether this is an INT8 build, or one whose weights are stored in less than 16 bits."""
+        return self.graph.plan.quantized
 
     def judged(self, verdict: str, reason: str) -> Candidate:
         """The same candidate with a verdict; the first verdict stays."""
@@ -97,14 +97,14 @@ class Bench:
         """
         flags = local.cpu_flags()
         modules = {name: registry.module("runtimes", name) for name in self.target.runtimes}
-        absent = {name: why for name, module in modules.items() if self.here and (why := module.missing())}
+        absent = {name: why for name, module in modules.items() if (why := _unusable(module, self.here))}
         if len(absent) == len(modules):
             raise UsageError(f"no runtime of {self.target.name} is here: {'; '.join(absent.values())}")
         return [
             (name, plan)
             for name, module in modules.items()
             for plan in module.plans(self.target, flags)
-            if name not in absent and (plan.precision == "int8") == quantized
+            if name not in absent and plan.quantized == quantized
         ]
 
     def build(self, of: str, graph: Graph, runtime: str, plan: PrecisionPlan, calibration: Path | None) -> Candidate:
@@ -213,6 +213,12 @@ class Bench:
             files.key("teacher", where), lambda: [serial.to_json(m) for m in evaluation.figures(evaluation.teacher)]
         )
         return tuple(serial.from_json(Measurement, value) for value in found)
+
+
+def _unusable(module: Any, here: bool) -> str | None:
+    """Why a runtime can build nothing on this machine; where the target is this host, also why nothing runs."""
+    cannot_build = getattr(module, "cannot_build", module.missing)
+    return cannot_build() or (module.missing() if here else None)
 
 
 def _artifact(candidate: Candidate) -> Artifact:

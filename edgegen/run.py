@@ -19,8 +19,10 @@ from edgegen import (
     loading,
     measuring,
     onnx_graph,
+    program,
     quality,
     recipe,
+    registry,
     runlog,
     serial,
     targets,
@@ -156,12 +158,21 @@ def export(run: Run, model: Model, name: str) -> Graph:
         graph = onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
         if model.stage.module is not None:
             onnx_graph.parity(model.stage, graph, feeds(run, graph))
+            if wants_program(run.target):
+                graph = dataclasses.replace(graph, program=program.save(model.stage, out.with_suffix(".pt2")))
         return serial.to_json(graph)
 
     graph = serial.from_json(Graph, run.log.once(files.key("export", name, model_key(model)), work))
     if not graph.onnx.exists():
         onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
+    if graph.program is not None and not graph.program.exists():
+        program.save(model.stage, graph.program)
     return graph
+
+
+def wants_program(target: Target) -> bool:
+    """Whether a runtime of the target converts from a torch program."""
+    return any(getattr(registry.module("runtimes", name), "NEEDS_PROGRAM", False) for name in target.runtimes)
 
 
 def feeds(run: Run, graph: Graph) -> dict[str, np.ndarray]:

@@ -57,6 +57,8 @@ class PrecisionPlan:
     rest: precision of what is not quantized in an int8 build. float_layers: graph node names (exact) left in
     `rest`; float_types: ONNX operation types left in `rest`. ranges: how activation ranges are found where a runtime
     offers a choice: "mean" (of each sample's extremes: robust, clips rare values such as white skies) or "minmax".
+    weights: how weights are stored where that is narrower than the arithmetic: "" (as `precision` says), "int8",
+    "palette6" or "palette4" (a table of 64 or 16 values a tensor).
     """
 
     precision: str = "fp32"
@@ -65,12 +67,18 @@ class PrecisionPlan:
     float_layers: tuple[str, ...] = ()
     float_types: tuple[str, ...] = ()
     ranges: str = ""
+    weights: str = ""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether anything is narrower than 16 bits: such a build is never a baseline."""
+        return self.precision == "int8" or bool(self.weights)
 
     @property
     def label(self) -> str:
         """Short name for tables, such as `int8 (u8s8, rest fp32)`."""
         if self.precision != "int8":
-            return self.precision
+            return f"{self.precision} (weights {self.weights})" if self.weights else self.precision
         parts = [part for part in (self.format, self.ranges, f"rest {self.rest}") if part]
         if self.float_types:
             parts.append(f"{'+'.join(self.float_types)} in float")
@@ -123,7 +131,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Graph:
-    """A stage as an ONNX file on disk (float32, static shapes), with the precision plan and its cost."""
+    """A stage as an ONNX file on disk (float32, static shapes), with the precision plan and its cost.
+
+    program: the same stage as a torch program (`torch.export`, .pt2) for runtimes that convert from torch; None where
+    there is none: a model that came as .onnx, or a graph that was rewritten in ONNX.
+    """
 
     stage: str
     onnx: Path
@@ -133,6 +145,7 @@ class Graph:
     macs: int = 0
     params: int = 0
     sha256: str = ""
+    program: Path | None = None
 
 
 @dataclass(frozen=True)

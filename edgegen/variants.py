@@ -60,7 +60,7 @@ def rewritten(run: Run, of: str, model: Model, graph: Graph) -> tuple[Graph, dic
         return graph, {}
     sha256 = onnx_files.write(onnx_files.tidy(content), out)
     cost = onnx_graph.cost(out)
-    made = dataclasses.replace(graph, onnx=out, sha256=sha256, macs=cost.macs, params=cost.params)
+    made = dataclasses.replace(graph, onnx=out, sha256=sha256, macs=cost.macs, params=cost.params, program=None)
     before = dataclasses.replace(model.stage, module=None, onnx=graph.onnx)
     onnx_graph.parity(before, made, run.bench.feeds)
     return made, changed

@@ -41,13 +41,14 @@ class Session:
         self._baseline = 0
 
     def build(self, module: str, graph: Any, out: str, calibration: str | None, target: Any) -> dict[str, Any]:
-        """Build an artifact; its JSON."""
+        """Build an artifact; its JSON. What the runtime says it cannot take is refused before any work."""
         runtime = importlib.import_module(module)
+        asked, device = serial.from_json(types.Graph, graph), serial.from_json(types.Target, target)
+        if problems := runtime.supports(asked, device):
+            name = module.rpartition(".")[2]
+            raise errors.RuntimeFailed(f"{name} cannot take {asked.stage}: {_told(problems)}")
         artifact = runtime.build(
-            serial.from_json(types.Graph, graph),
-            Path(out),
-            calibration=Path(calibration) if calibration else None,
-            target=serial.from_json(types.Target, target),
+            asked, Path(out), calibration=Path(calibration) if calibration else None, target=device
         )
         return {"artifact": serial.to_json(artifact)}
 
@@ -171,6 +172,12 @@ def _serve(session: Session, request: dict[str, Any]) -> dict[str, Any]:
         state = {key: value for key, value in vars(error).items() if isinstance(value, str)}
         told = {"class": type(error).__name__, "message": str(error)[:2000], "state": state}
         return {"error": {**told, "traceback": "".join(traceback.format_exception(error))[-4000:]}}
+
+
+def _told(problems: list[types.Problem]) -> str:
+    """Operator, layer and cure of the first three problems."""
+    said = [f"{p.op}{f' ({p.layer})' if p.layer else ''}: {p.rewrite}" for p in problems[:3]]
+    return "; ".join(said) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -35,8 +35,8 @@ def versions(*packages: str) -> dict[str, str]:
 def artifact(
     runtime: str, main: Path, graph: Graph, plan: PrecisionPlan, options: Mapping[str, Any], packages: Iterable[str]
 ) -> Artifact:
-    """Describe a finished build; every file in the folder of `main` belongs to it."""
-    found = tuple(sorted(p for p in main.parent.iterdir() if p.is_file()))
+    """Describe a finished build; every file in the folder of `main`, and below it, belongs to it."""
+    found = tuple(sorted(p for p in main.parent.rglob("*") if p.is_file()))
     size = sum(p.stat().st_size for p in found)
     return Artifact(runtime, main, found, plan, size, graph.inputs, graph.outputs, dict(options), versions(*packages))
 

@@ -62,6 +62,10 @@ def missing() -> str | None:
     return None
 
 
+def cannot_build() -> None:
+    """What is built here is the ONNX file, which needs no TensorRT."""
+
+
 def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
     """FP32, FP16, and INT8 with symmetric scales (zero point 0) with the rest in FP16."""
     offered = (PrecisionPlan("fp32"), PrecisionPlan("fp16"), PrecisionPlan("int8", format="s8s8", rest="fp16"))

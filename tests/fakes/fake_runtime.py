@@ -16,9 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from edgegen import errors, files
-from edgegen.types import Artifact, Graph, Inspection, Target
+from edgegen.types import Artifact, Graph, Inspection, Problem, Target
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def supports(graph: Graph, target: Target) -> list[Problem]:
+    """Refuses what the plan's format names `refuse`."""
+    return [Problem("Fold", "body", "use Cast")] if graph.plan.format == "refuse" else []
 
 
 def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) -> Artifact:
