@@ -158,7 +158,7 @@ def _write_torch(folder: Path, contents: Contents) -> dict[str, Any]:
         origin["path"] = Path(origin["path"]).name
     if module is None or origin.get("kind") not in ("builtin", "timm", "file"):
         return origin
-    from edgegen import architecture, weights
+    from edgegen import architecture, origins, weights
 
     if origin["kind"] == "file":
         name = f"model_code/{Path(origin['path']).name}"
@@ -166,7 +166,8 @@ def _write_torch(folder: Path, contents: Contents) -> dict[str, Any]:
         if files.sha256(folder / name) != origin["sha256"]:
             raise BundleError(f"{origin['path']} has changed since the model was loaded from it; run again")
         origin["path"] = name
-    description = architecture.describe(module, contents.original.stage.module)
+    # Not `original.stage.module`: a model that was loaded from a bundle is itself a variant of its architecture.
+    description = architecture.describe(module, origins.create(contents.original.origin))
     told = {"description": description, "state_sha256": weights.state_hash(module)}
     _put(folder, "architecture.json", json.dumps(told, indent=1, sort_keys=True) + "\n")
     weights.save_state(module, folder / "weights.safetensors")

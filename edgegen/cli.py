@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import shlex
 import sys
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgegen import errors, registry
+from edgegen import cli_export, cli_options, errors, registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,11 +20,6 @@ app = typer.Typer(
     help="Compress image generators and vision backbones for edge devices, and prove it with measurements.",
 )
 LISTED = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes")
-DROP_HELP = (
-    "Allowed loss of quality. The unit belongs to the task: points of top-1 (classification), dB of PSNR to the"
-    " reference images (super-resolution, restoration), dB of PSNR to the teacher below 50 dB (image-to-image),"
-    " KID x 1000, two-sided (unconditional); with % the perceptual distance to the teacher."
-)
 
 
 # The base class of what typer raises for wrong arguments; its own name is private to typer.
@@ -81,7 +75,7 @@ def compress(
     keep: Annotated[list[str] | None, typer.Option(help="Keep this pass even when it does not pay.")] = None,
     max_latency: Annotated[str, typer.Option(help="Latency limit (p50, batch 1), such as 5ms.")] = "",
     max_size: Annotated[str, typer.Option(help="Size limit of the artifact, such as 2MB.")] = "",
-    max_quality_drop: Annotated[str, typer.Option(help=DROP_HELP)] = "",
+    max_quality_drop: Annotated[str, typer.Option(help=cli_options.DROP_HELP)] = "",
     min_psnr: Annotated[float | None, typer.Option(help="image-to-image: least PSNR to the teacher, in dB.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default out/MODEL-TARGET.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the same command that was interrupted.")] = False,
@@ -110,10 +104,9 @@ def compress(
     from edgegen.types import Budget
 
     drop, unit = parse_drop(max_quality_drop) if max_quality_drop else (None, "")
-    sizes = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
     budget = Budget(
         parse_quantity(max_latency, "--max-latency", {"ms": 1.0, "s": 1e3, "us": 1e-3}) if max_latency else None,
-        int(parse_quantity(max_size, "--max-size", sizes)) if max_size else None,
+        int(parse_quantity(max_size, "--max-size", cli_options.SIZES)) if max_size else None,
         drop,
     )
     request = Request(
@@ -136,14 +129,14 @@ def compress(
         threads=threads,
         samples=samples,
         features=features,
-        max_memory_bytes=int(parse_quantity(max_memory, "--max-memory", sizes)) if max_memory else 0,
-        model_options=_model_options(
+        max_memory_bytes=int(parse_quantity(max_memory, "--max-memory", cli_options.SIZES)) if max_memory else 0,
+        model_options=cli_options.model_options(
             task=task,
-            input_shape=_integers(input_shape, "--input-shape"),
-            value_range=_floats(value_range, "--value-range", 2),
-            output_range=_floats(output_range, "--output-range", 2),
-            mean=_floats(mean, "--mean"),
-            std=_floats(std, "--std"),
+            input_shape=cli_options.integers(input_shape, "--input-shape"),
+            value_range=cli_options.floats(value_range, "--value-range", 2),
+            output_range=cli_options.floats(output_range, "--output-range", 2),
+            mean=cli_options.floats(mean, "--mean"),
+            std=cli_options.floats(std, "--std"),
             resize=resize,
             scale=scale,
         ),
@@ -152,13 +145,8 @@ def compress(
     _compress(request, quiet, json_output)
 
 
-def _need_torch() -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise errors.MissingExtra("torch", "to compress", "torch")
-
-
 def _compress(request: Any, quiet: bool, json_output: bool) -> None:
-    _need_torch()
+    cli_options.need_torch("to compress")
     from edgegen import pipeline
     from edgegen.report import terminal
 
@@ -170,29 +158,6 @@ def _compress(request: Any, quiet: bool, json_output: bool) -> None:
         return
     terminal.render(report)
     print(f"bundle: {bundle.path}")
-
-
-def _model_options(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value not in ("", None)}
-
-
-def _floats(text: str, flag: str, count: int = 0) -> tuple[float, ...] | None:
-    if not text:
-        return None
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or (count and len(found) != count):
-        raise errors.ModelError(f"{flag} must be {count or 'one or more'} numbers with commas between, got {text!r}")
-    return found
-
-
-def _integers(text: str, flag: str) -> tuple[int, ...] | None:
-    values = _floats(text, flag)
-    if values is not None and not all(value == int(value) and value > 0 for value in values):
-        raise errors.ModelError(f"{flag} must be positive whole numbers with commas between, got {text!r}")
-    return tuple(int(value) for value in values) if values is not None else None
 
 
 @app.command()
@@ -221,7 +186,7 @@ def reproduce(
 
     Example: edgegen reproduce out/edsr-cpu
     """
-    _need_torch()
+    cli_options.need_torch("to compress")
     from edgegen import checking
     from edgegen.report import terminal
 
@@ -286,6 +251,10 @@ def run(
     from edgegen import checking
 
     print(checking.run_sample(bundle, source, out, seed))
+
+
+# Commands in files of their own; importing them puts them on `app`.
+app.command()(cli_export.export)
 
 
 if __name__ == "__main__":

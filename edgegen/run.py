@@ -13,6 +13,7 @@ import numpy as np
 
 from edgegen import (
     __version__,
+    bundle,
     files,
     inputs,
     judgement,
@@ -28,7 +29,7 @@ from edgegen import (
     targets,
     weights,
 )
-from edgegen.errors import RecipeError
+from edgegen.errors import ModelError, RecipeError
 from edgegen.judgement import Bench, Candidate
 from edgegen.request import Request, check_out
 from edgegen.types import Budget, Graph, Job, Measurement, Model, Stage, Target
@@ -69,10 +70,7 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     chosen = recipe.load(request.recipe) if request.recipe else None
     out = request.out or Path("out") / f"{Path(request.model.split(':')[-1]).stem}-{target.name}"
     check_out(out, request.resume)
-    options = loading.ModelOptions(**request.model_options)
-    model = loading.load_model(
-        request.model, weights=request.weights, options=options, latency_only=request.latency_only
-    )
+    model = _model(request)
     found = inputs.prepare(request, model)
     plan = recipe.with_kept(chosen or default_recipe(model, request), request.kept)
     _check_trainable(plan, model)
@@ -86,6 +84,18 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     log = runlog.RunLog(folder / "log.jsonl")
     bench = Bench(target, folder, log, limits, progress, seed=request.seed)
     return Run(request, model, target, plan, found, bench, gate, budget, folder, out, progress)
+
+
+def _model(request: Request) -> Model:
+    """The network behind --model; a folder is a bundle, whose compressed network is taken."""
+    if Path(request.model).is_dir():
+        if request.weights is not None or request.model_options:
+            raise ModelError(f"{request.model} is a bundle, which states its weights and its input; leave those out")
+        return bundle.load_model(Path(request.model))
+    options = loading.ModelOptions(**request.model_options)
+    return loading.load_model(
+        request.model, weights=request.weights, options=options, latency_only=request.latency_only
+    )
 
 
 def _identity(

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "edgegen"
 HEAVY = ("torch", "openvino", "onnxruntime", "nncf", "timm")
 LIGHT = ("edgegen", "edgegen.types", "edgegen.errors", "edgegen.registry", "edgegen.targets", "edgegen.measuring",
          "edgegen.worker", "edgegen.estimate")
-PRINTERS = ("cli", "worker", "report")
+PRINTERS = ("cli", "cli_export", "cli_device", "cli_doctor", "worker", "report")
+RUNNER = "_runner.py"  # runs on the device as a program of its own
 
 Place = tuple[int, str]  # layer, room: modules of one room may import each other
 
@@ -99,7 +100,8 @@ def test_modules_import_only_from_lower_layers(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_nothing_asserts_hides_errors_or_prints(file: Path) -> None:
-    assert banned(top(file), ast.parse(file.read_text(encoding="utf-8"))) == []
+    module = "worker" if file.name == RUNNER else top(file)
+    assert banned(module, ast.parse(file.read_text(encoding="utf-8"))) == []
 
 
 @pytest.mark.parametrize("module", LIGHT)

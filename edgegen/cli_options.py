@@ -1,0 +1,55 @@
+"""Options that several commands share, and what their texts mean."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from edgegen import errors
+
+DROP_HELP = (
+    "Allowed loss of quality. The unit belongs to the task: points of top-1 (classification), dB of PSNR to the"
+    " reference images (super-resolution, restoration), dB of PSNR to the teacher below 50 dB (image-to-image),"
+    " KID x 1000, two-sided (unconditional); with % the perceptual distance to the teacher."
+)
+SIZES = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
+
+
+def need_torch(why: str) -> None:
+    """Say how to install torch where it is missing."""
+    if importlib.util.find_spec("torch") is None:
+        raise errors.MissingExtra("torch", why, "torch")
+
+
+def model_options(**values: Any) -> dict[str, Any]:
+    """The options of a model that were given."""
+    return {name: value for name, value in values.items() if value not in ("", None)}
+
+
+def floats(text: str, flag: str, count: int = 0) -> tuple[float, ...] | None:
+    """`0,1` as numbers; None for an empty text.
+
+    Raises:
+        ModelError: not numbers, or not `count` of them.
+    """
+    if not text:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or (count and len(found) != count):
+        raise errors.ModelError(f"{flag} must be {count or 'one or more'} numbers with commas between, got {text!r}")
+    return found
+
+
+def integers(text: str, flag: str) -> tuple[int, ...] | None:
+    """`1,3,224,224` as positive integers; None for an empty text.
+
+    Raises:
+        ModelError: not positive whole numbers.
+    """
+    values = floats(text, flag)
+    if values is not None and not all(value == int(value) and value > 0 for value in values):
+        raise errors.ModelError(f"{flag} must be positive whole numbers with commas between, got {text!r}")
+    return tuple(int(value) for value in values) if values is not None else None
