@@ -15,23 +15,24 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgegen import errors, onnx_files
+from edgegen import errors, fp16_lint, onnx_files
+from edgegen.fp16_lint import FP16_MAX
 from edgegen.types import Graph, PrecisionPlan
 
 _NORMS = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization", "LpNormalization"}
 _SUMS = {"Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "ReduceSum", "ReduceSumSquare", "ReduceL2"}
 _MAKERS = {"Range", "EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 KEPT_FP32 = frozenset(_NORMS | _SUMS | _MAKERS | {"CumSum", "TopK", "NonMaxSuppression", "RoiAlign", "OneHot"})
-FP16_MAX = 65504.0
 _SMALLEST = np.float16(6e-8)  # a scale must not become zero
 _FIRST_FP16_QDQ = 19  # before this opset QuantizeLinear takes float32 only
 _ALWAYS_FLOAT = {"Resize": (1, 2)}  # region and scales: float32 by definition
 
 
-def to_fp16(graph: Graph, out: Path) -> Graph:
+def to_fp16(graph: Graph, out: Path, *, calibration: Path | None = None) -> Graph:
     """Write the graph with FP16 weights and arithmetic; inputs and outputs stay FP32 (casts at the border).
 
-    `graph.plan.float_layers` and `float_types` are left in FP32 as well. A graph with Q/DQ nodes keeps them: scales
+    `graph.plan.float_layers` and `float_types` are left in FP32 as well, and with a calibration set whatever
+    `fp16_lint` finds on it that FP16 does not hold. A graph with Q/DQ nodes keeps them: scales
     become FP16 and the rest of the graph with them (the operator set is raised to 19, which allows it).
 
     Raises:
@@ -43,7 +44,8 @@ def to_fp16(graph: Graph, out: Path) -> Graph:
         model = onnx.version_converter.convert_version(model, _FIRST_FP16_QDQ)
     # what an INT8 plan keeps in float is kept out of INT8, not out of FP16
     plan = PrecisionPlan("fp16") if quantized else graph.plan
-    kept_types, kept_names = KEPT_FP32 | set(plan.float_types), set(plan.float_layers)
+    flagged = fp16_lint.lint(graph, calibration) if calibration is not None else {}
+    kept_types, kept_names = KEPT_FP32 | set(plan.float_types), {*plan.float_layers, *flagged}
     _Halving(model, graph.stage, lambda node: node.op_type in kept_types or node.name in kept_names).rewrite()
     sha256 = onnx_files.write(onnx_files.tidy(model), out)
     plan = dataclasses.replace(graph.plan, rest="fp16") if quantized else PrecisionPlan("fp16")

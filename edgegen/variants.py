@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
-from edgegen import data, judgement, onnx_files, onnx_graph, onnx_rewrite, recipe, registry
+from edgegen import data, judgement, onnx_graph, recipe, registry, rewriting
 from edgegen.errors import RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
@@ -47,23 +46,15 @@ def calibration_folder(run: Run) -> Path:
     return folder
 
 
-def rewritten(run: Run, of: str, model: Model, graph: Graph) -> tuple[Graph, dict[str, str]]:
+def rewritten(run: Run, of: str, graph: Graph) -> tuple[Graph, dict[str, str]]:
     """The graph with every exact rewrite applied, and what was rewritten; checked on a real sample in ONNX Runtime.
 
     Raises:
         RuntimeFailed: the rewritten graph computes something else.
     """
     out = run.folder / "graphs" / f"{of.replace(' ', '_')}_rewritten.onnx"
-    content = onnx.load(graph.onnx)
-    changed = {**onnx_rewrite.merge_upsampling(content), **onnx_rewrite.block_output(content)}
-    if not changed:
-        return graph, {}
-    sha256 = onnx_files.write(onnx_files.tidy(content), out)
-    cost = onnx_graph.cost(out)
-    made = dataclasses.replace(graph, onnx=out, sha256=sha256, macs=cost.macs, params=cost.params, program=None)
-    before = dataclasses.replace(model.stage, module=None, onnx=graph.onnx)
-    onnx_graph.parity(before, made, run.bench.feeds)
-    return made, changed
+    made, changed = rewriting.rewritten(graph, rewriting.OFFERS, out, feeds=run.bench.feeds)
+    return made, {layer: text for found in changed.values() for layer, text in found.items()}
 
 
 def add_rewritten(
@@ -75,7 +66,7 @@ def add_rewritten(
         model, graph = networks[of]
         name = of + REWRITTEN
         try:
-            made, changed = rewritten(run, of, model, graph)
+            made, changed = rewritten(run, of, graph)
         except RuntimeFailed as error:  # a rewrite is an offer; the network is there without it
             records.append({"name": "rewrite_graph", "status": "undone", "reason": f"{of}: {error}"})
             continue

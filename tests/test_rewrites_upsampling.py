@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgegen.onnx_rewrite import block_output, merge_upsampling
+from edgegen.rewrites.block_output import block_output
+from edgegen.rewrites.merge_upsampling import merge_upsampling
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -1,0 +1,130 @@
+"""Applying exact rewrites by name: as offers that have to be timed, and as cures for what a runtime cannot take.
+
+A rewrite is a file of edgegen/rewrites/ named as its function. It changes an ONNX model in place (`<name>`), a torch
+program (`program_<name>`, on the network of an ExportedProgram) or a torch module (`module_<name>`), and returns what
+it rewrote, layer by layer; nothing is rewritten where it would not be exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgegen import errors, onnx_files, onnx_graph, program, registry
+from edgegen.types import Graph, Problem, Stage, Target
+
+KIND = "rewrites"
+OFFERS = ("merge_upsampling", "block_output")
+"""Tried on every network, and kept where they are faster (see variants.py)."""
+_LEVELS = {"onnx": "", "program": "program_", "module": "module_"}
+
+
+@dataclass(frozen=True)
+class Cured:
+    """A graph that a runtime takes, what was rewritten (rewrite -> layer -> what), and what it still refuses."""
+
+    graph: Graph
+    changed: Mapping[str, Mapping[str, str]]
+    problems: tuple[Problem, ...]
+
+
+def function(name: str, level: str = "onnx") -> Callable[..., dict[str, str]] | None:
+    """The function of a rewrite for "onnx", "program" or "module"; None where it has none."""
+    return getattr(registry.module(KIND, name), f"{_LEVELS[level]}{name}", None)
+
+
+def apply(target: Any, names: Iterable[str], level: str = "onnx") -> dict[str, dict[str, str]]:
+    """Apply rewrites one after the other, in place; rewrite -> layer -> what, without those that found nothing.
+
+    Raises:
+        errors.UsageError: an unknown rewrite.
+    """
+    changed = {}
+    for name in names:
+        rewrite = function(name, level)
+        if rewrite is not None and (found := rewrite(target)):
+            changed[name] = found
+    return changed
+
+
+def cures_for(runtime: str, problems: Iterable[Problem]) -> tuple[str, ...]:
+    """Rewrites that the problems name, then every cure that is made for the runtime."""
+    known = registry.names(KIND)
+    texts = [problem.rewrite for problem in problems]
+    named = [name for name in known if any(name in text for text in texts)]
+    return tuple(dict.fromkeys((*named, *(n for n in known if runtime in registry.module(KIND, n).RUNTIMES))))
+
+
+def cures(
+    graph: Graph, runtime: str, target: Target, *, feeds: Mapping[str, np.ndarray], out: Path, tolerance: float = 1e-3
+) -> Cured:
+    """Rewrite a graph, or its torch program, until the runtime has nothing against it, or no cure changes anything.
+
+    Args:
+        feeds: a real sample an input; the rewritten graph must answer it as the given one does.
+        out: the .onnx or .pt2 file to write; nothing is written when nothing is rewritten.
+        tolerance: largest difference, as a fraction of the output's peak.
+    Raises:
+        errors.RuntimeFailed: the rewritten graph computes something else.
+    """
+    module = registry.module("runtimes", runtime)
+    problems = tuple(module.supports(graph, target))
+    if not problems:
+        return Cured(graph, {}, ())
+    wants_program = getattr(module, "NEEDS_PROGRAM", False)
+    if wants_program and graph.program is None:
+        return Cured(graph, {}, problems)
+    rewrite = rewritten_program if wants_program else rewritten
+    made, changed = rewrite(graph, cures_for(runtime, problems), out, feeds=feeds, tolerance=tolerance)
+    return Cured(made, changed, tuple(module.supports(made, target)) if changed else problems)
+
+
+def rewritten(
+    graph: Graph, names: Iterable[str], out: Path, *, feeds: Mapping[str, np.ndarray], tolerance: float = 1e-3
+) -> tuple[Graph, dict[str, dict[str, str]]]:
+    """The graph with rewrites applied to its ONNX file, and what was rewritten; checked in ONNX Runtime on `feeds`.
+
+    Raises:
+        errors.RuntimeFailed: the rewritten graph computes something else.
+    """
+    content = onnx.load(graph.onnx)
+    changed = apply(content, names)
+    if not changed:
+        return graph, {}
+    sha256 = onnx_files.write(onnx_files.tidy(content), out)
+    cost = onnx_graph.cost(out)
+    made = dataclasses.replace(graph, onnx=out, sha256=sha256, macs=cost.macs, params=cost.params, program=None)
+    before = Stage(graph.stage, None, graph.inputs, graph.outputs, graph.onnx)
+    onnx_graph.parity(before, made, feeds, rtol=tolerance)
+    return made, changed
+
+
+def rewritten_program(
+    graph: Graph, names: Iterable[str], out: Path, *, feeds: Mapping[str, np.ndarray], tolerance: float = 1e-3
+) -> tuple[Graph, dict[str, dict[str, str]]]:
+    """The graph with rewrites applied to its torch program; the ONNX file stays and is what the program is checked by.
+
+    Raises:
+        errors.ModelError: there is no program, or torch cannot export the rewritten one.
+        errors.RuntimeFailed: the rewritten program computes something else.
+    """
+    if graph.program is None:
+        raise errors.ModelError(f"{graph.stage}: has no torch program to rewrite")
+    network = program.load(graph.program).module()
+    changed = apply(network, names, "program")
+    if not changed:
+        return graph, {}
+    stage = Stage(graph.stage, network, graph.inputs, graph.outputs)
+    onnx_graph.parity(stage, graph, feeds, rtol=tolerance)
+    return dataclasses.replace(graph, program=program.save(stage, out.with_suffix(".pt2"))), changed
+
+
+def fold_module(module: Any) -> dict[str, dict[str, str]]:
+    """Apply every rewrite of torch modules, in place: what parametrizations and hooks compute becomes plain weights."""
+    return apply(module, registry.names(KIND), "module")
