@@ -6,6 +6,7 @@ another target. `threads = 0` on the host means all of its cores, `memory_bytes 
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,14 +15,31 @@ import pydantic
 
 from edgegen import errors, registry
 from edgegen.devices import local
-from edgegen.types import Target
+from edgegen.types import JetPack, Target
 
-FIGURES = ("memory_bytes", "bandwidth_bytes_per_s", "peak_macs_per_s", "channel_multiple", "versions", "opset")
+FIGURES = (
+    "memory_bytes", "bandwidth_bytes_per_s", "peak_macs_per_s", "channel_multiple", "versions", "opset",
+    "compute_capability", "jetpack", "techniques",
+)  # fmt: skip
 """Fields that need a source when a file states them."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Technique = Literal["fp16", "bf16", "int8", "int8-weights", "palette6", "palette4", "prune-channels", "2:4-sparsity"]
+Version = Annotated[str, pydantic.Field(pattern=r"^\d+(\.\d+)*$")]
 Count = Annotated[int, pydantic.Field(ge=0)]
 Positive = Annotated[int, pydantic.Field(ge=1)]
+
+
+class _JetPack(pydantic.BaseModel):
+    """One [[jetpack]] entry."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    version: Version
+    tensorrt: Version
+    cuda: Version
+    opset: int = pydantic.Field(ge=9, le=25)
+    dla: Count = 0
 
 
 class _File(pydantic.BaseModel):
@@ -41,6 +59,9 @@ class _File(pydantic.BaseModel):
     sources: dict[str, str] = {}
     threads: Count = 0
     opset: int = pydantic.Field(default=18, ge=13, le=25)
+    compute_capability: Version = ""
+    jetpack: list[_JetPack] = []
+    techniques: dict[Literal["latency", "size"], list[Technique]] = {}
     notes: str = ""
 
 
@@ -70,9 +91,13 @@ def load(name_or_path: str | Path) -> Target:
             raise errors.TargetError(f"{file}: an alias must name a target itself, got another alias {alias!r}")
     stated = _checked(_File, table, file)
     _check_sources(stated, file)
+    _check_jetpack(stated, file)
+    _check_techniques(stated, file)
     facts = stated.model_dump()
     for field in ("runtimes", "precisions"):
         facts[field] = tuple(facts[field])
+    facts["jetpack"] = tuple(JetPack(**entry) for entry in facts["jetpack"])
+    facts["techniques"] = {effect: tuple(named) for effect, named in facts["techniques"].items()}
     if stated.is_host:
         facts["threads"] = stated.threads or local.cores()
         facts["memory_bytes"] = stated.memory_bytes or local.memory_bytes()
@@ -109,10 +134,12 @@ def _told(problem: Any, schema: type[pydantic.BaseModel]) -> str:
     """One line about one problem: field, what is wrong, what was given."""
     where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
-        known = list(schema.model_fields)
+        known = list((_JetPack if where.startswith("jetpack.") else schema).model_fields)
         return f"unknown field {where!r}{registry.near(where, known)}; allowed: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"the field {where!r} is missing"
+    if problem["type"] == "string_pattern_mismatch":
+        return f"{where} must be a version such as '10.3', got {problem['input']!r}"
     wish = problem["msg"].removeprefix("Input should be ").replace("List should have", "a list with")
     return f"{where} must be {wish}, got {problem['input']!r}"
 
@@ -126,3 +153,32 @@ def _check_sources(stated: _File, file: Path) -> None:
                                  f"{registry.near(unknown[0], list(_File.model_fields))}")
     if lost := sorted(set(stated.peak_macs_per_s) - set(stated.precisions)):
         raise errors.TargetError(f"{file}: peak_macs_per_s.{lost[0]} is given, but precisions has no {lost[0]!r}")
+
+
+def _check_techniques(stated: _File, file: Path) -> None:
+    """A technique changes latency or it does not; one of a precision needs that precision."""
+    faster, smaller = (stated.techniques.get(effect, []) for effect in ("latency", "size"))
+    if both := sorted(set(faster) & set(smaller)):
+        raise errors.TargetError(f"{file}: techniques.size must not repeat what techniques.latency names, "
+                                 f"got {both[0]!r}")
+    for name in faster:
+        if name in typing.get_args(Precision) and name not in stated.precisions:
+            raise errors.TargetError(f"{file}: techniques.latency names {name!r}, but precisions has no {name!r}")
+
+
+def _check_jetpack(stated: _File, file: Path) -> None:
+    """The release that builds are for is one of the table, agrees with `versions`, and its parser takes `opset`."""
+    releases = {entry.version: entry for entry in stated.jetpack}
+    chosen = stated.versions.get("jetpack")
+    if not releases and chosen is None:
+        return
+    if chosen not in releases:
+        raise errors.TargetError(f"{file}: versions.jetpack must be one of the [[jetpack]] entries "
+                                 f"({', '.join(releases) or 'there are none'}), got {chosen!r}")
+    for name in ("tensorrt", "cuda"):
+        if (carried := getattr(releases[chosen], name)) != stated.versions.get(name):
+            raise errors.TargetError(f"{file}: versions.{name} must be what JetPack {chosen} carries, {carried!r}, "
+                                     f"got {stated.versions.get(name)!r}")
+    if stated.opset > releases[chosen].opset:
+        raise errors.TargetError(f"{file}: opset must be at most {releases[chosen].opset}, the newest that the parser "
+                                 f"of JetPack {chosen} takes, got {stated.opset}")

@@ -223,8 +223,23 @@ class PassResult:
 
 
 @dataclass(frozen=True)
+class JetPack:
+    """A JetPack release: what it carries. opset: newest ONNX operator set of its parser; dla: cores one can use."""
+
+    version: str
+    tensorrt: str
+    cuda: str
+    opset: int
+    dla: int = 0
+
+
+@dataclass(frozen=True)
 class Target:
-    """A device read from targets/<name>.toml: facts, each with its source."""
+    """A device read from targets/<name>.toml: facts, each with its source; a figure that is 0 or empty is not known.
+
+    opset: ONNX operator set that graphs are exported in. jetpack: releases that the module takes, `versions["jetpack"]`
+    names the one that builds are for. techniques: "latency" -> what makes it faster, "size" -> what only shrinks files.
+    """
 
     name: str
     description: str
@@ -240,6 +255,14 @@ class Target:
     threads: int = 0
     opset: int = 18
     notes: str = ""
+    compute_capability: str = ""
+    jetpack: tuple[JetPack, ...] = ()
+    techniques: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def release(self) -> JetPack | None:
+        """The JetPack release that builds are for; None on what is no Jetson."""
+        return next((entry for entry in self.jetpack if entry.version == self.versions.get("jetpack")), None)
 
     def width_multiple(self, precision: str) -> int:
         """Channel counts should be a multiple of this for `precision`."""

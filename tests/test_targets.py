@@ -9,10 +9,10 @@ import onnx
 import onnx.helper as oh
 import pytest
 
-from edgegen import errors, estimate, registry, targets
+from edgegen import errors, estimate, registry, serial, targets
 from edgegen.devices import local
 from edgegen.estimate import Layer
-from edgegen.types import PRECISIONS, Graph, PrecisionPlan, Target
+from edgegen.types import PRECISIONS, Graph, JetPack, PrecisionPlan, Target
 
 GOOD = """
 description = "a board"
@@ -40,9 +40,81 @@ def test_every_target_that_ships_loads_and_its_figures_have_sources(name: str) -
     assert set(target.precisions) <= set(PRECISIONS)
     for precision in target.precisions:
         assert target.width_multiple(precision) in (1, 2, 4, 8, 16, 32)
+    assert set(target.peak_macs_per_s) <= set(target.precisions)
+    stated = set(registry.load_toml(registry.path("targets", target.name)))
+    assert stated & set(targets.FIGURES) <= set(target.sources)
     if not target.is_host:
-        assert set(targets.FIGURES) <= set(target.sources)
-        assert set(target.peak_macs_per_s) == set(target.precisions)
+        assert target.peak_macs_per_s and target.versions and target.techniques["latency"]
+        assert not any("TODO" in source or len(source) < 10 for source in target.sources.values())
+
+
+WANTED = """cpu intel-cpu raspberry-pi-5 jetson jetson-nano jetson-xavier-nx jetson-orin-nano jetson-orin-nx
+jetson-agx-orin jetson-thor iphone iphone-12 iphone-15-pro ipad-m4 mac-m4 android pixel-9 galaxy-s24 nvidia-t4 nvidia-rtx-4090
+nvidia-h200"""
+
+
+def test_every_device_that_was_promised_is_there() -> None:
+    assert set(WANTED.split()) == set(registry.names("targets"))
+
+
+@pytest.mark.parametrize(("alias", "name"), [("jetson", "jetson-orin-nano"), ("iphone", "iphone-15-pro"),
+                                             ("android", "pixel-9")])
+def test_aliases_stand_for_a_device(alias: str, name: str) -> None:
+    assert targets.load(alias) == targets.load(name)
+    assert targets.load(alias).name == name
+
+
+RUNTIMES = {
+    "cpu": ("onnxruntime", "openvino"), "intel-cpu": ("openvino", "onnxruntime"),
+    "raspberry-pi-5": ("onnxruntime", "litert", "ncnn", "executorch"), "jetson": ("tensorrt",), "nvidia": ("tensorrt",),
+    "i": ("coreml",), "mac": ("coreml",), "pixel": ("litert", "executorch", "ncnn"),
+    "galaxy": ("litert", "executorch", "ncnn"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WANTED.split())
+def test_runtimes_are_those_of_the_device(name: str) -> None:
+    target = targets.load(name)
+    start = max((prefix for prefix in RUNTIMES if target.name.startswith(prefix)), key=len)
+    assert target.runtimes == RUNTIMES[start]
+
+
+JETSONS = [name for name in WANTED.split() if name.startswith("jetson-")]
+
+
+@pytest.mark.parametrize("name", JETSONS)
+def test_the_jetpack_table_agrees_with_the_facts(name: str) -> None:
+    target = targets.load(name)
+    assert target.release is not None
+    assert target.release.version == target.versions["jetpack"]
+    assert (target.release.tensorrt, target.release.cuda) == (target.versions["tensorrt"], target.versions["cuda"])
+    assert target.opset <= target.release.opset
+
+
+def test_dla_belongs_to_a_module_and_to_a_release() -> None:
+    cores = {name: {entry.version: entry.dla for entry in targets.load(name).jetpack} for name in JETSONS}
+    assert cores["jetson-agx-orin"] == cores["jetson-orin-nx"] == {"6.2": 2, "7.2": 0}
+    assert cores["jetson-xavier-nx"] == {"5.1.2": 2, "4.6.1": 2}
+    for name in ("jetson-orin-nano", "jetson-nano", "jetson-thor"):
+        assert set(cores[name].values()) == {0}
+
+
+def test_the_old_jetsons_keep_to_what_their_software_takes() -> None:
+    nano, xavier = targets.load("jetson-nano"), targets.load("jetson-xavier-nx")
+    assert (nano.opset, nano.versions["tensorrt"], nano.precisions) == (13, "8.2.1", ("fp32", "fp16"))
+    assert (xavier.opset, xavier.versions["tensorrt"]) == (17, "8.5.2")
+
+
+def test_derived_peaks_follow_from_their_figures() -> None:
+    peaks = {name: targets.load(name).peak_macs_per_s for name in WANTED.split()}
+    assert peaks["raspberry-pi-5"]["fp32"] == pytest.approx(4 * 2 * 4 * 2.4e9)
+    assert peaks["jetson-nano"]["fp16"] * 2 == pytest.approx(472e9, rel=0.01)
+    assert peaks["jetson-agx-orin"]["int8"] == pytest.approx(171e12 / 4)
+    assert peaks["jetson-xavier-nx"]["fp16"] == pytest.approx(48 * 64 * 1.1e9, rel=0.01)
+    assert peaks["nvidia-h200"]["int8"] == pytest.approx(3.96e15 / 4)
+    assert peaks["pixel-9"]["fp32"] == pytest.approx(16 * 3.1e9 + 3 * 8 * 2.6e9, rel=0.01)
+    assert peaks["galaxy-s24"]["fp32"] == pytest.approx(16 * 3.39e9 + 24 * 3.1e9 + 16 * 2.9e9, rel=0.01)
+    assert peaks["intel-cpu"]["int8"] == pytest.approx(56 * 1024 * 2e9, rel=0.01)
 
 
 def test_the_cpu_target_is_this_host() -> None:
@@ -51,10 +123,6 @@ def test_the_cpu_target_is_this_host() -> None:
     assert cpu.runtimes == ("onnxruntime", "openvino")
     assert cpu.threads == local.cores() >= 1
     assert cpu.memory_bytes == local.memory_bytes() > 2**28
-
-
-def test_jetson_is_an_alias() -> None:
-    assert targets.load("jetson") == targets.load("jetson-orin-nano")
 
 
 def test_the_jetson_peaks_are_dense_macs_not_sparse_operations() -> None:
@@ -67,6 +135,75 @@ def test_a_file_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
     target = targets.load(written(tmp_path, GOOD))
     assert (target.name, target.memory_bytes, target.width_multiple("int8")) == ("board", 1024, 32)
     assert targets.load(str(tmp_path / "board.toml")) == target
+
+
+BOARD_WITH_JETPACK = """
+description = "a Jetson"
+runtimes = ["tensorrt"]
+precisions = ["fp32", "int8"]
+opset = 18
+[versions]
+jetpack = "6.2"
+tensorrt = "10.3"
+cuda = "12.6"
+[[jetpack]]
+version = "6.2"
+tensorrt = "10.3"
+cuda = "12.6"
+opset = 20
+dla = 1
+[techniques]
+latency = ["int8"]
+size = ["palette4"]
+[sources]
+versions = "its manual"
+jetpack = "its manual"
+techniques = "its manual"
+opset = "its manual"
+"""
+
+
+def test_a_board_with_its_jetpack_table(tmp_path: Path) -> None:
+    target = targets.load(written(tmp_path, BOARD_WITH_JETPACK))
+    assert target.jetpack == (JetPack("6.2", "10.3", "12.6", 20, 1),)
+    assert target.release == target.jetpack[0]
+    assert target.techniques == {"latency": ("int8",), "size": ("palette4",)}
+    assert serial.from_json(Target, serial.to_json(target)) == target
+    assert targets.load(written(tmp_path, GOOD, "plain")).release is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param('jetpack = "6.2"', 'jetpack = "6.1"',
+                     r"versions.jetpack must be one of the \[\[jetpack\]\] entries \(6.2\), got '6.1'", id="release"),
+        pytest.param('jetpack = "6.2"\n', "", r"versions.jetpack must be one of .* got None", id="no release"),
+        pytest.param('tensorrt = "10.3"', 'tensorrt = "10.4"',
+                     r"versions.tensorrt must be what JetPack 6.2 carries, '10.3', got '10.4'", id="carried"),
+        pytest.param("opset = 18", "opset = 21", r"opset must be at most 20, the newest .* JetPack 6.2 .* got 21",
+                     id="opset"),
+        pytest.param('version = "6.2"', 'version = "six"',
+                     r"jetpack.0.version must be a version such as '10.3', got 'six'",
+                     id="version"),
+        pytest.param("dla = 1", "dlas = 1",
+                     r"unknown field 'jetpack.0.dlas'.*allowed: version, tensorrt, cuda, opset, dla",
+                     id="unknown"),
+        pytest.param("dla = 1", "dla = -1", r"jetpack.0.dla must be greater than or equal to 0, got -1", id="range"),
+        pytest.param("opset = 20\n", "", r"the field 'jetpack.0.opset' is missing", id="missing"),
+        pytest.param('["palette4"]', '["int8"]', r"techniques.size must not repeat .* got 'int8'", id="both"),
+        pytest.param('["int8"]', '["fp16"]', r"techniques.latency names 'fp16', but precisions has no 'fp16'",
+                     id="precision"),
+        pytest.param('["int8"]', '["magic"]', r"techniques.latency.0 must be 'fp16', .* got 'magic'", id="technique"),
+        pytest.param('jetpack = "its manual"\n', "", r"jetpack has no source; add \[sources\]", id="source"),
+    ],
+)  # fmt: skip
+def test_errors_in_the_jetpack_table_name_the_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+    start = BOARD_WITH_JETPACK.rindex(old) if old.startswith("jetpack = \"its") else BOARD_WITH_JETPACK.index(old)
+    if old == '["int8"]':
+        start = BOARD_WITH_JETPACK.index(old, BOARD_WITH_JETPACK.index("[techniques]"))
+    text = BOARD_WITH_JETPACK[:start] + new + BOARD_WITH_JETPACK[start + len(old):]
+    with pytest.raises(errors.TargetError, match=message):
+        targets.load(written(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +232,7 @@ def test_errors_name_the_file_the_field_and_what_is_allowed(tmp_path: Path, old:
 
 
 def test_unknown_names_and_paths_say_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(errors.TargetError, match=r"unknown target 'jetsen', did you mean 'jetson'\?; there are: cpu"):
+    with pytest.raises(errors.TargetError, match=r"unknown target 'jetsen', did you mean 'jetson'\?; there are: android, cpu"):
         targets.load("jetsen")
     with pytest.raises(errors.TargetError, match=r"no target file .*none.toml'; give an existing"):
         targets.load(tmp_path / "none.toml")
