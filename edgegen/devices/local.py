@@ -1,4 +1,4 @@
-"""This host: what it is, and what state it is in.
+"""This host: what it is, what state it is in, and as a device to measure on.
 
 Facts come from /proc and /sys where there are any, else from Python's platform module; what cannot be read is left out.
 """
@@ -8,11 +8,34 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from edgegen import files
+
+if TYPE_CHECKING:
+    from edgegen.devices._shell import Device, Options
+    from edgegen.devices._spec import Spec
 
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+
+@contextlib.contextmanager
+def connect(spec: Spec, options: Options) -> Iterator[Device]:
+    """This host as a device: its own shell and, unless another is named, the Python that runs now."""
+    from edgegen.devices._shell import Device
+
+    yield Device(
+        spec.text,
+        lambda script: ["sh", "-c", script],
+        lambda done: "",
+        folder=shlex.quote(options.folder or str(files.cache_folder() / "device")),
+        python=options.python or sys.executable,
+    )
 
 
 def probe() -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Commands that reach devices. `cli` registers them; heavy modules are imported inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgegen import errors
+
+if TYPE_CHECKING:
+    from edgegen.device_records import Record
+
+
+def profile(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles; timed in turns.")],
+    device: Annotated[str, typer.Option(help="local, ssh://user@host[:port] or adb[:serial].")] = "local",
+    submit: Annotated[Path | None, typer.Option(help="Add the records to this results file (.json).")] = None,
+    by: Annotated[str, typer.Option(help="Your name in the submitted records, if you want one there.")] = "",
+    rounds: Annotated[int, typer.Option(help="Rounds of each artifact.", min=3)] = 15,
+    iterations: Annotated[int, typer.Option(help="Runs in a round (0: as many as take 0.15 s).", min=0)] = 0,
+    device_python: Annotated[str, typer.Option(help="Python on the device, such as /opt/venv/bin/python.")] = "",
+    device_folder: Annotated[str, typer.Option(help="Where to write on the device.")] = "",
+    ssh_config: Annotated[Path | None, typer.Option(help="As ssh -F.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the records instead of the table.")] = False,
+) -> None:
+    """Measure bundles on a device: cold load, first run, steady state, golden outputs, clocks, heat and power.
+
+    Example: edgegen profile out/edsr-pi --device ssh://pi@raspberrypi.local --submit results.json
+    """
+    from rich.console import Console
+
+    from edgegen import device_records, on_device
+    from edgegen.devices._shell import Options
+
+    errs = Console(stderr=True)
+    settings = on_device.Settings(rounds=rounds, iterations=iterations or None)
+    options = Options(device_python, device_folder, ssh_config)
+    with errs.status(f"{device}: connect") as status:
+        records = on_device.profile(
+            bundles, device, settings=settings, options=options,
+            progress=lambda text, fraction: status.update(f"{device}: {text} {fraction:.0%}"),
+        )  # fmt: skip
+    out = Console()
+    if json_output:
+        out.print_json(data=[device_records.to_json(record) for record in records])
+    else:
+        out.print(_table(device, records))
+        for record in records:
+            for finding in device_records.findings(record):
+                out.print(f"not steady: {_label(record)}: {finding}", highlight=False, soft_wrap=True)
+    good = [record for record in records if record.status == "measured"]
+    if submit is not None and good:
+        held = device_records.submit(good, submit, by=by)
+        errs.print(f"{submit}: {held} records", highlight=False, soft_wrap=True)
+    if bad := [record for record in records if record.status != "measured"]:
+        counted = f"{len(bad)} of {len(records)} not measured: " if len(records) > 1 else "not measured: "
+        raise errors.RuntimeFailed(f"{device}: {counted}{bad[0].reason}")
+
+
+def _table(device: str, records: list[Record]) -> Any:
+    from rich.table import Table
+
+    from edgegen import device_records, latency
+
+    told = next((r.device["facts"] for r in records), {})
+    table = Table(title=f"{told.get('model') or told.get('cpu_model') or device}, {told.get('os', '')}; times in ms")
+    for name in ("network", "runtime", "p50", "95 %", "p90", "without copies", "cold load", "first run", "golden"):
+        table.add_column(name, justify="left" if name in ("network", "runtime") else "right")
+    for record in records:
+        figures = {m.name: m for m in device_records.measurements(record)}
+        whole = figures.get("latency")
+        cells = [_figure(figures.get(name)) for name in ("latency without copies", "cold load", "first run")]
+        between = f"{whole.interval[0]:.3g} to {whole.interval[1]:.3g}" if whole and whole.interval else "-"
+        high = f"{latency.percentile(whole, 90):.3g}" if whole and whole.samples else "-"
+        golden = f"{record.golden.worst:.2g}" if record.golden.checked else "not checked"
+        if record.status != "measured":
+            table.add_row(record.network.name, _label(record), f"not measured: {record.reason}")
+        else:
+            table.add_row(record.network.name, _label(record), _figure(whole), between, high, *cells, golden)
+    return table
+
+
+def _label(record: Record) -> str:
+    unit = record.artifact.options.get("compute_unit", "")
+    return " ".join(filter(None, (record.artifact.runtime, record.artifact.precision, str(unit))))
+
+
+def _figure(measurement: Any) -> str:
+    if measurement is None:
+        return "-"
+    mean = " (mean)" if measurement.conditions.get("statistic") == "mean" else ""
+    return f"{measurement.value:.3g}{mean}"
