@@ -64,7 +64,7 @@ def _table(device: str, records: list[Record]) -> Any:
 
     from edgegen import device_records, latency
 
-    told = next((r.device["facts"] for r in records), {})
+    told: dict[str, Any] = next((r.device["facts"] for r in records), {})
     table = Table(title=f"{told.get('model') or told.get('cpu_model') or device}, {told.get('os', '')}; times in ms")
     for name in ("network", "runtime", "p50", "95 %", "p90", "without copies", "cold load", "first run", "golden"):
         table.add_column(name, justify="left" if name in ("network", "runtime") else "right")

@@ -32,7 +32,11 @@ from typing import Any
 
 SETTLED = 0.97  # warm-up ends when a window is no longer faster than this share of the best one before
 KEPT_WARM = 2000  # single warm-up runs that are written down
-PIP = {"tensorrt": "sudo apt install python3-libnvinfer", "litert": "pip install ai-edge-litert"}
+PIP = {
+    "tensorrt": "sudo apt install python3-libnvinfer",
+    "litert": "pip install ai-edge-litert",
+    "coreml": "pip install coremltools pillow",
+}
 
 
 class Refused(Exception):
@@ -310,30 +314,31 @@ def _ncnn(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, A
     np, ncnn = _imported("numpy", "ncnn"), _imported("ncnn", "ncnn")
     told, net = item["options"], ncnn.Net()
     net.opt.num_threads = int(told.get("threads") or 0) or os.cpu_count() or 1
-    net.opt.use_vulkan_compute = bool(told.get("vulkan", False))
-    for flag in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-        if flag in told:
-            setattr(net.opt, flag, bool(told[flag]))
+    net.opt.use_vulkan_compute = False
+    for flag in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage"):
+        if hasattr(net.opt, flag):
+            setattr(net.opt, flag, bool(told.get("fp16_arithmetic", False)) and "fp16" in flag)
     if net.load_param(path) != 0 or net.load_model(os.path.splitext(path)[0] + ".bin") != 0:
-        raise Refused(f"ncnn cannot load {os.path.basename(path)}")
-    names = told.get("blobs", {})
-    held = {}
+        raise Refused(f"ncnn there refuses {os.path.basename(path)}")
+    given, made = list(zip(net.input_names(), item["inputs"])), list(zip(net.output_names(), item["outputs"]))
 
-    def put(given: dict[str, Any]) -> dict[str, Any]:
-        return {n: ncnn.Mat(np.ascontiguousarray(v[0])).clone() for n, v in given.items()}
+    def put(values: dict[str, Any]) -> list[Any]:
+        return [ncnn.Mat(np.ascontiguousarray(values[s["name"]][0], dtype="float32")).clone() for _, s in given]
 
-    def go(mats: dict[str, Any]) -> dict[str, Any]:
+    def go(mats: list[Any]) -> list[Any]:
         with net.create_extractor() as extractor:
-            for name, mat in mats.items():
-                extractor.input(names.get(name, name), mat)
-            return {s["name"]: extractor.extract(names.get(s["name"], s["name"]))[1] for s in item["outputs"]}
+            for (name, _), mat in zip(given, mats):
+                extractor.input(name, mat)
+            found = [extractor.extract(name) for name, _ in made]
+            if any(code != 0 for code, _ in found):
+                raise Refused(f"ncnn fails with {[code for code, _ in found]}")
+            return [mat for _, mat in found]
 
-    def run(given: dict[str, Any]) -> dict[str, Any]:
-        shapes = {spec["name"]: spec["shape"] for spec in item["outputs"]}
-        return {name: np.array(mat).reshape(shapes[name]) for name, mat in go(put(given)).items()}
+    def run(values: dict[str, Any]) -> dict[str, Any]:
+        return {s["name"]: np.array(mat).reshape(s["shape"]) for (_, s), mat in zip(made, go(put(values)))}
 
-    held.update(put(feeds))
-    return {"version": ncnn.__version__, "run": run, "bare": lambda: go(held), "got": {"threads": net.opt.num_threads}}
+    held, got = put(feeds), {"threads": net.opt.num_threads}
+    return {"version": ncnn.__version__, "run": run, "bare": lambda: go(held), "got": got}
 
 
 def _executorch(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, Any]:
@@ -355,38 +360,47 @@ def _executorch(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[
 def _coreml(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, Any]:
     if platform.system() != "Darwin":
         raise Refused(f"Core ML runs on Apple devices only; this one is {platform.system()}")
-    ct = _imported("coremltools", "coremltools")
-    unit = item["options"].get("compute_unit", "ALL")
+    ct = _imported("coremltools", "coreml")
+    unit, pixels = item["options"].get("compute_unit", "ALL"), (item["options"].get("input") or {}).get("pixels")
     net = ct.models.MLModel(path, compute_units=getattr(ct.ComputeUnit, unit))
 
     def run(given: dict[str, Any]) -> dict[str, Any]:
+        if pixels:
+            given = {name: _image(value, pixels) for name, value in given.items()}
         made = net.predict(given)
         return {spec["name"]: made[spec["name"]] for spec in item["outputs"]}
 
     return {"version": ct.__version__, "run": run, "bare": None, "got": {"compute_unit": unit}}
 
 
+def _image(value: Any, pixels: dict[str, Any]) -> Any:
+    """The picture that becomes this network input: pixel = scale * input + bias, rounded to 8 bits."""
+    np, pictures = _imported("numpy", "coreml"), _imported("PIL.Image", "coreml")
+    scale, bias = (np.asarray(pixels[key], "float64").reshape(-1, 1, 1) for key in ("scale", "bias"))
+    raw = np.clip(np.rint(value[0] * scale + bias), 0, 255).astype("uint8")
+    return pictures.fromarray(raw[0], "L") if len(raw) == 1 else pictures.fromarray(raw.transpose(1, 2, 0), "RGB")
+
+
+def _build_engine(folder: str) -> str:
+    """The bundle's own script builds the engine, or keeps one that fits; its last line is where it is."""
+    _imported("tensorrt", "tensorrt")
+    done = subprocess.run([sys.executable, os.path.join(folder, "build_engine.py")], capture_output=True, check=False)
+    if done.returncode != 0:
+        raise Refused(f"build_engine.py: {_last_line(done.stderr.decode('utf-8', 'replace'))}")
+    return _last_line(done.stdout.decode("utf-8", "replace"))
+
+
 def _tensorrt(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, Any]:
-    """Builds the engine with the bundle's own script, once for each TensorRT version; buffers by libcudart alone."""
-    trt = _imported("tensorrt", "tensorrt")
-    folder = os.path.dirname(path)
-    engines = glob.glob(os.path.join(folder, f"*trt{trt.__version__}*.engine"))
-    if not engines:
-        script = os.path.join(folder, "build_engine.py")
-        done = subprocess.run([sys.executable, script], capture_output=True, check=False)
-        if done.returncode != 0:
-            told = done.stderr.decode("utf-8", "replace")
-            raise Refused(f"build_engine.py failed there: {_last_line(told)}")
-        engines = [done.stdout.decode("utf-8", "replace").strip().splitlines()[-1]]
-    with open(sorted(engines)[-1], "rb") as handle:
+    """`path` is the built engine; arrays go to the GPU and back by libcudart alone."""
+    np, trt = _imported("numpy", "tensorrt"), _imported("tensorrt", "tensorrt")
+    with open(path, "rb") as handle:
         engine = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(handle.read())
     if engine is None:
         raise Refused(f"TensorRT {trt.__version__} cannot load the engine it built")
     context, cuda = engine.create_execution_context(), _Cuda()
-    np = _imported("numpy", "tensorrt")
-    hosts = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
     made = {s["name"]: np.empty(s["shape"], s.get("dtype", "float32")) for s in item["outputs"]}
-    buffers = {name: cuda.allocate(value.nbytes) for name, value in dict(hosts, **made).items()}
+    sizes = {name: value.nbytes for name, value in (*feeds.items(), *made.items())}
+    buffers = {name: cuda.allocate(size) for name, size in sizes.items()}
     for name, address in buffers.items():
         context.set_tensor_address(name, address)
 
@@ -403,9 +417,8 @@ def _tensorrt(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[st
             cuda.copy(value.ctypes.data, buffers[name], value.nbytes, 2)
         return {name: value.copy() for name, value in made.items()}
 
-    run(feeds)
-    got = {"engine": os.path.basename(sorted(engines)[-1])}
-    return {"version": trt.__version__, "run": run, "bare": bare, "got": got, "kept": (engine, context, cuda)}
+    kept = (engine, context, cuda)
+    return {"version": trt.__version__, "run": run, "bare": bare, "got": {"device": "GPU"}, "kept": kept}
 
 
 class _Cuda:
@@ -512,8 +525,11 @@ class Work:
         dropped = self._drop_pages()
         np = _imported("numpy", self.item["runtime"])
         self._read_golden(np)
+        path = os.path.join(self.place, self.item["file"])
+        if self.item["runtime"] == "tensorrt":
+            path = _build_engine(os.path.dirname(path))
         begin, before = time.perf_counter(), IMPORTING[0]
-        self.engine = ENGINES[self.item["runtime"]](self.item, os.path.join(self.place, self.item["file"]), self.feeds)
+        self.engine = ENGINES[self.item["runtime"]](self.item, path, self.feeds)
         loaded = time.perf_counter()
         self.engine["run"](self.feeds)
         first = time.perf_counter()
