@@ -27,6 +27,7 @@ from edgegen.types import Graph, Stage, TensorSpec
 __all__ = ["Cost", "LayerCost", "Parity", "cost", "insert_qdq", "parity", "save", "simplify", "to_fp16", "to_onnx"]
 
 _LOWEST_OPSET = 13  # the first with per-channel Q/DQ
+_EXPORTED_OPSET = 18  # the oldest that torch's exporter writes itself; below, it tries ONNX's converter, and is loud
 _FOLD_LIMIT = 2**26  # elements; larger constants are left to the runtime to fold
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -38,7 +39,8 @@ def to_onnx(stage: Stage, out: Path, *, opset: int = 18) -> Graph:
         stage: its module is exported and left as it was; without a module its `onnx` file is loaded and checked.
             Input shapes must be numbers; batch size is part of the shape.
         out: the .onnx file to write, whole or not at all.
-        opset: ONNX operator set of an exported module; a file keeps its own (raised to 13 when it is older).
+        opset: ONNX operator set of an exported module, 18 at least: torch's exporter has no older one, and a runtime
+            whose parser is older rewrites the file itself. A file keeps its own (raised to 13 when it is older).
     Raises:
         errors.ModelError: the module cannot be exported, the file is not a valid ONNX model, a shape is not fixed,
             or inputs and outputs are not those of the stage.
@@ -108,7 +110,7 @@ def _from_module(stage: Stage, opset: int) -> onnx.ModelProto:
                 stage.module,
                 arguments,
                 dynamo=True,
-                opset_version=opset,
+                opset_version=max(opset, _EXPORTED_OPSET),
                 input_names=[spec.name for spec in stage.inputs],
                 output_names=[spec.name for spec in stage.outputs] or None,
                 external_data=False,

