@@ -166,6 +166,7 @@ def export(run: Run, model: Model, name: str) -> Graph:
     def work() -> Any:
         run.progress("export", name, 0.0)
         graph = onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
+        graph = dataclasses.replace(graph, preprocessing=model.preprocessing)
         if model.stage.module is not None:
             onnx_graph.parity(model.stage, graph, feeds(run, graph))
             if wants_program(run.target):

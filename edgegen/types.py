@@ -134,7 +134,8 @@ class Graph:
     """A stage as an ONNX file on disk (float32, static shapes), with the precision plan and its cost.
 
     program: the same stage as a torch program (`torch.export`, .pt2) for runtimes that convert from torch; None where
-    there is none: a model that came as .onnx, or a graph that was rewritten in ONNX.
+    there is none: a model that came as .onnx, or a graph that was rewritten in ONNX. preprocessing: how an image
+    becomes the input, for runtimes that take images themselves (Core ML); None: they take tensors.
     """
 
     stage: str
@@ -146,6 +147,7 @@ class Graph:
     params: int = 0
     sha256: str = ""
     program: Path | None = None
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True)
