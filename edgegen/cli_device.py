@@ -48,8 +48,12 @@ def profile(
     else:
         out.print(_table(device, records))
         for record in records:
-            for finding in device_records.findings(record):
-                out.print(f"not steady: {_label(record)}: {finding}", highlight=False, soft_wrap=True)
+            notes = [f"not measured: {_label(record)}: {record.reason}"] if record.status != "measured" else []
+            notes += [f"not steady: {_label(record)}: {finding}" for finding in device_records.findings(record)]
+            if not record.golden.checked and not notes:
+                notes.append(f"outputs not compared: {_label(record)}: {record.golden.reason}")
+            for note in notes:
+                out.print(note, highlight=False, soft_wrap=True, markup=False)
     good = [record for record in records if record.status == "measured"]
     if submit is not None and good:
         held = device_records.submit(good, submit, by=by)
@@ -60,35 +64,38 @@ def profile(
 
 
 def _table(device: str, records: list[Record]) -> Any:
+    from rich import box
     from rich.table import Table
 
     from edgegen import device_records, latency
 
     told: dict[str, Any] = next((r.device["facts"] for r in records), {})
-    table = Table(title=f"{told.get('model') or told.get('cpu_model') or device}, {told.get('os', '')}; times in ms")
-    for name in ("network", "runtime", "p50", "95 %", "p90", "without copies", "cold load", "first run", "golden"):
-        table.add_column(name, justify="left" if name in ("network", "runtime") else "right")
+    title = f"{told.get('model') or told.get('cpu_model') or device}, {told.get('os', '')}; times in ms"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table.add_column("artifact", min_width=18, overflow="fold")
+    for name in ("p50", "95 %", "p90", "no copies", "load", "first", "golden"):
+        table.add_column(name, justify="right")
     for record in records:
+        if record.status != "measured":
+            continue
         figures = {m.name: m for m in device_records.measurements(record)}
         whole = figures.get("latency")
         cells = [_figure(figures.get(name)) for name in ("latency without copies", "cold load", "first run")]
-        between = f"{whole.interval[0]:.3g} to {whole.interval[1]:.3g}" if whole and whole.interval else "-"
+        between = f"{whole.interval[0]:.3g}..{whole.interval[1]:.3g}" if whole and whole.interval else "-"
         high = f"{latency.percentile(whole, 90):.3g}" if whole and whole.samples else "-"
-        golden = f"{record.golden.worst:.2g}" if record.golden.checked else "not checked"
-        if record.status != "measured":
-            table.add_row(record.network.name, _label(record), f"not measured: {record.reason}")
-        else:
-            table.add_row(record.network.name, _label(record), _figure(whole), between, high, *cells, golden)
+        golden = f"{record.golden.worst:.2g}" if record.golden.checked else "-"
+        table.add_row(_label(record), _figure(whole), between, high, *cells, golden)
     return table
 
 
 def _label(record: Record) -> str:
     unit = record.artifact.options.get("compute_unit", "")
-    return " ".join(filter(None, (record.artifact.runtime, record.artifact.precision, str(unit))))
+    parts = (record.network.name, record.artifact.runtime, record.artifact.precision, str(unit))
+    return " ".join(filter(None, parts))
 
 
 def _figure(measurement: Any) -> str:
     if measurement is None:
         return "-"
-    mean = " (mean)" if measurement.conditions.get("statistic") == "mean" else ""
-    return f"{measurement.value:.3g}{mean}"
+    mean = "mean " if measurement.conditions.get("statistic") == "mean" else ""
+    return f"{mean}{measurement.value:.3g}"

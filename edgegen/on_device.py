@@ -24,6 +24,7 @@ from edgegen.devices._shell import Device, Options
 from edgegen.types import Artifact, Bundle
 
 RUNNER = Path(_spec.__file__).with_name("_runner.py")
+_TWIN = "twin.onnx"
 COREML_UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
 
 Progress = Callable[[str, float], Any]
@@ -55,9 +56,14 @@ class _Item:
     golden: dict[str, Any] | None
 
     @property
+    def needed(self) -> list[Path]:
+        """Files of the artifact without the twin, which stands in for it where the device is not."""
+        return [file for file in self.artifact.files if file.name != _TWIN]
+
+    @property
     def sources(self) -> dict[str, Path]:
         """Name in the bundle -> file, of all that the device needs."""
-        wanted = [*self.artifact.files, *([self.bundle.path.absolute() / self.golden["file"]] if self.golden else [])]
+        wanted = [*self.needed, *([self.bundle.path.absolute() / self.golden["file"]] if self.golden else [])]
         return {file.relative_to(self.bundle.path.absolute()).as_posix(): file for file in wanted}
 
     @property
@@ -69,7 +75,7 @@ class _Item:
     def told(self) -> dict[str, Any]:
         """What the runner wants to know; its run folder lies two levels below."""
         artifact, home = self.artifact, self.bundle.path.absolute()
-        listed = [file.relative_to(home).as_posix() for file in artifact.files]
+        listed = [file.relative_to(home).as_posix() for file in self.needed]
         return serial.to_json({
             "runtime": artifact.runtime, "label": artifact.label, "folder": f"../../{self.folder}",
             "file": artifact.path.relative_to(home).as_posix(), "files": listed, "inputs": artifact.inputs,

@@ -68,7 +68,7 @@ def state(root: str = "/", programs: bool = True) -> dict[str, Any]:
     told = {
         "at": round(time.time(), 3),
         "mhz": _clocks(root),
-        "governor": _read(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": _read(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
         "celsius": _temperatures(root),
         "watts": _power(root),
     }
