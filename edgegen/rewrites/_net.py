@@ -51,7 +51,8 @@ class Net:
             self._note(node)
         self.results = {info.name for info in model.graph.output}
         self.inner = set(_inner_uses(model.graph.node))
-        self.taken = {*self.users, *self.constants, *self.makers, *self.results, *(i.name for i in model.graph.input)}
+        given = (info.name for info in model.graph.input)
+        self.taken = {*given, *self.inner, *self.users, *self.constants, *self.makers, *self.results}
         self._instead: dict[int, list[onnx.NodeProto]] = {}
         self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
 
@@ -194,6 +195,14 @@ class Chain:
         if self.net.opset >= (13 if kind == "ReduceSum" else 18):
             return self.then(kind, source, self.const("axes", list(axes)), keepdims=1)
         return self.then(kind, source, axes=list(axes), keepdims=1)
+
+    def finish(self, layer: str = "") -> None:
+        """Take the node's place: the last operation makes its output, the first of type `layer` has its name."""
+        last = self.nodes[-1]
+        last.output[0] = self.output
+        named = next((node for node in self.nodes if node.op_type == layer), last)
+        named.name, last.name = self.name, named.name if named is not last else self.name
+        self.done()
 
     def done(self) -> None:
         """Take the node's place."""

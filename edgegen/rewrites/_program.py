@@ -34,9 +34,19 @@ def finish(network: Any, changed: dict[str, str]) -> dict[str, str]:
     """Drop what nothing uses and compile the graph again, where something changed."""
     if changed:
         network.graph.eliminate_dead_code()
+        _drop_unread(network)
         network.graph.lint()
         network.recompile()
     return changed
+
+
+def _drop_unread(network: Any) -> None:
+    """Remove weights and buffers that no node reads, so that they are not saved."""
+    read = {node.target for node in network.graph.nodes if node.op == "get_attr"}
+    named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    for name in [name for name, _ in named if name not in read]:
+        owner, _, last = name.rpartition(".")
+        delattr(network.get_submodule(owner), last)
 
 
 def is_call(node: Any, *operations: str) -> bool:
