@@ -73,7 +73,7 @@ def _table(device: str, records: list[Record]) -> Any:
     title = f"{told.get('model') or told.get('cpu_model') or device}, {told.get('os', '')}; times in ms"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("artifact", min_width=18, overflow="fold")
-    for name in ("p50", "95 %", "p90", "no copies", "load", "first", "golden"):
+    for name in ("p50", "95 %", "p90", "no copies", "load", "first"):
         table.add_column(name, justify="right")
     for record in records:
         if record.status != "measured":
@@ -83,8 +83,7 @@ def _table(device: str, records: list[Record]) -> Any:
         cells = [_figure(figures.get(name)) for name in ("latency without copies", "cold load", "first run")]
         between = f"{whole.interval[0]:.3g}..{whole.interval[1]:.3g}" if whole and whole.interval else "-"
         high = f"{latency.percentile(whole, 90):.3g}" if whole and whole.samples else "-"
-        golden = f"{record.golden.worst:.2g}" if record.golden.checked else "-"
-        table.add_row(_label(record), _figure(whole), between, high, *cells, golden)
+        table.add_row(_label(record), _figure(whole), between, high, *cells)
     return table
 
 

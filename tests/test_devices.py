@@ -525,7 +525,7 @@ def test_the_command_prints_a_table_and_submits(
     file = tmp_path / "results.json"
     cli_device.profile([bundles("good")], submit=file, rounds=3, iterations=3)
     told = capsys.readouterr()
-    assert "onnxruntime" in told.out and "golden" in told.out and f"{file}: 1 records" in told.err
+    assert "net onnxruntime" in told.out and "no copies" in told.out and f"{file}: 1 records" in told.err
     assert len(device_records.load_records(tmp_path)) == 1
 
 
