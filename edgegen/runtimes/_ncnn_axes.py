@@ -1,0 +1,100 @@
+"""Rewrites for pnnx of what moves axes: ncnn has no batch axis and at most four others, so shapes begin with 1."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from edgegen.runtimes._ncnn_draft import Draft, Made, attribute
+
+
+def squeeze(node: onnx.NodeProto, draft: Draft) -> Made:
+    """Squeeze, Unsqueeze and Flatten as Reshape with numbers, so that chains of them become one."""
+    if node.op_type not in ("Squeeze", "Unsqueeze", "Flatten") or node.input[0] in draft.consts:
+        return None
+    return [draft.reshape(node.input[0], draft.shapes[node.output[0]], node.output[0])]
+
+
+def leading(node: onnx.NodeProto, draft: Draft) -> Made:
+    """x[i:j] along the first axis, as query, key and value are cut: ncnn has no such axis. Along the second instead."""
+    if node.op_type != "Slice" or len(node.input) < 4 or len(draft.shapes[node.input[0]]) < 2:
+        return None
+    shape, out = draft.shapes[node.input[0]], draft.shapes[node.output[0]]
+    wanted = [draft.consts.get(name) for name in node.input[1:4]]
+    if shape[0] == 1 or any(value is None or value.size != 1 for value in wanted):
+        return None
+    start, stop, axis = (int(value.ravel()[0]) for value in wanted if value is not None)
+    if axis % len(shape) or (len(node.input) > 4 and int(draft.consts.get(node.input[4], np.zeros(1)).ravel()[0]) != 1):
+        return None
+    start, stop = (min(value + shape[0] if value < 0 else value, shape[0]) for value in (start, stop))
+    flat = draft.reshape(node.input[0], (1, shape[0] * shape[1], *shape[2:]))
+    cut = draft.slice(flat.output[0], 1, start * shape[1], stop * shape[1])
+    return [flat, cut, draft.reshape(cut.output[0], out, node.output[0])]
+
+
+def transpose(node: onnx.NodeProto, draft: Draft) -> Made:
+    """Transpose of five axes and more, or of a first axis that is no batch: with axes that stay neighbours merged.
+
+    What still has five is done in two steps of at most four, where there are two such steps.
+    """
+    if node.op_type != "Transpose" or node.input[0] in draft.consts:
+        return None
+    shape, out = draft.shapes[node.input[0]], draft.shapes[node.output[0]]
+    order = [int(axis) for axis in attribute(node, "perm", range(len(shape))[::-1])]
+    if len(shape) <= 4 and shape[0] == 1 and order[0] == 0:
+        return None
+    real = sorted(axis for axis in order if shape[axis] > 1)
+    sizes = tuple(shape[axis] for axis in real)
+    steps = _two_steps(tuple(real.index(axis) for axis in order if shape[axis] > 1))
+    if steps is None:
+        return None
+    made, value = [], node.input[0]
+    for step in steps:
+        blocks = _blocks(step)
+        ordered = sorted(blocks)
+        merged = (1, *(math.prod(sizes[axis] for axis in block) for block in ordered))
+        made.append(draft.reshape(value, merged))
+        made.append(draft.node("Transpose", [made[-1].output[0]], perm=[0, *(1 + ordered.index(b) for b in blocks)]))
+        value, sizes = made[-1].output[0], tuple(sizes[axis] for axis in step)
+    return [*made, draft.reshape(value, out, node.output[0])]
+
+
+def _blocks(order: Sequence[int]) -> list[list[int]]:
+    """Runs of axes that are neighbours before and after a permutation."""
+    blocks: list[list[int]] = []
+    for axis in order:
+        if blocks and axis == blocks[-1][-1] + 1:
+            blocks[-1].append(axis)
+        else:
+            blocks.append([axis])
+    return blocks
+
+
+def _two_steps(order: tuple[int, ...]) -> list[tuple[int, ...]] | None:
+    """The permutation itself, or two that make it, each of at most four blocks; none for one that changes nothing."""
+    if len(_blocks(order)) <= 4:
+        return [order] if len(_blocks(order)) > 1 else []
+    if len(order) > 6:
+        return None
+    for first in itertools.permutations(range(len(order))):
+        second = tuple(first.index(axis) for axis in order)
+        if len(_blocks(first)) <= 4 and len(_blocks(second)) <= 4:
+            return [first, second]
+    return None
+
+
+def chain(node: onnx.NodeProto, draft: Draft) -> Made:
+    """A reshape of a reshape takes what the first one takes."""
+    if node.op_type != "Reshape":
+        return None
+    makers = {name: made for made in draft.model.graph.node for name in made.output}
+    source = node.input[0]
+    while source in makers and makers[source].op_type == "Reshape":
+        source = makers[source].input[0]
+    if source == node.input[0]:
+        return None
+    return [draft.reshape(source, draft.shapes[node.output[0]], node.output[0])]
