@@ -19,7 +19,6 @@ def fold(module: Any, *, parametrization: str, hook: str, what: str) -> dict[str
     with evaluating(module):
         for path, layer in module.named_modules():
             for name in _parametrized(layer, parametrization):
-                _plain_parametrized(layer, name)
                 changed[f"{path}.{name}".lstrip(".")] = f"{what} folded"
             for name in _hooked(layer, hook):
                 changed[f"{path}.{name}".lstrip(".")] = f"{what} folded"
@@ -27,16 +26,24 @@ def fold(module: Any, *, parametrization: str, hook: str, what: str) -> dict[str
 
 
 def _parametrized(layer: Any, kind: str) -> list[str]:
-    found = getattr(layer, "parametrizations", None) or {}
-    return [name for name, parts in found.items() if [type(part).__name__ for part in parts] == [kind]]
+    """Take out the parametrizations of a kind, when a layer has no others; the names of their weights.
 
-
-def _plain_parametrized(layer: Any, name: str) -> None:
+    Not by torch's `remove_parametrizations`: it deletes from the layer's class, which a deep copy shares, so that the
+    layer that the copy was made of has no weight any more.
+    """
     import torch
     from torch.nn.utils import parametrize
 
+    found = getattr(layer, "parametrizations", None) or {}
+    if not found or any([type(part).__name__ for part in parts] != [kind] for parts in found.values()):
+        return []
     with torch.no_grad():
-        parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+        values = {name: getattr(layer, name).detach().clone() for name in found}
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer.parametrizations
+    for name, value in values.items():
+        layer.register_parameter(name, torch.nn.Parameter(value))
+    return list(values)
 
 
 def _hooked(layer: Any, kind: str) -> list[str]:

@@ -102,7 +102,7 @@ def program_einsum_to_matmul(network: Any) -> dict[str, str]:
 
     def applies(node: Any) -> str:
         shapes = [_program.shape(operand) for operand in node.args[1]]
-        fits = parse(node.args[0], shapes) is not None and node.kwargs.get("path") is None
+        fits = parse(node.args[0], shapes) is not None
         return f"{node.args[0]} -> permutations and matrix products" if fits else ""
 
     return _program.swap(network, ("aten.einsum",), _computed, applies)
