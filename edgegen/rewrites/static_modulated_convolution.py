@@ -10,11 +10,12 @@ them), and far fewer operations. Transposed convolutions and batches (one group 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 
-from edgegen.rewrites import _net
+from edgegen.rewrites import _modulated, _net
 
 KIND = "cure"
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
@@ -33,6 +34,11 @@ def static_modulated_convolution(model: onnx.ModelProto) -> dict[str, str]:
     """Conv and ConvTranspose with modulated weights -> Mul, the same with a constant weight, Mul."""
     changed = _net.each(model, ("Conv", "ConvTranspose"), _make_static)
     return {**changed, **_net.each(model, ("ReduceSum",), _norm_of_styles)} if changed else {}
+
+
+def program_static_modulated_convolution(network: Any) -> dict[str, str]:
+    """The same on a torch program."""
+    return _modulated.rewrite(network)
 
 
 def _make_static(net: _net.Net, conv: onnx.NodeProto) -> str:

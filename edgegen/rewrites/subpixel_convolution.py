@@ -144,7 +144,9 @@ def _in_phases(x: Any, weight: Any, bias: Any, settings: Any, group: int) -> Any
     import torch.nn.functional as functional
 
     (top, bottom, row, height, down), (left, right, column, width, across) = settings
-    x = functional.conv2d(functional.pad(x, (left, right, top, bottom)), weight, None, groups=group)
+    even = (top, left) == (bottom, right)
+    x = x if even else functional.pad(x, (left, right, top, bottom))
+    x = functional.conv2d(x, weight, None, padding=(top, left) if even else 0, groups=group)
     if down == across:
         x = functional.pixel_shuffle(x, down)
     else:
