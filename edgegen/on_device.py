@@ -173,6 +173,7 @@ def _run(device: Device, argv: list[str], count: int, settings: dict[str, Any], 
             "command goes on from there"
         ) from error
     if refused := [one["reason"] for one in said if one["kind"] == "refused"]:
+        device.refuse_full(refused[0], "go on measuring; what is finished is kept")
         raise errors.RuntimeFailed(f"{device.name}: {refused[0]}")
     if done.code != 0 or not said or said[-1]["kind"] != "done":
         words = ([line.strip() for line in done.err.splitlines() if line.strip()] or ["it said nothing"])[-1]

@@ -322,7 +322,7 @@ def test_a_tool_that_failed_or_ran_elsewhere_gives_no_figure(tool: str, text: st
 def test_commands_give_threads_shape_and_precision() -> None:
     assert "'shape=[48,64,3]'" in _tools.command("benchncnn", "/x/benchncnn", ITEM, 2.0)
     app = _tools.command("benchmark_app", "benchmark_app", ITEM, 2.0)
-    assert "-nthreads 2" in app and "-infer_precision f32" in app and "-ip input:f32" in app
+    assert "-nthreads 2" in app and "-infer_precision f32" in app and "-ip f32" in app
     assert "--num_threads=2" in _tools.command("benchmark_model", "m", ITEM, 2.0)
 
 

@@ -185,6 +185,15 @@ class Device:
                 told[key] = name.strip()
         return told
 
+    def refuse_full(self, words: str, what: str) -> None:
+        """Raise the one error of a full disk when `words` tell of one.
+
+        Raises:
+            RuntimeFailed: they do.
+        """
+        if _FULL.search(words):
+            raise errors.RuntimeFailed(f"{self.name}: the disk there is full: cannot {what} in {self.folder}")
+
     @property
     def _place(self) -> str:
         return _q(self.folder)
@@ -202,8 +211,7 @@ class Device:
         if done.code == 0:
             return done
         words = [line.strip() for line in done.err.splitlines() if line.strip()] or [f"exit code {done.code}"]
-        if any(_FULL.search(line) for line in words):
-            raise errors.RuntimeFailed(f"{self.name}: the disk there is full: cannot {what} in {self.folder}")
+        self.refuse_full(" ".join(words), what)
         raise errors.RuntimeFailed(f"{self.name}: cannot {what}: {words[-1][:300]}")
 
 

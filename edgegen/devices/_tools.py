@@ -17,6 +17,7 @@ from edgegen import errors
 TOOLS = {"tensorrt": "trtexec", "openvino": "benchmark_app", "litert": "benchmark_model", "ncnn": "benchncnn"}
 PLACES = ("/usr/src/tensorrt/bin", "/opt/intel/openvino/samples_bin", "/data/local/tmp", "/usr/local/bin")
 TIMES = "times.json"  # every single run, as trtexec writes them
+_OPENVINO_TYPES = {"float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "uint8": "u8"}
 _OPENVINO = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -34,10 +35,12 @@ def command(tool: str, path: str, item: Mapping[str, Any], seconds: float) -> st
         more = f"--stronglyTyped --useCudaGraph --duration={time} --warmUp=1000 --exportTimes={TIMES}"
         return f"{call} --onnx={file} {more} 2>&1"
     if tool == "benchmark_app":
-        count = f"-nthreads {threads} " if threads else ""
+        # it takes a number of threads only without a performance hint; one stream is what the latency hint would choose
+        count = f"-hint none -nstreams 1 -nthreads {threads} " if threads else "-hint latency "
         exact = f"-infer_precision {options['inference_precision']} " if options.get("inference_precision") else ""
-        kinds = ",".join(f"{spec['name']}:{_openvino_type(spec)}" for spec in item["inputs"])
-        return f"{call} -m {file} -d CPU -api sync -hint latency {count}{exact}-ip {shlex.quote(kinds)} -t {time} 2>&1"
+        # without -ip it makes inputs that look like images u8, and so times another graph
+        kind = _OPENVINO_TYPES.get(item["inputs"][0]["dtype"], "f32")
+        return f"{call} -m {file} -d CPU -api sync {count}{exact}-ip {kind} -t {time} 2>&1"
     if tool == "benchmark_model":
         count = f"--num_threads={threads} " if threads else ""
         return f"{call} --graph={file} {count}--num_runs=50 --min_secs={time} --warmup_runs=5 2>&1"
@@ -126,8 +129,3 @@ def _ncnn(text: str, item: Mapping[str, Any], times: str) -> dict[str, Any]:
     loops = re.search(r"loop_count = (\d+)", text)
     bare: dict[str, float] = {key: float(value) for key, value in zip(("min", "max", "mean"), lines[-1])}
     return {"bare": {**bare, "n": int(loops[1]) if loops else 0}}
-
-
-def _openvino_type(spec: Mapping[str, Any]) -> str:
-    """benchmark_app makes inputs u8 when they look like images, unless it is told."""
-    return {"float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "uint8": "u8"}.get(spec["dtype"], "f32")
