@@ -58,28 +58,62 @@ def load():
     "tensorrt": '''
 
 def load():
-    """The network as a function of one array. Needs the engine that build_engine.py makes on this device, and torch."""
-    import tensorrt
-    import torch
+    """The network as a function of one array. Needs the engine that build_engine.py makes on this device."""
+    import ctypes
 
-    folder = (HERE / SETTINGS["file"]).parent
-    engines = sorted(folder.glob("*.engine"))
-    if not engines:
-        raise SystemExit(f"no engine yet: run python3 {folder / 'build_engine.py'} on this device first")
-    runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
-    engine = runtime.deserialize_cuda_engine(engines[-1].read_bytes())
-    context = engine.create_execution_context()
+    import tensorrt
+
+    builder = (HERE / SETTINGS["file"]).parent / "build_engine.py"
+    file = builder.with_name("model.engine")
+    if not file.exists():
+        raise SystemExit(f"no engine yet: run python3 {builder} on this device first")
+    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(file.read_bytes())
+    if engine is None:
+        raise SystemExit(f"TensorRT {tensorrt.__version__} cannot load {file}: run python3 {builder} again")
+    context, cuda, names = engine.create_execution_context(), cudart(), (SETTINGS["input"], SETTINGS["output"])
+    shape_of = engine.get_tensor_shape if hasattr(engine, "get_tensor_shape") else engine.get_binding_shape  # 8.2
+    arrays = {name: np.empty(tuple(shape_of(name)), np.float32) for name in names}
+    memory = {name: ctypes.c_void_p() for name in names}
+    for name, array in arrays.items():
+        check(cuda.cudaMalloc(ctypes.byref(memory[name]), ctypes.c_size_t(array.nbytes)))
+
+    def execute():
+        if hasattr(context, "execute_async_v3"):
+            for name, pointer in memory.items():
+                context.set_tensor_address(name, pointer.value)
+            return context.execute_async_v3(0)
+        return context.execute_v2([memory[name].value for name in sorted(names, key=engine.get_binding_index)])
+
+    def copy(name, array, kind):
+        pair = (memory[name], array.ctypes.data_as(ctypes.c_void_p))
+        check(cuda.cudaMemcpy(*(pair if kind == 1 else pair[::-1]), ctypes.c_size_t(array.nbytes), kind))
 
     def run(x):
-        given = torch.from_numpy(x).cuda()
-        made = torch.empty(tuple(engine.get_tensor_shape(SETTINGS["output"])), dtype=torch.float32, device="cuda")
-        context.set_tensor_address(SETTINGS["input"], given.data_ptr())
-        context.set_tensor_address(SETTINGS["output"], made.data_ptr())
-        context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
-        torch.cuda.synchronize()
-        return made.cpu().numpy()
+        copy(names[0], np.ascontiguousarray(x, np.float32), 1)  # host to device
+        if not execute():
+            raise SystemExit("TensorRT could not run the engine")
+        check(cuda.cudaDeviceSynchronize())
+        copy(names[1], arrays[names[1]], 2)  # device to host
+        return arrays[names[1]].copy()
 
     return run
+
+
+def cudart():
+    """The CUDA runtime, which moves the arrays."""
+    import ctypes
+
+    for name in ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so.10.2"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise SystemExit("libcudart.so was not found: add CUDA's lib64 folder to LD_LIBRARY_PATH")
+
+
+def check(status):
+    if status:
+        raise SystemExit(f"CUDA answers with error {status}")
 ''',
 }
 
@@ -225,9 +259,13 @@ def script(model: Model, artifact: Artifact, file: str, target: str) -> str:
     text = _HEAD.format(title=model.name, target=target, usage=usage, settings=_literal(settings))
     if model.task == "classification":
         text = text.replace("import struct\nimport zlib\n", "")
-    runtime = artifact.runtime if artifact.runtime in _LOADERS else "onnxruntime"
     result = _SHOW_CLASSES if model.task == "classification" else _WRITE_IMAGE
-    return text + _LOADERS[runtime] + given + result + (_MAIN_LATENT if latents else _MAIN_FILE)
+    return text + loader(artifact.runtime) + given + result + (_MAIN_LATENT if latents else _MAIN_FILE)
+
+
+def loader(runtime: str) -> str:
+    """Text of the sample's `load` for a runtime; that of ONNX Runtime for one that has none."""
+    return _LOADERS.get(runtime, _LOADERS["onnxruntime"])
 
 
 def script_name(target: str) -> str:

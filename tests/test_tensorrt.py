@@ -270,7 +270,7 @@ def test_a_sum_reads_int8_on_both_sides_or_on_none(other: str, right: bool) -> N
 
 def test_weights_as_floats_behind_q_and_dq_are_the_same_integers() -> None:
     rng = np.random.default_rng(0)
-    model = qdq(scale=rng.uniform(1e-4, 1, 4).astype(np.float32))
+    model = qdq(scale=rng.uniform(1e-4, 1, 4).astype(np.float32), opset=17)
     integers = rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8)
     next(t for t in model.graph.initializer if t.name == "w_int").CopyFrom(numpy_helper.from_array(integers, "w_int"))
     feeds = {"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}

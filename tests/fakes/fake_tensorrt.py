@@ -7,7 +7,9 @@ away what that version does not have.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ class State:
         self.caches: list[bytes] = []
         self.builds = 0
         self.io = "Bindings"
+        self.shapes: dict[str, tuple[int, ...]] = {"input": (1,), "output": (1,)}
 
 
 state = State()
@@ -45,6 +48,16 @@ class ILogger:
 
     def log(self, severity: int, msg: str) -> None:
         raise NotImplementedError
+
+
+class Logger(ILogger):
+    WARNING = ILogger.Severity.WARNING
+
+    def __init__(self, least: int = ILogger.Severity.WARNING):
+        super().__init__()
+
+    def log(self, severity: int, msg: str) -> None:
+        """The real one prints."""
 
 
 class _Kinds10:
@@ -170,9 +183,35 @@ class _Inspector:
         return json.dumps({key: value for key, value in self.engine.items() if key != "version"})
 
 
+class _Context:
+    """Doubles float32 numbers from the address of "input" to that of "output"."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, int] = {}
+        if _number() >= (8, 5):
+            self.set_tensor_address = self._addresses.__setitem__
+            self.execute_async_v3 = lambda stream: self._run(self._addresses["input"], self._addresses["output"])
+        else:
+            self.execute_v2 = lambda bindings: self._run(*bindings)
+
+    def _run(self, source: int, to: int) -> bool:
+        count = math.prod(state.shapes["input"])
+        numbers = (ctypes.c_float * count).from_address(source)
+        (ctypes.c_float * count).from_address(to)[:] = [2 * number for number in numbers]
+        return True
+
+
 class _Engine:
     def __init__(self, data: dict[str, Any]):
         self.data = data
+        if _number() >= (8, 5):
+            self.get_tensor_shape = state.shapes.__getitem__
+        else:
+            self.get_binding_shape = state.shapes.__getitem__
+            self.get_binding_index = ["input", "output"].index
+
+    def create_execution_context(self) -> _Context:
+        return _Context()
 
     def create_engine_inspector(self) -> _Inspector:
         return _Inspector(self.data)
