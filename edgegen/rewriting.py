@@ -8,6 +8,7 @@ it rewrote, layer by layer; nothing is rewritten where it would not be exact.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,17 @@ def apply(target: Any, names: Iterable[str], level: str = "onnx") -> dict[str, d
 
 
 def cures_for(runtime: str, problems: Iterable[Problem]) -> tuple[str, ...]:
-    """Rewrites that the problems name, then every cure that is made for the runtime."""
-    known = registry.names(KIND)
+    """Rewrites that the problems name, those that remove an operation which they name, and the runtime's own cures.
+
+    An operation may be told as "Resize", "upsample_bicubic2d" or "aten.upsample_bicubic2d.vec".
+    """
+    known = {name: registry.module(KIND, name) for name in registry.names(KIND)}
     texts = [problem.rewrite for problem in problems]
+    told = {part for problem in problems for part in re.split(r"[.:/\s]+", problem.op)}
     named = [name for name in known if any(name in text for text in texts)]
-    return tuple(dict.fromkeys((*named, *(n for n in known if runtime in registry.module(KIND, n).RUNTIMES))))
+    fitting = [name for name, module in known.items() if told & set(getattr(module, "REMOVES", ()))]
+    own = [name for name, module in known.items() if runtime in module.RUNTIMES]
+    return tuple(dict.fromkeys((*named, *fitting, *own)))
 
 
 def cures(

@@ -81,6 +81,7 @@ def test_every_rewrite_keeps_the_contract(name: str) -> None:
     assert levels
     assert module.KIND in ("cure", "offer") and set(module.RUNTIMES) <= RUNTIMES
     assert module.KIND == "cure" or module.RUNTIMES == ()
+    assert all(isinstance(kind, str) for kind in getattr(module, "REMOVES", ()))
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     assert "xact" in ast.get_docstring(tree)
     if "onnx" in levels and name not in ELSEWHERE:

@@ -318,6 +318,20 @@ def test_problems_are_cured_by_the_rewrites_that_they_name(
     assert again.graph is cured.graph and again.changed == {} and not (tmp_path / "again.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("op", "wanted"),
+    [
+        ("upsample_bicubic2d", "bicubic_to_convolutions"),
+        ("aten.upsample_bicubic2d.vec", "bicubic_to_convolutions"),
+        ("aten::roll", "roll_to_slices"),
+        ("Einsum", "einsum_to_matmul"),
+    ],
+)
+def test_a_cure_is_found_by_the_operation_that_it_removes(op: str, wanted: str) -> None:
+    assert rewriting.cures_for("nowhere", [Problem(op, "", "rewrite it")]) == (wanted,)
+    assert rewriting.cures_for("nowhere", [Problem("Frobnicate", "", "rewrite it")]) == ()
+
+
 def test_what_no_cure_changes_is_told(graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = registry.module
     problem = Problem("Frobnicate", "layer", "there is none")

@@ -17,6 +17,7 @@ import onnx
 from edgegen.rewrites import _net, _program
 
 KIND = "cure"
+REMOVES = ("Resize", "upsample_bicubic2d")
 RUNTIMES = ("coreml", "executorch", "litert", "ncnn", "tensorrt")
 
 

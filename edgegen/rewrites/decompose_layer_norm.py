@@ -14,6 +14,7 @@ import onnx
 from edgegen.rewrites import _net, _normal, _program
 
 KIND = "cure"
+REMOVES = ("LayerNormalization", "layer_norm")
 RUNTIMES: tuple[str, ...] = ()
 
 

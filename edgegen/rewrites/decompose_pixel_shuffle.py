@@ -13,6 +13,7 @@ import onnx
 from edgegen.rewrites import _net, _program
 
 KIND = "cure"
+REMOVES = ("DepthToSpace", "SpaceToDepth", "pixel_shuffle", "pixel_unshuffle")
 RUNTIMES: tuple[str, ...] = ()
 
 

@@ -16,6 +16,7 @@ import onnx
 from edgegen.rewrites import _net, _program
 
 KIND = "cure"
+REMOVES = ("Einsum", "einsum")
 RUNTIMES: tuple[str, ...] = ("ncnn",)
 
 

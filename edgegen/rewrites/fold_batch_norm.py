@@ -15,6 +15,7 @@ import onnx
 from edgegen.rewrites import _net, _program
 
 KIND = "cure"
+REMOVES = ("BatchNormalization", "batch_norm", "_native_batch_norm_legit_no_training")
 RUNTIMES = ("coreml", "executorch", "litert", "ncnn", "tensorrt")
 # aten operation -> (place of the groups, whether it is transposed); convolution itself says so in its arguments
 _LAYERS = {"aten.conv1d": (6, False), "aten.conv2d": (6, False), "aten.conv3d": (6, False), "aten.linear": (9, False),

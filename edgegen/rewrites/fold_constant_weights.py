@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from edgegen.rewrites import _net, _program
 
 KIND = "cure"
+REMOVES = ("_weight_norm", "_weight_norm_interface", "mv", "vdot")
 RUNTIMES = ("coreml", "executorch", "litert", "ncnn", "onnxruntime", "openvino", "tensorrt")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _MOST = 2**26  # elements; a larger constant would be larger than the graph that makes it

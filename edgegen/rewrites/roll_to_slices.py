@@ -13,6 +13,7 @@ import onnx
 from edgegen.rewrites import _net, _program
 
 KIND = "cure"
+REMOVES = ("roll",)
 RUNTIMES = ("coreml", "executorch", "litert", "ncnn")
 
 

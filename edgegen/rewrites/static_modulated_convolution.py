@@ -18,6 +18,7 @@ import onnx
 from edgegen.rewrites import _modulated, _net
 
 KIND = "cure"
+REMOVES = ("Conv", "ConvTranspose", "conv2d", "conv_transpose2d")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 _RANK = 5  # weights are looked at as (samples, out, in, kH, kW); transposed ones as (samples, in, out, kH, kW)
 

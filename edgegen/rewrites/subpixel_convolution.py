@@ -19,6 +19,7 @@ import onnx
 from edgegen.rewrites import _net, _program
 
 KIND = "offer"
+REMOVES = ("ConvTranspose", "conv_transpose2d")
 RUNTIMES: tuple[str, ...] = ()
 
 

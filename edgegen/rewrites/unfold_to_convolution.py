@@ -15,6 +15,7 @@ import onnx
 from edgegen.rewrites import _net, _program
 
 KIND = "cure"
+REMOVES = ("im2col",)
 RUNTIMES = ("coreml", "executorch", "litert", "ncnn")
 
 
