@@ -7,7 +7,8 @@
     cifar/test.npz          the 8,000 test images
     photos/train, eval      image folders: every fifth photo is for evaluation
     imagenet/train, eval    .npz of the same photos, shorter side 256, centre 224; y = ImageNet class
-    taef2/train, eval       .npz of the same photos, centre 256: x float32 latents (N, 32, 32, 32), y uint8 photos
+    taef2/train, eval       .npz of the same photos, 256: x float32 latents (N, 32, 32, 32), y uint8 photos; centre,
+                            and for training also both ends of the longer side (one mirrored), and crops of kodak24
 
 Only evaluation files may be used for reported quality.
 """
@@ -26,6 +27,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE.parents[1] / "shared" / "assets"
+PICTURES = (".png", ".webp", ".jpg")
 CALIBRATION_PER_CLASS, TRAIN_PER_CLASS, EVAL_EVERY = 30, 1000, 5
 
 
@@ -91,18 +93,48 @@ def imagenet(assets: Path, out: Path) -> None:
         np.savez(out / f"{part}.npz", x=x, y=np.array([int(file.name[:4]) for file in files], np.int64))
 
 
+def views(photo: Path, size: int) -> list[np.ndarray]:
+    """Squares of a photo brought to `size` on its shorter side: both ends of the longer one, one of them mirrored."""
+    with Image.open(photo) as opened:
+        image = opened.convert("RGB")
+    factor = size / min(image.size)
+    image = image.resize([max(size, round(side * factor)) for side in image.size], Image.Resampling.BICUBIC)
+    width, height = image.size
+    first = np.asarray(image.crop((0, 0, size, size)))
+    last = np.asarray(image.crop((width - size, height - size, width, height)))
+    return [first, last[:, ::-1]]
+
+
+def tiles(photo: Path, size: int) -> list[np.ndarray]:
+    """Squares of a large photo side by side, what is left over at the ends dropped."""
+    with Image.open(photo) as opened:
+        image = np.asarray(opened.convert("RGB"))
+    places = [(y, x) for y in range(0, len(image) - size + 1, size) for x in range(0, image.shape[1] - size + 1, size)]
+    return [image[y : y + size, x : x + size] for y, x in places]
+
+
 def taef2(assets: Path, out: Path) -> None:
     """x float32 latents (N, 32, 32, 32) made by the encoder from y, uint8 photos (N, 256, 256, 3)."""
     import torch
 
-    encoder = network_module("taef2").encoder().eval()
+    from edgegen import training
+
+    encoder = network_module("taef2").encoder().eval().to(memory_format=torch.channels_last)
     state = torch.load(assets / "taef2-encoder.pth", map_location="cpu", weights_only=True)
     encoder.load_state_dict({key: value.float() for key, value in state.items()})
     for part, files in split_photos(assets).items():
-        y = np.stack([centre(file, 256, 256) for file in files])
-        with torch.no_grad():
-            x = [encoder(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255) for image in y]
-        np.savez(out / f"{part}.npz", x=torch.cat(x).numpy(), y=y)
+        images = [centre(file, 256, 256) for file in files]
+        if part == "train":
+            images += [view for file in files for view in views(file, 256)]
+            images += [tile for file in sorted((assets / "kodak24").iterdir()) if file.suffix in PICTURES
+                       for tile in tiles(file, 256)]  # fmt: skip
+        # Training latents in BF16 where the processor has it, four times as fast; what is judged on is FP32.
+        precision = training.resolve_precision("auto" if part == "train" else "fp32")
+        with torch.no_grad(), training.autocast(precision):
+            stacked = (torch.from_numpy(np.stack(images[i : i + 8])) for i in range(0, len(images), 8))
+            x = [encoder((batch.permute(0, 3, 1, 2) / 255).contiguous(memory_format=torch.channels_last)).float()
+                 for batch in stacked]  # fmt: skip
+        np.savez(out / f"{part}.npz", x=torch.cat(x).numpy(), y=np.stack(images))
 
 
 Maker = Callable[[Path, Path], None]

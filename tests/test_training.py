@@ -226,7 +226,7 @@ def test_rate_warms_up_and_ends_near_zero():
         ({"lr": 0.0}, "lr must be above 0, got 0"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1"),
         ({"schedule": "step"}, "schedule must be one of cosine, constant, got 'step'"),
-        ({"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, got 'lion'"),
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, muon, got 'lion'"),
         ({"precision": "fp8"}, "precision must be one of auto, bf16, fp32, got 'fp8'"),
         ({"grad_clip": -1.0}, "grad_clip must be 0 or more, got -1"),
     ],

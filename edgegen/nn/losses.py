@@ -141,6 +141,9 @@ def pairs(
     a, b = _shapes(student, inputs), _shapes(teacher, inputs)
     fitting = [name for name, shape in a.items() if name in b and _place(shape) == _place(b[name]) is not None]
     fitting = fitting[:-1]
+    # Maps of one width need no projection, and where only the inside of blocks was pruned they are its trunk.
+    same = [name for name in fitting if a[name] == b[name]]
+    fitting = same if len(same) >= count else fitting
     if len(fitting) <= count:
         return tuple(fitting)
     return tuple(fitting[round((i + 1) * len(fitting) / count) - 1] for i in range(count))

@@ -19,7 +19,7 @@ from edgegen.nn import losses as nn_losses
 from edgegen.passes import _lessons
 from edgegen.types import Job, Model, PassResult
 
-LOSSES = ("output", "l2", "perceptual", "reference", "labels", "features")
+LOSSES = ("output", "l2", "perceptual", "reference", "reference_l2", "labels", "features")
 FROM_TEACHER = ("output", "l2", "perceptual", "features")
 
 
@@ -42,16 +42,20 @@ def distill(
     encoder: str = "cifar",
     batchnorm: str = "train",
     grad_clip: float = 1.0,
+    optimizer: str = "adamw",
+    margin: int = 0,
 ) -> PassResult:
     """Train `model` against `job.teacher` on `job.data` (made-up inputs where there is none).
 
     Args:
         losses: names, or a table name -> weight, of: output (L1 for images, softened KL for classes), l2, perceptual
-            (`encoder`: cifar or mnist), reference (L1 to the sample's reference), labels (cross entropy), features
-            (inner maps of up to four layers). `features` and `reference` add those two with a weight.
-        crop: train on random squares of this many input pixels (not for classification).
+            (`encoder`: cifar or mnist), reference (L1 to the sample's reference), reference_l2 (squared: what PSNR
+            counts), labels (cross entropy), features (inner maps of up to four layers). `features` and `reference`
+            add those two with a weight.
+        crop: train on random squares of this many input pixels (not for classification). margin: input pixels at each
+            edge of a crop in which the output is not compared with the reference: it is computed from padding there.
         temperature: of the softened logits. projection: "conv" or "orthogonal" (V_kD) from student to teacher maps.
-        batchnorm: "train" moves the statistics slowly, "frozen" keeps them.
+        batchnorm: "train" moves the statistics slowly, "frozen" keeps them. optimizer: adamw, adam, sgd or muon.
     Returns:
         PassResult; `notes` has the loss curve, the inputs, the layers compared, and why training stopped early if so.
     Raises:
@@ -59,18 +63,19 @@ def distill(
         PassError: the loss was never finite.
     """
     table = _lessons.weights(losses, features, reference, LOSSES)
-    _check(model, job, table, batch, crop, temperature)
+    _check(model, job, table, batch, crop, temperature, margin)
     if job.data is not None and len(model.stage.inputs) == 1:
         batch_at, source = _lessons.from_data(job.data, batch, job.seed, crop), "data"
     else:
         batch_at, source = _lessons.made_up(model, batch, job.seed)
     with training.use_threads(job.threads):
-        lesson = _Lesson(model, job, table, batch_at(0), temperature, projection, encoder)
+        lesson = _Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin)
     try:
         result = training.train(
             lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, ema=ema, precision=precision,
             checkpoint=job.checkpoints / "distill.safetensors" if job.checkpoints else None, progress=job.progress,
-            warmup=warmup, grad_clip=grad_clip, batchnorm=batchnorm, threads=job.threads, device=job.device,
+            warmup=warmup, grad_clip=grad_clip, batchnorm=batchnorm, optimizer=optimizer, threads=job.threads,
+            device=job.device,
         )  # fmt: skip
     finally:
         lesson.close()
@@ -87,7 +92,7 @@ def distill(
 
 
 def _check(
-    model: Model, job: Job, table: Mapping[str, float], batch: int, crop: int | None, temperature: float
+    model: Model, job: Job, table: Mapping[str, float], batch: int, crop: int | None, temperature: float, margin: int
 ) -> None:
     if model.stage.module is None:
         raise ValueError(f"distill needs a network, and {model.name} is an ONNX file; use quantize or cast")
@@ -97,6 +102,8 @@ def _check(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if crop is not None and (crop < 1 or model.task == "classification"):
         raise ValueError(f"crop must be at least 1 pixel and is not for classification, got {crop} for {model.task}")
+    if margin < 0 or (margin and (crop is None or 2 * margin >= crop)):
+        raise ValueError(f"margin must be 0, or less than half of crop, got {margin} with crop {crop}")
     needs = [name for name in table if name in FROM_TEACHER]
     if needs and job.teacher is None:
         raise ValueError(f"losses {', '.join(needs)} need a teacher, and the job has none; use reference or labels")
@@ -107,8 +114,9 @@ class _Lesson:
 
     def __init__(
         self, model: Model, job: Job, table: Mapping[str, float], first: _lessons.Batch, temperature: float,
-        projection: str, encoder: str,
+        projection: str, encoder: str, margin: int = 0,
     ) -> None:  # fmt: skip
+        self.margin = margin
         self.table, self.temperature, self.task = table, temperature, model.task
         low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
         self.low, self.span = low, high - low
@@ -155,10 +163,17 @@ class _Lesson:
             return self.features()
         if name == "labels":
             return nn_losses.cross_entropy(found[0], batch["label"])
-        if name == "reference":
-            return nn_losses.absolute(found[0], batch["reference"], self.span)
+        if name in ("reference", "reference_l2"):
+            loss = nn_losses.absolute if name == "reference" else nn_losses.squared
+            return loss(*self._inner(found[0], batch), self.span)
         parts = [self._compare(name, a, b) for a, b in zip(found, taught, strict=True)]
         return torch.stack(parts).mean()
+
+    def _inner(self, found: torch.Tensor, batch: _lessons.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and reference without the margin: at the edges of a crop the network sees padding, not the image."""
+        reference = batch["reference"]
+        cut = self.margin * (reference.shape[-1] // batch["input"][0].shape[-1]) if self.margin else 0
+        return (found[..., cut:-cut, cut:-cut], reference[..., cut:-cut, cut:-cut]) if cut else (found, reference)
 
     def _compare(self, name: str, found: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         """One output of the student against the teacher's."""
@@ -191,7 +206,7 @@ def _frozen(module: nn.Module, device: str) -> nn.Module:
 
 
 def _check_data(table: Mapping[str, float], first: _lessons.Batch) -> None:
-    for name, key in (("reference", "reference"), ("labels", "label")):
+    for name, key in (("reference", "reference"), ("reference_l2", "reference"), ("labels", "label")):
         if name in table and first[key] is None:
             raise ValueError(f"loss {name} needs samples with a {key}, and this data has none; leave it out")
 

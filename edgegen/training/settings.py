@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 SCHEDULES = ("cosine", "constant")
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 BATCHNORM = ("train", "frozen")
 PRECISIONS = ("auto", "bf16", "fp32")
 

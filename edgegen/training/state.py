@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from edgegen import files
+from edgegen.training.muon import Muon
 from edgegen.training.settings import Settings, autocast
 
 log = logging.getLogger(__name__)
@@ -168,6 +169,8 @@ def _optimizer(learned: list[nn.Parameter], settings: Settings) -> torch.optim.O
     """The optimizer by name. Foreach and fused kernels stay off: they may sum in another order."""
     if settings.optimizer == "sgd":
         return torch.optim.SGD(learned, settings.lr, momentum=0.9, weight_decay=settings.weight_decay, foreach=False)
+    if settings.optimizer == "muon":
+        return Muon(learned, settings.lr, weight_decay=settings.weight_decay)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(learned, settings.lr, weight_decay=settings.weight_decay, foreach=False)
 

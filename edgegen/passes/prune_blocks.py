@@ -1,0 +1,156 @@
+"""Remove whole residual blocks: those whose removal changes the output least, one after the other.
+
+As in BK-SDM (Kim et al., 2023, arXiv:2305.15798) and layer dropping (Fan et al., 2020, LayerDrop, arXiv:1909.11556): a
+block whose input and output have one shape is replaced by the identity. The choice is label-free: after each removal
+every remaining block is tried again, and the one with the least distance of the outputs goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from edgegen import graph, registry, training
+from edgegen.passes import _lessons
+from edgegen.types import Job, Model, PassResult
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def prune_blocks(
+    model: Model,
+    job: Job,
+    *,
+    ratio: float = 0.25,
+    blocks: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    samples: int = 4,
+) -> PassResult:
+    """Replace residual blocks by the identity: those named in `blocks`, or a `ratio` of all that can go.
+
+    Args:
+        model: one stage with a module. Not modified.
+        ratio: fraction of the removable blocks to remove, in [0, 1), rounded down; not used when `blocks` are named.
+        skip: blocks that stay. samples: inputs on which outputs are compared (data, or made up where there is none).
+    Returns:
+        PassResult; `changed` has the layers of each removed block, with the relative squared error of the output after
+        its removal; `skipped` the others, with the error that removing their block would make; `notes` the blocks.
+    Raises:
+        ValueError: an option out of range, a model without a network, or a name that is no removable block.
+    """
+    module = model.stage.module
+    if module is None:
+        raise ValueError(f"prune_blocks needs a network, and {model.name} is an ONNX file; use quantize or cast")
+    if not 0 <= ratio < 1 or samples < 1:
+        raise ValueError(f"ratio must lie in [0, 1) and samples be at least 1, got {ratio} and {samples}")
+    if job.data is not None:
+        batch_at = _lessons.from_data(job.data, 1, job.seed, None)
+    else:
+        batch_at, _ = _lessons.made_up(model, 1, job.seed)
+    inputs = [batch_at(step)["input"] for step in range(samples)]
+    result = graph.clone(module).eval()
+    found = removable(result, inputs[0])
+    for name in (*blocks, *skip):
+        if name not in found:
+            there = f"{registry.near(name, found)}; there are: {', '.join(found) or 'none'}"
+            raise ValueError(f"no removable block {name!r} in {model.name}{there}")
+    before = graph.cost(module, inputs[0])
+    with training.use_threads(job.threads):
+        gone, left = _remove(result, found, list(blocks), set(skip), int(ratio * len(found)), inputs, job)
+    after = graph.cost(result, inputs[0])
+    changed = {layer: why for layer in graph.layers(module) if (why := _of_block(layer, gone))}
+    skipped = {
+        layer: _of_block(layer, left) or "is in no block that can be removed"
+        for layer in graph.layers(module) if layer not in changed
+    }  # fmt: skip
+    notes = {
+        "macs_before": before.macs, "macs_after": after.macs, "params_before": before.params,
+        "params_after": after.params, "removable": len(found), "removed": ", ".join(gone),
+    }  # fmt: skip
+    return PassResult(model.with_module(result), changed, skipped, notes, bool(changed))
+
+
+def _of_block(layer: str, told: dict[str, str]) -> str:
+    """What is told of the block that the layer lies in."""
+    return next((text for block, text in told.items() if layer.startswith(f"{block}.")), "")
+
+
+def removable(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[str]:
+    """Names of blocks that map one tensor to one of the same shape and hold two or more weighted layers.
+
+    Of nested ones the outermost, unless it holds several of one class: then it is a stage, and they are the blocks.
+    """
+    names: list[str] = []
+
+    def note(name: str, args: tuple, out: object) -> None:
+        tensors = bool(args) and isinstance(out, torch.Tensor) and isinstance(args[0], torch.Tensor)
+        if tensors and args[0].shape == out.shape and name not in names:  # type: ignore[attr-defined]
+            names.append(name)
+
+    parts = {
+        name: part for name, part in module.named_modules()
+        if name and not isinstance(part, _CONTAINERS) and len(graph.layers(part)) >= 2
+    }  # fmt: skip
+    handles = [
+        part.register_forward_hook(lambda _, args, out, name=name: note(name, args, out))
+        for name, part in parts.items()
+    ]
+    try:
+        graph.outputs(module, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ordered = [name for name in parts if name in names]
+    blocks = [name for name in ordered if not _is_stage(name, ordered, parts)]
+    return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+
+
+def _is_stage(name: str, names: Sequence[str], parts: dict[str, nn.Module]) -> bool:
+    inside = [type(parts[other]) for other in names if other.startswith(f"{name}.")]
+    return len(set(inside)) < len(inside)
+
+
+def _remove(
+    module: nn.Module, found: Sequence[str], named: list[str], kept: set[str], count: int,
+    inputs: Sequence[Sequence[torch.Tensor]], job: Job,
+) -> tuple[dict[str, str], dict[str, str]]:  # fmt: skip
+    """Take blocks out of `module` in place; (removed -> error, left -> error that removing it would make)."""
+    wanted = [graph.outputs(module, sample) for sample in inputs]
+    changed: dict[str, str] = {}
+    for number in range(len(named) or count):
+        job.progress(f"block {number + 1}", number / max(1, len(named) or count))
+        free = [named[number]] if named else [n for n in found if n not in changed and n not in kept]
+        if not free:
+            break
+        errors = {name: _error(module, name, inputs, wanted) for name in free}
+        name = min(errors, key=lambda key: errors[key])
+        _put(module, name, nn.Identity().eval())
+        changed[name] = f"removed with block {name}; relative squared error of the output {errors[name]:.3g}"
+    left = {
+        name: f"removing block {name} would make a relative squared error of {_error(module, name, inputs, wanted):.3g}"
+        for name in found if name not in changed
+    }  # fmt: skip
+    return changed, left
+
+
+def _error(
+    module: nn.Module, name: str, inputs: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequence[torch.Tensor]]
+) -> float:
+    """Relative squared error of the outputs without this block; the block comes back."""
+    block = module.get_submodule(name)
+    _put(module, name, nn.Identity())
+    try:
+        got = [graph.outputs(module, sample) for sample in inputs]
+    finally:
+        _put(module, name, block)
+    pairs = [(a, b) for g, w in zip(got, wanted, strict=True) for a, b in zip(g, w, strict=True)]
+    return sum(float((a - b).square().sum()) for a, b in pairs) / max(
+        sum(float(b.square().sum()) for _, b in pairs), 1e-12
+    )
+
+
+def _put(module: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    module.get_submodule(parent)._modules[own] = part

@@ -1,0 +1,109 @@
+"""prune_blocks: what counts as a block, which one goes first, and that the rest computes what it should."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edgegen import architecture, graph
+from edgegen.passes.prune_blocks import prune_blocks, removable
+from edgegen.types import Job, Model, Preprocessing, Stage, Target, TensorSpec
+
+JOB = Job(target=Target("here", "", ("onnxruntime",)))
+
+
+class Residual(nn.Module):
+    """x + strength * (two convolutions)."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+        self.body = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.strength * self.body(x)
+
+
+class Stages(nn.Module):
+    """A stage of three blocks (a module of its own class) and a fourth block behind it."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Residual(1.0), Residual(0.01), Residual(0.1)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stage, self.last, self.head = nn.Conv2d(3, 4, 1), self.Part(), Residual(0.5), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.last(self.stage(self.stem(x))))
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    spec = TensorSpec("input", (1, 3, 8, 8), value_range=(0.0, 1.0))
+    out = TensorSpec("output", (1, 3, 8, 8), value_range=(0.0, 1.0))
+    stage = Stage("stages", Stages().eval(), (spec,), (out,))
+    return Model("stages", "restoration", (stage,), Preprocessing())
+
+
+def test_blocks_are_found_inside_a_stage(model: Model) -> None:
+    found = removable(model.stage.module, graph.example_inputs(model.stage))
+    assert found == ["stage.blocks.0", "stage.blocks.1", "stage.blocks.2", "last"]
+
+
+def test_the_block_that_matters_least_goes_first(model: Model) -> None:
+    before = {name: value.clone() for name, value in model.stage.module.state_dict().items()}
+    result = prune_blocks(model, JOB, ratio=0.5)
+    assert result.notes["removed"] == "stage.blocks.1, stage.blocks.2"
+    assert set(result.changed) == {f"stage.blocks.{i}.body.{j}" for i in (1, 2) for j in (0, 2)}
+    assert result.skipped["stem"] == "is in no block that can be removed"
+    assert "removing block last would make" in result.skipped["last.body.0"]
+    assert result.needs_recovery
+    assert all(torch.equal(value, model.stage.module.state_dict()[name]) for name, value in before.items())
+
+
+def test_the_rest_computes_what_the_network_without_the_block_computes(model: Model) -> None:
+    result = prune_blocks(model, JOB, blocks=["last"])
+    x = graph.example_inputs(model.stage)[0]
+    whole = model.stage.module
+    with torch.no_grad():
+        expected = whole.head(whole.stage(whole.stem(x)))
+    assert torch.equal(graph.outputs(result.model.stage.module, [x])[0], expected)
+    lost = sum(p.numel() for p in whole.last.parameters())
+    assert result.notes["params_before"] - result.notes["params_after"] == lost
+
+
+def test_the_result_can_be_described_and_rebuilt(model: Model) -> None:
+    result = prune_blocks(model, JOB, ratio=0.25)
+    told = architecture.describe(result.model.stage.module, model.stage.module)
+    again = architecture.rebuild(Stages(), told)
+    assert set(again.state_dict()) == set(result.model.stage.module.state_dict())
+
+
+def test_a_ratio_below_one_block_removes_none(model: Model) -> None:
+    result = prune_blocks(model, JOB, ratio=0.2)
+    assert not result.changed
+    assert not result.needs_recovery
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"ratio": 1.0}, r"ratio must lie in \[0, 1\)"),
+        ({"samples": 0}, "samples be at least 1"),
+        ({"blocks": ["stage.blocks.9"]}, "no removable block 'stage.blocks.9'.*did you mean 'stage.blocks"),
+        ({"skip": ["head"]}, "no removable block 'head'"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(model: Model, options: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        prune_blocks(model, JOB, **options)
