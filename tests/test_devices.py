@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bundles_for_devices import tiny
 
-from edgegen import cli_device, device_records, errors, files, on_device
+from edgegen import bundle, cli_device, device_records, errors, files, measuring, on_device, registry
 from edgegen.device_records import Record
 from edgegen.devices import _runner, _spec, _tools
 from edgegen.devices._shell import Options
+from edgegen.types import Target
 
 FAKES = Path(__file__).parent / "fakes"
 QUICK = on_device.Settings(rounds=6, iterations=5, warm_seconds=0.01, cold=2, limit_s=60)
@@ -158,8 +160,6 @@ def test_a_bundle_is_measured_here_with_every_raw_sample(bundles: Any) -> None:
 
 def test_several_bundles_are_one_run_whose_ratio_can_be_taken(bundles: Any) -> None:
     pytest.importorskip("onnxruntime")
-    from edgegen import measuring
-
     small, large = measured_here(bundles("good"), bundles("large", side=192))
     one, other = (device_records.measurements(record)[0] for record in (large, small))
     assert measuring.ratio(one, other).value > 1.5  # 144 times the pixels
@@ -229,6 +229,46 @@ def test_the_device_is_left_with_the_files_and_without_the_run(bundles: Any, tmp
     home = tmp_path / "cache" / "device"
     assert [p.name for p in (home / "runs").iterdir()] == ["lock"]
     assert {p.name for p in (home / "bundles").rglob("*") if p.is_file()} == {"model.onnxruntime.onnx", "000.npz"}
+
+
+# ------------------------------------------------------------------------------------- the runner, for every runtime
+
+
+def runtimes() -> list[Any]:
+    """Every runtime that runs here; the others are skipped with their reason."""
+    found = []
+    for name in registry.names("runtimes"):
+        why = registry.module("runtimes", name).missing()
+        found.append(pytest.param(name, marks=[pytest.mark.skip(reason=why)] if why else [], id=name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", runtimes())
+def test_the_runner_runs_what_the_runtime_module_runs(runtime: str, tmp_path: Path) -> None:
+    """Golden outputs come from `runtimes.<name>.load`; the runner's differ by no more than the order of sums."""
+    from conftest import make_tiny
+
+    from edgegen import onnx_graph, program
+
+    model = make_tiny("depthwise_generator")
+    graph = onnx_graph.to_onnx(model.stage, tmp_path / "graph.onnx")
+    graph = dataclasses.replace(graph, program=program.save(model.stage, tmp_path / "graph.pt2"))
+    target = Target("here", "", (runtime,), precisions=("fp32",), threads=1)
+    artifact = measuring.build_isolated(graph, tmp_path / "built", runtime=runtime, calibration=None, target=target)
+    x = np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)
+    with measuring.Worker(artifact) as worker:
+        y = worker.run_many({"input": x})["output"]
+    golden = bundle.Golden({"input": x}, {"output": y}, 1e-5)
+    report: dict[str, Any] = {"report.html": "<p>", "report.json": "{}"}
+    stages = (dataclasses.replace(model.stage, module=None),)
+    origin = dataclasses.replace(model, stages=stages, origin={"kind": "onnx", "path": "x.onnx"})
+    contents = bundle.Contents(origin, origin, (artifact,), graph, "here", "seed = 0\n", (golden,), report)
+    (record,) = measured_here(bundle.write(tmp_path / "bundle", contents).path)
+    assert record.status == "measured", record.reason
+    assert record.golden.ok and record.golden.samples == 2
+    assert record.runtime_version not in ("", "unknown")
+    assert all(one.bare_ms for one in record.rounds)
 
 
 # ---------------------------------------------------------------------------------------------------- vendors' tools

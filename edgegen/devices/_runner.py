@@ -269,22 +269,29 @@ def _openvino(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[st
 
 
 def _litert(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, Any]:
+    """The file may take images channels last; turning them is part of a run, and of no run without copies."""
     np = _imported("numpy", "litert")
     interpreter, version = _interpreter()
-    threads = int(item["options"].get("threads") or 0)
+    threads, layout = int(item["options"].get("threads") or 0), item["options"].get("layout", {})
     net = interpreter(model_path=path, num_threads=threads or None)
     net.allocate_tensors()
-    given = _in_order(net.get_input_details(), item["inputs"])
-    made = _in_order(net.get_output_details(), item["outputs"])
+    given = _tensors(net, "inputs", "args_%d", net.get_input_details(), item["inputs"])
+    made = _tensors(net, "outputs", "output_%d", net.get_output_details(), item["outputs"])
 
     def put(values: dict[str, Any]) -> None:
-        for name, detail in given.items():
-            net.set_tensor(detail["index"], np.ascontiguousarray(values[name], detail["dtype"]))
+        for name, index in given.items():
+            value = values[name]
+            last = layout.get(name) == "NHWC" and value.ndim == 4
+            net.set_tensor(index, np.ascontiguousarray(value.transpose(0, 2, 3, 1) if last else value))
+
+    def take(name: str) -> Any:
+        value = net.get_tensor(made[name])
+        return np.ascontiguousarray(value.transpose(0, 3, 1, 2)) if layout.get(name) == "NHWC" else value
 
     def run(values: dict[str, Any]) -> dict[str, Any]:
         put(values)
         net.invoke()
-        return {name: net.get_tensor(detail["index"]) for name, detail in made.items()}
+        return {name: take(name) for name in made}
 
     put(feeds)
     return {"version": version, "run": run, "bare": net.invoke, "got": {"threads": threads}}
@@ -301,13 +308,14 @@ def _interpreter() -> tuple[Any, str]:
     raise Refused(_absent("ai_edge_litert", "litert"))
 
 
-def _in_order(details: list[dict[str, Any]], specs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensor details by the names of the graph: by name where the file kept them, else in order."""
-    found = {}
-    for number, (spec, detail) in enumerate(zip(specs, details)):
-        same = [d for d in details if re.sub(r"^serving_default_|:\d+$", "", d["name"]) == spec["name"]]
-        found[spec["name"]] = same[0] if len(same) == 1 else details[number] if len(details) == len(specs) else detail
-    return found
+def _tensors(net: Any, side: str, pattern: str, details: list[dict[str, Any]], specs: list[dict[str, Any]]) -> Any:
+    """Name in the graph -> number of the tensor: by the file's only signature, else in order."""
+    signatures = list(net._get_full_signature_list().values()) if hasattr(net, "_get_full_signature_list") else []
+    named = signatures[0][side] if len(signatures) == 1 else {}
+    ordered = [detail["index"] for detail in details]
+    if len(ordered) != len(specs):
+        raise Refused(f"the file has {len(ordered)} {side}, the network {len(specs)}")
+    return {spec["name"]: named.get(pattern % number, ordered[number]) for number, spec in enumerate(specs)}
 
 
 def _ncnn(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, Any]:
@@ -342,18 +350,22 @@ def _ncnn(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, A
 
 
 def _executorch(item: dict[str, Any], path: str, feeds: dict[str, Any]) -> dict[str, Any]:
-    _imported("executorch", "executorch")
-    torch, runtime = _imported("torch", "executorch"), _imported("executorch.runtime", "executorch")
-    threads = int(item["options"].get("threads") or 0)
+    np, torch = _imported("numpy", "executorch"), _imported("torch", "executorch")
+    runtime = _imported("executorch.runtime", "executorch")
+    threads, specs = int(item["options"].get("threads") or 0), item["inputs"]
+    if threads:
+        _imported("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(threads)
     method = runtime.Runtime.get().load_program(path).load_method("forward")
-    names = [spec["name"] for spec in item["inputs"]]
-    held = [torch.from_numpy(feeds[name].copy()) for name in names]
+    if method is None:
+        raise Refused("the program has no method 'forward'")
+
+    def put(given: dict[str, Any]) -> list[Any]:
+        return [torch.from_numpy(np.ascontiguousarray(given[spec["name"]], spec["dtype"])) for spec in specs]
 
     def run(given: dict[str, Any]) -> dict[str, Any]:
-        made = method.execute([torch.from_numpy(given[name]) for name in names])
-        return {spec["name"]: value.numpy().copy() for spec, value in zip(item["outputs"], made)}
+        return {spec["name"]: value.numpy().copy() for spec, value in zip(item["outputs"], method.execute(put(given)))}
 
-    got = {"threads": threads or "runtime's own"}
+    held, got = put(feeds), {"threads": threads or "the runtime's own number"}
     return {"version": _distribution("executorch"), "run": run, "bare": lambda: method.execute(held), "got": got}
 
 
@@ -378,7 +390,7 @@ def _image(value: Any, pixels: dict[str, Any]) -> Any:
     np, pictures = _imported("numpy", "coreml"), _imported("PIL.Image", "coreml")
     scale, bias = (np.asarray(pixels[key], "float64").reshape(-1, 1, 1) for key in ("scale", "bias"))
     raw = np.clip(np.rint(value[0] * scale + bias), 0, 255).astype("uint8")
-    return pictures.fromarray(raw[0], "L") if len(raw) == 1 else pictures.fromarray(raw.transpose(1, 2, 0), "RGB")
+    return pictures.fromarray(raw[0] if len(raw) == 1 else raw.transpose(1, 2, 0))
 
 
 def _build_engine(folder: str) -> str:
