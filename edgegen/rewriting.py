@@ -82,14 +82,20 @@ def cures(
     """
     module = registry.module("runtimes", runtime)
     problems = tuple(module.supports(graph, target))
-    if not problems:
-        return Cured(graph, {}, ())
     wants_program = getattr(module, "NEEDS_PROGRAM", False)
-    if wants_program and graph.program is None:
-        return Cured(graph, {}, problems)
     rewrite = rewritten_program if wants_program else rewritten
-    made, changed = rewrite(graph, cures_for(runtime, problems), out, feeds=feeds, tolerance=tolerance)
-    return Cured(made, changed, tuple(module.supports(made, target)) if changed else problems)
+    changed: dict[str, dict[str, str]] = {}
+    tried: set[str] = set()
+    # Some runtimes tell one problem at a time, so there may be another one behind it.
+    while problems and not (wants_program and graph.program is None):
+        names = [name for name in cures_for(runtime, problems) if name not in tried]
+        graph, found = rewrite(graph, names, out, feeds=feeds, tolerance=tolerance)
+        if not found:
+            break
+        tried |= set(names)
+        changed |= found
+        problems = tuple(module.supports(graph, target))
+    return Cured(graph, changed, problems)
 
 
 def rewritten(

@@ -278,7 +278,7 @@ def graph(tmp_path: Path) -> Graph:
 
 
 def fake_runtime(monkeypatch: pytest.MonkeyPatch, needs_program: bool) -> None:
-    """A runtime that knows neither cubic resizing nor roll."""
+    """A runtime that knows neither cubic resizing nor roll, and tells one problem at a time."""
 
     def supports(graph: Graph, target: Target) -> list[Problem]:
         if needs_program:
@@ -288,7 +288,7 @@ def fake_runtime(monkeypatch: pytest.MonkeyPatch, needs_program: bool) -> None:
         else:
             kinds = [(n.op_type, n.name) for n in onnx.load(graph.onnx).graph.node]
             cures = {"Resize": "bicubic_to_convolutions"}
-        return [Problem(kind, name, f"try {cures[kind]}") for kind, name in kinds if kind in cures]
+        return [Problem(kind, name, f"try {cures[kind]}") for kind, name in kinds if kind in cures][:1]
 
     module = registry.module
     runtime = SimpleNamespace(supports=supports, NEEDS_PROGRAM=needs_program)
