@@ -91,13 +91,12 @@ def promise(graph: Graph, found: _coreml_read.Contents, plan: PrecisionPlan) -> 
     """
     _coreml_read.check(found, plan, f"coreml {plan.label}")
     if plan.precision == "int8":
-        able = [layer for layer in found.layers if layer.kind in _coreml_weights.INTEGER_LAYERS]
-        large = [layer for layer in able if layer.elements >= _coreml_read.THRESHOLD]
-        wanted = [layer for layer in large if layer.name not in plan.float_layers]
+        able = [layer for layer in found.layers if layer.kind in _coreml_weights.INTEGER_LAYERS and layer.elements]
+        wanted = [layer for layer in able if layer.name not in plan.float_layers]
         if not wanted:
             raise errors.RuntimeFailed(
-                f"coreml {plan.label}: {graph.stage} has no layer to compute in int8: Core ML quantizes the activations of "
-                "convolutions and linear layers only, and small ones stay in float; build fp16 with int8 weights"
+                f"coreml {plan.label}: {graph.stage} has no layer to compute in int8: Core ML quantizes activations "
+                "of convolutions and linear layers only; build fp16 with int8 weights"
             )
         share = sum(x.macs for x in wanted) / max(1, sum(x.macs for x in found.layers))
         label = Artifact("coreml", Path(PACKAGE), (), plan, 0, graph.inputs, graph.outputs)

@@ -26,6 +26,7 @@ from edgegen.types import Graph, Preprocessing, Target
 
 OLDEST, DEFAULT = 16, 17
 _APPLE = {"ios": 0, "ipados": 0, "macos": 3, "tvos": 0, "visionos": 16, "watchos": 7}  # how far behind iOS it counts
+_COPIES = ("alias", "detach", "detach_", "lift_fresh", "lift_fresh_copy")
 _NAMESPACE = uuid.UUID("6d0d9f0a-5c11-4f0e-9d6e-0c3b8a1f2e77")  # any fixed one, so that ids do not change
 
 
@@ -135,7 +136,16 @@ def exported(graph: Graph, factor: list[float] | None = None) -> Any:
     with quiet(), torch.no_grad():
         if factor:
             found = torch.export.export(_scaled(found.module(), factor), found.example_inputs[0], strict=False)
-        return found.run_decompositions({})
+        return _without_copies(found.run_decompositions({}))
+
+
+def _without_copies(source: Any) -> Any:
+    """Drop what only passes a tensor on (`alias` and its kin): coremltools has no converter for these."""
+    for node in source.graph.nodes:
+        if node.op == "call_function" and str(node.target).removeprefix("aten.").split(".")[0] in _COPIES:
+            node.replace_all_uses_with(node.args[0])
+    source.graph.eliminate_dead_code()
+    return source
 
 
 def _scaled(network: Any, factor: list[float]) -> Any:

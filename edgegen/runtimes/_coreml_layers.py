@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from edgegen import errors, onnx_files, registry
 from edgegen.types import Graph
 
-_FOLDED = r"batch_norm|^aten\.(add|sub|mul|div)\b|getitem"
+_FOLDED = r"batch_norm|^aten\.(add|sub|mul|div|clone)\b|getitem"
 _SUFFIX = re.compile(r"_cast_fp(16|32)$")
 
 
@@ -81,5 +82,10 @@ def kind(layer: str) -> str:
 
 
 def plain(name: str) -> str:
-    """An operation's name as the torch program has it, without what the FP16 pass appends."""
+    """An operation's name as the torch program has it, without what coremltools' passes append."""
     return _SUFFIX.sub("", name)
+
+
+def layer_of(name: str, layers: Mapping[str, str]) -> str:
+    """The layer of an operation of a Core ML program; the operation's own name where it is none of the network's."""
+    return layers.get(plain(name)) or layers.get(re.sub(r"_0$", "", plain(name)), name)

@@ -164,7 +164,7 @@ def _attention(w: Any, op: Any, out: str) -> None:
 # -------------------------------------------------------------------------------------------------- elementwise
 
 
-@handles("square", "silu", "relu6", "exp2", "gelu", "threshold", "clip", "rsqrt", "inverse", "log")
+@handles("square", "silu", "relu6", "exp2", "gelu", "threshold", "thresholded_relu", "clip", "rsqrt", "inverse", "log")
 def _unary(w: Any, op: Any, out: str) -> None:
     x, kind = w.ref(op.inputs["x"]), op.op_type
     if kind == "gelu":
@@ -179,6 +179,9 @@ def _unary(w: Any, op: Any, out: str) -> None:
         w.add("Pow", [w.constant(np.float32(2)), x], out)
     elif kind == "threshold":
         w.add("Max", [x, w.ref(op.inputs["alpha"])], out)
+    elif kind == "thresholded_relu":
+        above = w.add("GreaterOrEqual", [x, w.ref(op.inputs["alpha"])])
+        w.add("Where", [above, x, w.constant(np.float32(0))], out)
     elif kind == "clip":
         w.add("Clip", [x, w.ref(op.inputs["alpha"]), w.ref(op.inputs["beta"])], out)
     else:

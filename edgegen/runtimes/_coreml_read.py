@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgegen import errors
-from edgegen.runtimes._coreml_layers import plain
+from edgegen.runtimes._coreml_layers import layer_of
 from edgegen.types import Inspection, PrecisionPlan
 
 LAYERS = "edgegen.layers"  # key of the package's metadata: operation -> layer, as JSON
@@ -22,7 +22,9 @@ _SIZES = {"fp32": 4, "fp16": 2, "int8": 1, "uint8": 1}
 
 @dataclass(frozen=True)
 class Layer:
-    """One weighted operation; `kind` is its type in the program. arithmetic: "fp16", "fp32" or "int8". storage: of its weight, such as "palette4"."""
+    """One weighted operation. kind: its type in the program; arithmetic: "fp16", "fp32" or "int8"; storage: of its
+    weight, such as "palette4".
+    """
 
     name: str
     arithmetic: str
@@ -175,7 +177,7 @@ def _layer(op: Any, names: Mapping[str, str]) -> Layer:
     else:
         turned = op.inputs.get("transpose_x")
         macs = made * int(data.shape[-2 if turned is not None and turned.val else -1])
-    name = names.get(plain(op.name), op.name)
+    name = layer_of(op.name, names)
     return Layer(name, "int8" if integer else type_name(out), kind, elements, stored, macs, op.op_type)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from edgegen.runtimes._coreml_layers import plain
+import numpy as np
+
+from edgegen.runtimes._coreml_layers import layer_of
 from edgegen.runtimes._coreml_read import THRESHOLD, WEIGHTED, weight_of
 from edgegen.types import PrecisionPlan
 
@@ -33,7 +36,7 @@ def narrowed(model: Any, plan: PrecisionPlan, os: int, layers: Mapping[str, str]
         if op.op_type not in WEIGHTED or not is_chosen(op, plan, layers):
             continue
         weight = weight_of(op)
-        if weight is None or weight.val is None or weight.val.size < THRESHOLD:
+        if weight is None or weight.val is None or weight.val.size < least(plan):
             continue
         if kind == "int8":
             configs[weight.op.name] = cto.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0)
@@ -44,17 +47,37 @@ def narrowed(model: Any, plan: PrecisionPlan, os: int, layers: Mapping[str, str]
 
 
 def _palette(cto: Any, bits: int, op: Any, weight: Any, os: int) -> Any:
-    options: dict[str, Any] = {"mode": "kmeans", "nbits": bits, "weight_threshold": 0, "num_kmeans_workers": 1}
+    options: dict[str, Any] = {"mode": "custom", "lut_function": functools.partial(table, bits), "weight_threshold": 0}
     axis = {"conv": 0, "linear": 0, "conv_transpose": 1}.get(op.op_type, -1)
     if os >= _GROUPS_SINCE and axis >= 0 and int(weight.shape[axis]) % GROUP == 0:
         options |= {"granularity": "per_grouped_channel", "group_size": GROUP, "channel_axis": axis}
     return cto.OpPalettizerConfig(**options)
 
 
+def table(bits: int, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 2^bits values that represent a weight with the least squared error, and which of them each element takes.
+
+    Exact one-dimensional k-means (Groenlund et al., 2017, arXiv:1701.07204) as coremltools carries it. Its own "kmeans"
+    mode takes scikit-learn's, which starts at random and stops early, for weights below 10,000 elements.
+    """
+    from coremltools._deps import _kmeans1d
+
+    values, places, counts = np.unique(weight.reshape(-1), return_inverse=True, return_counts=True)
+    found = _kmeans1d.cluster(values.astype(np.float64), min(len(values), 2**bits), weights=counts.astype(np.float64))
+    lut = np.zeros(2**bits, weight.dtype)
+    lut[: len(found.centroids)] = found.centroids
+    return lut, np.asarray(found.clusters, np.uint8)[places.reshape(-1)]
+
+
+def least(plan: PrecisionPlan) -> int:
+    """Elements from which on a weight is stored narrower: all where they are computed with, else where it pays."""
+    return 0 if plan.precision == "int8" else THRESHOLD
+
+
 def is_chosen(op: Any, plan: PrecisionPlan, layers: Mapping[str, str]) -> bool:
     """Whether the plan does not keep an operation in float."""
     kept_types = {kind for name in plan.float_types for kind in _ONNX_TYPES.get(name, ())}
-    return op.op_type not in kept_types and layers.get(plain(op.name), "") not in plan.float_layers
+    return op.op_type not in kept_types and layer_of(op.name, layers) not in plan.float_layers
 
 
 def with_integer_activations(
