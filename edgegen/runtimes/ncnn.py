@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgegen import errors, files, onnx_files, onnx_qdq
-from edgegen.runtimes import _common, _ncnn_convert, _ncnn_file, _ncnn_prepare, _ncnn_refusals
+from edgegen import errors, files, onnx_files
+from edgegen.runtimes import _common, _ncnn_convert, _ncnn_file, _ncnn_prepare, _ncnn_refusals, _outputs
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target, TensorSpec
 
 NAME = "ncnn"
@@ -74,7 +74,8 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
                 shutil.copyfile(file, folder / file.name)
             built = _common.artifact(NAME, folder / "model.param", graph, plan, options, ("ncnn", "pnnx"))
             _common.check_promise(built, inspect(built), 0.0)
-            _check_outputs(built, graph, calibration)
+            with load(built) as run:
+                _outputs.check(run, graph, calibration, _TOLERANCE[plan.precision])
         except errors.RuntimeFailed as error:
             raise errors.RuntimeFailed(f"{NAME} {plan.label}: {error}") from error
     return _common.artifact(NAME, out / "model.param", graph, plan, options, ("ncnn", "pnnx"))
@@ -155,45 +156,7 @@ def _extracted(extractor: Any, name: str, spec: TensorSpec, label: str) -> np.nd
     code, mat = extractor.extract(name)
     if code != 0:
         raise errors.RuntimeFailed(f"{label}: ncnn fails with {code} on output {spec.name!r}")
-    found, shape = np.array(mat), _shape(spec)
+    found, shape = np.array(mat), _outputs.fixed(spec)
     if found.size != math.prod(shape):
         raise errors.RuntimeFailed(f"{label}: output {spec.name!r} has shape {found.shape}, expected {spec.shape}")
     return found.reshape(shape)
-
-
-def _shape(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(int(size) for size in spec.shape)
-
-
-def _check_outputs(artifact: Artifact, graph: Graph, calibration: Path | None) -> None:
-    """One real or random input through the file and through the graph.
-
-    Raises:
-        errors.RuntimeFailed: the outputs differ by more than rounding explains.
-    """
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3  # below errors it tells about its own optimizer
-    session = onnxruntime.InferenceSession(str(graph.onnx), settings, providers=["CPUExecutionProvider"])
-    feed = next(onnx_qdq.calibration_feeds(graph.inputs, calibration)) if calibration else _random(graph)
-    names = [spec.name for spec in graph.outputs]
-    with load(artifact) as run:
-        got = run(feed)
-    for name, wanted in zip(names, session.run(names, feed)):
-        gap = float(np.abs(wanted - got[name]).max() / max(float(np.abs(wanted).max()), 1e-12))
-        if np.isfinite(wanted).all() and not gap <= _TOLERANCE[artifact.plan.precision]:
-            kinds = sorted({node.op_type for node in onnx.load(graph.onnx, load_external_data=False).graph.node})
-            raise errors.RuntimeFailed(
-                f"output {name!r} is off by {gap:.0%} of its peak: ncnn is wrong in one of {', '.join(kinds)}"
-            )
-
-
-def _random(graph: Graph) -> dict[str, np.ndarray]:
-    """One input: uniform over the value range where there is one, else normal."""
-    rng, feed = np.random.default_rng(0), {}
-    for spec in graph.inputs:
-        low, high = spec.value_range or (0.0, 0.0)
-        values = rng.uniform(low, high, _shape(spec)) if spec.value_range else rng.standard_normal(_shape(spec))
-        feed[spec.name] = values.astype(np.float32)
-    return feed

@@ -1,0 +1,197 @@
+"""Exact rewrites of a torch program into what the XNNPACK delegate takes; the rest runs many times slower.
+
+Reflected and repeated borders become slices and a concatenation, instance and group norms become means and products,
+nearest upsampling by whole factors becomes concatenations, attention becomes its products and softmax.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from edgegen.runtimes import _executorch_names
+
+_WIDEST = 32  # slices of a border; wider ones are left as they are
+
+
+def rewrite(module: Any) -> bool:
+    """Rewrite a `GraphModule` of aten operations in place; whether anything changed. Shapes come from its metadata."""
+    changed = False
+    for node in list(module.graph.nodes):
+        rule = _RULES.get(_executorch_names.operator(node))
+        if rule is None or "val" not in node.args[0].meta:
+            continue
+        with module.graph.inserting_before(node):
+            result = rule(_Builder(module, node), node)
+        if result is not None:
+            node.replace_all_uses_with(result)
+            module.graph.erase_node(node)
+            changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+class _Builder:
+    """Writes calls before a node, which they take the module path of."""
+
+    def __init__(self, module: Any, node: Any):
+        import torch
+
+        self.module, self.node, self.aten, self.torch = module, node, torch.ops.aten, torch
+
+    def call(self, target: Any, *arguments: Any) -> Any:
+        """A call; made constants of its scalars where XNNPACK wants tensors."""
+        made = self.module.graph.call_function(target, arguments)
+        made.meta["nn_module_stack"] = self.node.meta.get("nn_module_stack", {})
+        return made
+
+    def constant(self, value: Any) -> Any:
+        """A tensor as a buffer of the module."""
+        taken = dict(self.module.named_buffers())
+        name = next(f"_edgegen_{i}" for i in itertools.count() if f"_edgegen_{i}" not in taken)
+        self.module.register_buffer(name, value)
+        return self.module.graph.get_attr(name)
+
+    def value(self, node: Any) -> Any:
+        """The tensor behind a parameter or buffer node; None when it is computed."""
+        if node is None or node.op != "get_attr":
+            return None
+        owner, _, name = node.target.rpartition(".")
+        return getattr(self.module.get_submodule(owner), name).detach()
+
+    def slices(self, source: Any, axis: int, picks: list[tuple[int, int]]) -> Any:
+        """Pieces [start, stop) of an axis, one after another; None stands for the whole."""
+        aten = self.aten
+        parts = [source if stop < 0 else self.call(aten.slice.Tensor, source, axis, a, stop) for a, stop in picks]
+        return self.call(aten.cat.default, parts, axis)
+
+
+def _pad(build: _Builder, node: Any) -> Any:
+    """Border by reflection, repetition or wrapping; constant borders are XNNPACK's own."""
+    source, amounts = node.args[0], list(node.args[1])
+    mode = node.args[2] if len(node.args) > 2 else "constant"
+    shape = source.meta["val"].shape
+    if mode not in ("reflect", "replicate", "circular") or any(not 0 <= a <= _WIDEST for a in amounts):
+        return None
+    value = source
+    for step in range(len(amounts) // 2):
+        axis, (before, after) = len(shape) - 1 - step, amounts[2 * step : 2 * step + 2]
+        if before or after:
+            value = build.slices(value, axis, _border(mode, int(shape[axis]), before, after))
+    return value
+
+
+def _border(mode: str, size: int, before: int, after: int) -> list[tuple[int, int]]:
+    whole = [(0, -1)]
+    if mode == "circular":
+        return [*([(size - before, size)] if before else []), *whole, *([(0, after)] if after else [])]
+    if mode == "replicate":
+        return [(0, 1)] * before + whole + [(size - 1, size)] * after
+    front = [(i, i + 1) for i in range(before, 0, -1)]
+    return front + whole + [(size - 2 - i, size - 1 - i) for i in range(after)]
+
+
+def _instance_norm(build: _Builder, node: Any) -> Any:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over height and width."""
+    source, weight, bias, _, _, own_statistics, _, eps = node.args[:8]
+    shape = source.meta["val"].shape
+    if len(shape) != 4 or not own_statistics:
+        return None
+    return _affine(build, _normalised(build, source, eps), weight, bias, int(shape[1]))
+
+
+def _group_norm(build: _Builder, node: Any) -> Any:
+    """The same over groups of channels, which a reshape puts into rows."""
+    source, groups = node.args[:2]
+    given = tuple(node.args[2:5])
+    weight, bias, eps = given + (None, None, 1e-5)[len(given) :]
+    shape = [int(size) for size in source.meta["val"].shape]
+    if len(shape) != 4:
+        return None
+    rows = build.call(build.aten.view.default, source, [shape[0], groups, shape[1] // groups * shape[2], shape[3]])
+    back = build.call(build.aten.view.default, _normalised(build, rows, eps), shape)
+    return _affine(build, back, weight, bias, shape[1])
+
+
+def _normalised(build: _Builder, source: Any, eps: float) -> Any:
+    aten = build.aten
+    centred = build.call(aten.sub.Tensor, source, build.call(aten.mean.dim, source, [-1, -2], True))
+    variance = build.call(aten.mean.dim, build.call(aten.mul.Tensor, centred, centred), [-1, -2], True)
+    safe = build.call(aten.add.Tensor, variance, build.constant(build.torch.full((1, 1, 1, 1), eps)))
+    return build.call(aten.mul.Tensor, centred, build.call(aten.rsqrt.default, safe))
+
+
+def _affine(build: _Builder, value: Any, weight: Any, bias: Any, channels: int) -> Any:
+    for operand, target in ((weight, build.aten.mul.Tensor), (bias, build.aten.add.Tensor)):
+        if operand is not None:
+            known = build.value(operand)
+            shape = (1, channels, 1, 1)
+            flat = build.call(build.aten.view.default, operand, list(shape)) if known is None else None
+            value = build.call(target, value, build.constant(known.reshape(shape)) if flat is None else flat)
+    return value
+
+
+def _upsample(build: _Builder, node: Any) -> Any:
+    """Nearest upsampling by whole factors: each pixel beside its copies, then each row."""
+    source, shape = node.args[0], [int(size) for size in node.args[0].meta["val"].shape]
+    out = [int(size) for size in node.meta["val"].shape]
+    factors = [big // small for big, small in zip(out[2:], shape[2:])]
+    if [f * s for f, s in zip(factors, shape[2:])] != out[2:] or max(factors) > 4:
+        return None
+    view, cat, rows = build.aten.view.default, build.aten.cat.default, shape[0] * shape[1]
+    value = source
+    if factors[1] > 1:
+        apart = build.call(view, value, [rows, shape[2], shape[3], 1])
+        value = build.call(cat, [apart] * factors[1], 3)
+    if factors[0] > 1:
+        apart = build.call(view, value, [rows, shape[2], 1, out[3]])
+        value = build.call(cat, [apart] * factors[0], 2)
+    return build.call(view, value, out)
+
+
+def _attention(build: _Builder, node: Any) -> Any:
+    """softmax(q k' / sqrt(d)) v without the checks for rows that a mask empties; there is no mask."""
+    query, key, value = node.args[:3]
+    shapes = [[int(size) for size in part.meta["val"].shape] for part in (query, key, value)]
+    if len(node.args) > 3 or set(node.kwargs) - {"scale"} or shapes[0][:2] != shapes[1][:2] or len(shapes[0]) != 4:
+        return None
+    aten, heads = build.aten, shapes[0][0] * shapes[0][1]
+    scale = node.kwargs.get("scale") or shapes[0][-1] ** -0.5
+    factor = build.constant(build.torch.full((1, 1, 1), scale))
+    flat = [build.call(aten.reshape.default, p, [heads, *s[2:]]) for p, s in zip((query, key, value), shapes)]
+    scaled = build.call(aten.mul.Tensor, flat[0], factor)
+    scores = build.call(aten.bmm.default, scaled, build.call(aten.permute.default, flat[1], [0, 2, 1]))
+    mixed = build.call(aten.bmm.default, build.call(aten.softmax.int, scores, -1), flat[2])
+    return build.call(aten.view.default, mixed, [*shapes[0][:3], shapes[2][3]])
+
+
+def _matmul(build: _Builder, node: Any) -> Any:
+    """A product of stacks of matrices without the expansions that torch puts around it."""
+    shapes = [[int(size) for size in part.meta["val"].shape] for part in node.args[:2]]
+    if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][:2] != shapes[1][:2]:
+        return None
+    rows = shapes[0][0] * shapes[0][1]
+    flat = [build.call(build.aten.reshape.default, p, [rows, *s[2:]]) for p, s in zip(node.args, shapes)]
+    return build.call(build.aten.view.default, build.call(build.aten.bmm.default, *flat), [*shapes[0][:3], shapes[1][3]])
+
+
+def _select(build: _Builder, node: Any) -> Any:
+    """x[i] of an axis as a slice and a reshape."""
+    source, axis, index = node.args
+    shape = [int(size) for size in source.meta["val"].shape]
+    start = index % shape[axis % len(shape)]
+    cut = build.call(build.aten.slice.Tensor, source, axis, start, start + 1)
+    return build.call(build.aten.reshape.default, cut, [int(size) for size in node.meta["val"].shape])
+
+
+_RULES = {
+    "pad": _pad,
+    "instance_norm": _instance_norm,
+    "group_norm": _group_norm,
+    "upsample_nearest2d": _upsample,
+    "scaled_dot_product_attention": _attention,
+    "matmul": _matmul,
+    "select": _select,
+}

@@ -1,0 +1,196 @@
+"""ExecuTorch: .pte files for XNNPACK on the CPU, FP32 and INT8 by pt2e; for Core ML or Vulkan where a target asks."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import errors, files, onnx_cost, program
+from edgegen.runtimes import _common, _executorch_file, _executorch_lower, _executorch_names, _outputs
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
+
+NAME = "executorch"
+NEEDS_PROGRAM = True
+_PLANS = (PrecisionPlan("fp32"), PrecisionPlan("int8"))
+_TOLERANCE = {"fp32": 1e-2, "int8": float("inf")}  # INT8 is for quality to judge; here it must only run
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def missing() -> str | None:
+    """Why this machine cannot build or run with ExecuTorch, or None."""
+    absent = [name for name in ("executorch", "torchao", "torch") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed: pip install 'edgegen[executorch]'" if absent else None
+
+
+def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
+    """FP32 and INT8 as far as the target's precisions go; INT8 only with XNNPACK."""
+    offered = _PLANS if _delegate(target) == "xnnpack" else _PLANS[:1]
+    return _common.allowed(offered, target)
+
+
+def supports(graph: Graph, target: Target) -> list[Problem]:
+    """A graph without its torch program, and shapes that depend on data."""
+    if graph.program is None:
+        return [Problem("graph", "", "needs the torch program: give the model as a torch network, not as .onnx")]
+    found = []
+    for node in program.load(graph.program).graph.nodes:
+        value = node.meta.get("val")
+        shapes = [v.shape for v in (value if isinstance(value, (tuple, list)) else [value]) if hasattr(v, "shape")]
+        if any(not isinstance(size, int) for shape in shapes for size in shape):
+            cure = "fix the input shapes, and take no shapes from data (nonzero, boolean masks)"
+            op = _executorch_names.operator(node) or node.op
+            found.append(Problem(op, _executorch_names.path(node) or node.name, cure))
+    return found
+
+
+def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) -> Artifact:
+    """Build the folder `out` with model.pte, whole or not at all, as `graph.plan` says.
+
+    options: `delegated_share` (of operations), `undelegated` (those outside the delegate: operator, layer, how often),
+    `layers` (handle in the file -> layer of the graph).
+
+    Args:
+        graph: with its torch program.
+        out: folder to make; one that exists is replaced.
+        calibration: folder with one `<input name>.npy` an input, first axis the samples; only INT8 needs it.
+    Raises:
+        errors.UsageError: a plan that ExecuTorch does not have, an unknown layer, no calibration data.
+        errors.DataError: unusable calibration data.
+        errors.RuntimeFailed: ExecuTorch fails, the file computes something else, or its precision is not the promised.
+    """
+    plan, delegate = graph.plan, _delegate(target)
+    _common.check_plan(NAME, plan, _PLANS, calibration)
+    with files.whole(out) as folder:
+        folder.mkdir()
+        try:
+            lowered = _executorch_lower.lower(graph, calibration, delegate)
+        except errors.EdgegenError:
+            raise
+        except _failures() as error:
+            raise errors.RuntimeFailed(f"{NAME} {plan.label}: {_line(error)}") from error
+        (folder / "model.pte").write_bytes(lowered.content)
+        options = _options(folder / "model.pte", lowered, delegate, target)
+        packages = ("executorch", "torch", "torchao")
+        built = _common.artifact(NAME, folder / "model.pte", graph, plan, options, packages)
+        if delegate == "xnnpack":
+            _common.check_promise(built, inspect(built), _promised(graph))
+            with load(built) as run:
+                _outputs.check(run, graph, calibration, _TOLERANCE[plan.precision])
+    return _common.artifact(NAME, out / "model.pte", graph, plan, options, packages)
+
+
+@contextmanager
+def load(artifact: Artifact) -> Iterator[Run]:
+    """Yield run(feeds) -> outputs: numpy in, numpy out, synchronous. Outputs are copies.
+
+    XNNPACK's pool of threads belongs to the process: it is set to the artifact's threads.
+
+    Raises:
+        errors.RuntimeFailed: the file cannot be loaded, or a run fails.
+    """
+    import torch
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    delegate = artifact.options.get("delegate", "xnnpack")
+    if delegate != "xnnpack":
+        raise errors.RuntimeFailed(f"{artifact.label}: a file for the {delegate} delegate does not run on this machine")
+    portable_lib._unsafe_reset_threadpool(int(artifact.options["threads"]))
+    try:
+        method = Runtime.get().load_program(artifact.path).load_method("forward")
+    except (RuntimeError, OSError) as error:
+        raise errors.RuntimeFailed(f"{artifact.label}: cannot load: {_line(error)}") from error
+    if method is None:
+        raise errors.RuntimeFailed(f"{artifact.label}: cannot load: the program has no method 'forward'")
+
+    def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for spec in artifact.inputs:
+            got = feeds[spec.name].shape if spec.name in feeds else "none"
+            if got != tuple(spec.shape):
+                raise errors.RuntimeFailed(
+                    f"{artifact.label}: input {spec.name!r} must have shape {spec.shape}, got {got}"
+                )
+        given = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name], spec.dtype)) for spec in artifact.inputs]
+        try:
+            found = method.execute(given)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise errors.RuntimeFailed(f"{artifact.label}: {_line(error)}") from error
+        return {spec.name: value.numpy().copy() for spec, value in zip(artifact.outputs, found)}
+
+    yield run
+
+
+def inspect(artifact: Artifact) -> Inspection:
+    """Precision of each weighted layer, read from the .pte: the delegate's own graph, and kernels outside it."""
+    content = _executorch_file.read(artifact.path)
+    names = artifact.options.get("layers", {})
+    got: dict[str, str] = {}
+    for number, layer in enumerate(content.layers):
+        unnamed = f"outside the delegate/{number}" if layer.handle < 0 else f"/{layer.handle}"
+        name = names.get(str(layer.handle), unnamed)
+        got[name] = layer.precision
+    weights, macs = sum(x.weight_bytes for x in content.layers), sum(x.macs for x in content.layers)
+    small = sum(layer.weight_bytes for layer in content.layers if layer.weight == "int8")
+    integer = sum(layer.macs for layer in content.layers if layer.precision == "int8")
+    return Inspection(got, small / max(1, weights), integer / max(1, macs))
+
+
+def _delegate(target: Target) -> str:
+    """The delegate that a target asks for (`versions.delegate`), by default XNNPACK.
+
+    Raises:
+        errors.TargetError: an unknown one.
+    """
+    asked = target.versions.get("delegate", "xnnpack")
+    if asked not in _executorch_lower.DELEGATES:
+        known = ", ".join(_executorch_lower.DELEGATES)
+        raise errors.TargetError(f"{target.name}: unknown ExecuTorch delegate {asked!r}; there are: {known}")
+    return asked
+
+
+def _options(file: Path, lowered: _executorch_lower.Lowered, delegate: str, target: Target) -> dict[str, Any]:
+    """What the file is, with the share of its operations that the delegate runs and those that it does not."""
+    options: dict[str, Any] = {"threads": _common.threads(target), "delegate": delegate}
+    content = _executorch_file.read(file)
+    layers = {str(handle): name for handle, name in sorted(lowered.layers.items())}
+    counted = Counter(lowered.undelegated)
+    outside = [{"op": op, "layer": layer, "count": count} for (op, layer), count in sorted(counted.items())]
+    share = content.delegated_share if delegate == "xnnpack" else None
+    return {**options, "layers": layers, "delegated_share": share, "undelegated": outside}
+
+
+def _promised(graph: Graph) -> float:
+    """Share of MACs in layers with constant weights that the plan does not keep in float."""
+    import onnx
+
+    total, plan = onnx_cost.cost(onnx.load(graph.onnx)), graph.plan
+    if plan.precision != "int8":
+        return 0.0
+    chosen = [
+        layer
+        for layer in total.layers
+        if layer.weight and layer.name not in plan.float_layers and layer.op not in plan.float_types
+    ]
+    return sum(layer.macs for layer in chosen) / max(1, total.macs)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What torch.export, pt2e and ExecuTorch raise; they have no common base."""
+    from executorch.exir.error import ExportError, InternalError
+    from torch._dynamo.exc import TorchDynamoException
+
+    kinds = (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, AssertionError, AttributeError)
+    return (*kinds, ExportError, InternalError, TorchDynamoException)
+
+
+def _line(error: Exception) -> str:
+    """The first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
