@@ -17,13 +17,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.helper as oh
 import pytest
-from conftest import make_tiny
 from fakes import fake_tensorrt
+from onnx import TensorProto, numpy_helper
 
-from edgegen import bundle_samples, onnx_graph, targets
+from edgegen import bundle_samples, targets
 from edgegen.runtimes import tensorrt
-from edgegen.types import PrecisionPlan, Target
+from edgegen.types import Graph, PrecisionPlan, Target, TensorSpec
 
 GIB = 2**30
 INT8 = PrecisionPlan("int8", "s8s8", rest="fp16")
@@ -35,10 +37,12 @@ TYPES = {"int8": "Int8", "fp16": "Half", "fp32": "Float"}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Built folders of the residual model: INT8 and FP16 for TensorRT 10, INT8 for TensorRT 8."""
+    """Built folders of a net with two residual sums: INT8 and FP16 for TensorRT 10, INT8 for TensorRT 8."""
     folder = tmp_path_factory.mktemp("built")
-    np.save(folder / "input.npy", np.random.default_rng(0).random((4, 3, 16, 16), dtype=np.float32))
-    graph = onnx_graph.to_onnx(make_tiny("residual").stage, folder / "graph.onnx")
+    np.save(folder / "input.npy", np.random.default_rng(0).random((4, 3, 4, 4), dtype=np.float32))
+    onnx.save(residual(), folder / "graph.onnx")
+    inputs, outputs = (TensorSpec("input", (1, 3, 4, 4)),), (TensorSpec("output", (1, 3, 4, 4)),)
+    graph = Graph("net", folder / "graph.onnx", inputs, outputs)
 
     def made(name: str, plan: PrecisionPlan, target: Target) -> Path:
         chosen = dataclasses.replace(graph, plan=plan)
@@ -47,6 +51,29 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     orin, xavier = targets.load("jetson-orin-nano"), targets.load("jetson-xavier-nx")
     return {"int8": made("int8", INT8, orin), "fp16": made("fp16", PrecisionPlan("fp16"), orin),
             "old": made("old", INT8, xavier)}  # fmt: skip
+
+
+def residual() -> onnx.ModelProto:
+    """0, then twice x + conv2(relu(conv1(x))), then 3; made by hand, so that no torch is needed."""
+    rng, nodes, weights, last = np.random.default_rng(0), [], [], "input"
+
+    def conv(name: str, source: str, made: str, channels: tuple[int, int]) -> str:
+        weights.append(numpy_helper.from_array(rng.standard_normal((*channels, 1, 1)).astype(np.float32), f"{name}.w"))
+        nodes.append(oh.make_node("Conv", [source, f"{name}.w"], [made], f"{name}/Conv"))
+        return made
+
+    last = conv("0", last, "a0", (8, 3))
+    for block in "12":
+        inner = conv(f"{block}.conv1", last, f"b{block}", (8, 8))
+        nodes.append(oh.make_node("Relu", [inner], [f"c{block}"], f"{block}/Relu"))
+        inner = conv(f"{block}.conv2", f"c{block}", f"d{block}", (8, 8))
+        nodes.append(oh.make_node("Add", [last, inner], [f"a{block}"], f"{block}/Add"))
+        last = f"a{block}"
+    conv("3", last, "output", (3, 8))
+    ends = [oh.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("input", "output")]
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 18)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)
 
 
 Script = Callable[..., tuple[ModuleType, Path]]

@@ -10,11 +10,10 @@ import numpy as np
 import onnx
 import onnx.helper as oh
 import pytest
-from conftest import make_tiny
 from onnx import TensorProto, numpy_helper
 from test_tensorrt import qdq, session
 
-from edgegen import onnx_graph, targets
+from edgegen import targets
 from edgegen.runtimes import _tensorrt_opset, _tensorrt_parser, tensorrt
 from edgegen.types import Graph, Target, TensorSpec
 
@@ -174,6 +173,9 @@ def conv(weight: tuple[int, ...], op: str = "Conv", **attributes: Any) -> onnx.M
                      "whole factors of 1 to 4", id="one and a half"),
         pytest.param(net(node("LayerNormalization", "x scale bias"), **SCALE), "batch normalization", id="norm"),
         pytest.param(net(node("Relu"), shape=(1, 4, 9000, 4)), "at most 8192", id="size"),
+        pytest.param(net(node("DepthToSpace", blocksize=2), shape=(1, 8, 4, 4)), "by a transposed conv", id="d2s"),
+        pytest.param(net(node("Add", "x x"), shape=(1, 8, 4, 4)), "", id="sum"),
+        pytest.param(net(node("Transpose", perm=[1, 0, 2, 3])), "the batch first", id="transpose"),
         pytest.param(net(node("Erf")), "ReLU instead of GELU", id="gelu"),
         pytest.param(qdq(), "it takes no Q/DQ before TensorRT 11.4", id="qdq"),
     ],
@@ -183,7 +185,7 @@ def test_what_keeps_a_layer_off_the_dla(model: onnx.ModelProto, cure: str) -> No
     assert [cure in problem.rewrite for problem in found] == ([True] if cure else [])
 
 
-def test_dla_is_reported_only_where_there_is_one(tmp_path: Path) -> None:
+def test_dla_is_reported_only_where_there_is_one() -> None:
     model, pooled = conv((8, 8, 40, 40)), net(node("Softmax"))
     assert tensorrt.dla(model, AGX)
     newer = dataclasses.replace(AGX, versions={**AGX.versions, "jetpack": "7.2"})
@@ -191,6 +193,3 @@ def test_dla_is_reported_only_where_there_is_one(tmp_path: Path) -> None:
         assert tensorrt.dla(model, target) == []
     assert tensorrt.dla(pooled, AGX) == []
     assert "only Orin" in tensorrt.dla(pooled, XAVIER)[0].rewrite
-    for name, off in (("depthwise_generator", ["DepthToSpace"]), ("residual", [])):
-        graph = onnx_graph.to_onnx(make_tiny(name).stage, tmp_path / f"{name}.onnx")
-        assert [p.op for p in tensorrt.dla(graph.onnx, AGX)] == off

@@ -23,9 +23,9 @@ RANK = {"fp4": 0, "fp8": 1, "int8": 1, "fp16": 2, "bf16": 2, "fp32": 3}
 OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|memoryallocation|insufficient memory|alloc\w* failed", re.I)
 NVDLA = (
     "tensorrt cannot be imported: libnvdla_compiler.so is missing, which some system images leave out: sudo apt-get "
-    "install nvidia-l4t-dla-compiler (for a container: on the device, and start it with --runtime nvidia); where there is "
-    "no such package, take the file out of the previous release's, dpkg -x nvidia-l4t-dla-compiler_*.deb x, and copy it "
-    "to /usr/lib/aarch64-linux-gnu/nvidia/"
+    "install nvidia-l4t-dla-compiler (for a container: on the device, and start it with --runtime nvidia); where there "
+    "is no such package, take the file out of the previous release's (dpkg -x nvidia-l4t-dla-compiler_*.deb x), and "
+    "copy it to /usr/lib/aarch64-linux-gnu/nvidia/"
 )
 
 

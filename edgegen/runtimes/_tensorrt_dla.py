@@ -186,6 +186,12 @@ def _reshape(node: Any, given: dict[str, Any], shape: Any, facts: _Facts, target
         yield "keep four dimensions; a flattening at the end runs on the GPU"
 
 
+def _transpose(node: Any, given: dict[str, Any], shape: Any, facts: _Facts, target: Target) -> Iterator[str]:
+    order = given.get("perm", ())
+    if len(order) != 4 or order[0] != 0:
+        yield "keep four dimensions, and the batch first"
+
+
 def _lrn(node: Any, given: dict[str, Any], shape: Any, facts: _Facts, target: Target) -> Iterator[str]:
     if given.get("size") not in (3, 5, 7, 9):
         yield "use a window of 3, 5, 7 or 9"
@@ -195,5 +201,6 @@ _RULES: dict[str, Callable[[Any, dict[str, Any], Any, _Facts, Target], Iterator[
     "Conv": _convolution, "ConvTranspose": _deconvolution, "MaxPool": _pooling, "AveragePool": _pooling,
     "Concat": _concatenation, "LeakyRelu": _leaky, "PRelu": _leaky, "Resize": _resize, "Softmax": _softmax,
     "Slice": _slice, "Gemm": _gemm, "Reshape": _reshape, "Flatten": _reshape, "LRN": _lrn,
+    "Squeeze": _reshape, "Unsqueeze": _reshape, "Transpose": _transpose,
     **dict.fromkeys(_SUMS, _elementwise), "Cast": lambda *_: iter(()),
 }  # fmt: skip
