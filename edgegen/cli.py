@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgegen import cli_export, cli_options, errors, registry
+from edgegen import cli_doctor, cli_export, cli_options, errors, registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Compress image generators and vision backbones for edge devices, and prove it with measurements.",
 )
-LISTED = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes")
+LISTED = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes", "rewrites")
 
 
 # The base class of what typer raises for wrong arguments; its own name is private to typer.
@@ -255,6 +255,7 @@ def run(
 
 # Commands in files of their own; importing them puts them on `app`.
 app.command()(cli_export.export)
+app.command()(cli_doctor.doctor)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import graph
+from edgegen import graph, registry
 from edgegen.errors import PassError
 from edgegen.nn import losses as nn_losses
 from edgegen.passes import _lessons
@@ -318,3 +318,27 @@ def test_feature_loss_of_equal_networks_is_zero_without_projection():
 def test_an_unknown_projection_is_named():
     with pytest.raises(ValueError, match="projection must be one of conv, orthogonal, got 'svd'"):
         nn_losses.FeatureLoss(net(8), net(8), ("0",), "svd")
+
+
+def test_a_teacher_that_is_asked_for_maps_only_runs_no_further_than_the_last_of_them() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 3, 1))
+    calls: list[int] = []
+    for number, layer in enumerate(network):
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+    module = registry.module("passes", "distill")
+    inputs = (torch.zeros(1, 3, 2, 2),)
+    assert module._last_called(network, ["1", "0"], inputs) == "1"
+    calls.clear()
+    assert module._UpTo(network, "1")(*inputs) == ()
+    assert calls == [0, 1]
+
+
+def test_feature_layers_must_be_in_both_and_fit() -> None:
+    a = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 3, 1))
+    b = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 3, 1, stride=2))
+    inputs = (torch.zeros(1, 3, 4, 4),)
+    assert nn_losses.named_pairs(a, b, inputs, ["0"]) == {"0": (4, 8)}
+    with pytest.raises(ValueError, match="feature layer '7' is not called once"):
+        nn_losses.named_pairs(a, b, inputs, ["7"])
+    with pytest.raises(ValueError, match=r"gives \(1, 3, 4, 4\) in the student and \(1, 3, 2, 2\) in the teacher"):
+        nn_losses.named_pairs(a, b, inputs, ["1"])

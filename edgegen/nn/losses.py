@@ -7,7 +7,7 @@ normalised teacher maps); Zhang et al., 2018, arXiv:1801.03924 (perceptual dista
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,11 @@ class FeatureLoss(nn.Module):
     teacher) is learned along; `projections` holds them.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, names: Sequence[str], projection: str = "conv") -> None:
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, names: Sequence[str], projection: str = "conv",
+        widths: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:  # fmt: skip
+        """widths: name -> channels of student and teacher, for modules that are not layers themselves."""
         super().__init__()
         if projection not in PROJECTIONS:
             raise ValueError(f"projection must be one of {', '.join(PROJECTIONS)}, got {projection!r}")
@@ -84,7 +88,7 @@ class FeatureLoss(nn.Module):
         nets = ((student, self._student), (teacher, self._teacher))
         self._handles = [_catch(net, name, caught) for net, caught in nets for name in self.names]
         for name in self.names:
-            a, b = _channels(student.get_submodule(name)), _channels(teacher.get_submodule(name))
+            a, b = (widths or {}).get(name) or tuple(_channels(net.get_submodule(name)) for net, _ in nets)
             if a != b or self.normalised:
                 self.projections[name.replace(".", "/")] = _projection(a, b, projection)
 
@@ -149,13 +153,34 @@ def pairs(
     return tuple(fitting[round((i + 1) * len(fitting) / count) - 1] for i in range(count))
 
 
+def named_pairs(
+    student: nn.Module, teacher: nn.Module, inputs: Sequence[torch.Tensor], names: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Name -> channels of student and teacher for modules of the user's choice.
+
+    Raises:
+        ValueError: a name that one of the two does not have, or maps that cannot be compared.
+    """
+    found = {}
+    for name in names:
+        a, b = (_shapes(net, inputs, (name,)).get(name) for net in (student, teacher))
+        if a is None or b is None:
+            raise ValueError(f"feature layer {name!r} is not called once in student and teacher; give names of both")
+        if _place(a) is None or _place(a) != _place(b):
+            raise ValueError(f"feature layer {name!r} gives {a} in the student and {b} in the teacher; give another")
+        found[name] = (a[1 if len(a) == 4 else 2], b[1 if len(b) == 4 else 2])
+    return found
+
+
 def _place(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Size without channels of a map, None for what is no map."""
     return {4: shape[2:], 3: shape[1:2]}.get(len(shape))
 
 
-def _shapes(net: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name -> output shape of each layer that ran exactly once, in the order of running."""
+def _shapes(
+    net: nn.Module, inputs: Sequence[torch.Tensor], names: Sequence[str] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Name -> output shape of each layer (or module in `names`) that ran exactly once, in the order of running."""
     seen: dict[str, list[tuple[int, ...]]] = {}
 
     def note(name: str, out: torch.Tensor) -> None:
@@ -164,7 +189,7 @@ def _shapes(net: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, tuple[i
     handles = [
         part.register_forward_hook(lambda part, args, out, name=name: note(name, out))
         for name, part in net.named_modules()
-        if isinstance(part, _WEIGHTED)
+        if (name in names if names else isinstance(part, _WEIGHTED))
     ]
     try:
         with torch.no_grad():

@@ -6,6 +6,7 @@ can be added, inner maps too; without data the inputs are made up.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def distill(
     grad_clip: float = 1.0,
     optimizer: str = "adamw",
     margin: int = 0,
+    feature_layers: Sequence[str] = (),
 ) -> PassResult:
     """Train `model` against `job.teacher` on `job.data` (made-up inputs where there is none).
 
@@ -54,6 +56,8 @@ def distill(
             add those two with a weight.
         crop: train on random squares of this many input pixels (not for classification). margin: input pixels at each
             edge of a crop in which the output is not compared with the reference: it is computed from padding there.
+        feature_layers: modules whose outputs the loss features compares; none: up to four layers over the depth. A
+            teacher that is asked for nothing else runs no further than the last of them.
         temperature: of the softened logits. projection: "conv" or "orthogonal" (V_kD) from student to teacher maps.
         batchnorm: "train" moves the statistics slowly, "frozen" keeps them. optimizer: adamw, adam, sgd or muon.
     Returns:
@@ -69,7 +73,8 @@ def distill(
     else:
         batch_at, source = _lessons.made_up(model, batch, job.seed)
     with training.use_threads(job.threads):
-        lesson = _Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin)
+        lesson = _Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin,
+                         feature_layers)
     try:
         result = training.train(
             lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, ema=ema, precision=precision,
@@ -114,7 +119,7 @@ class _Lesson:
 
     def __init__(
         self, model: Model, job: Job, table: Mapping[str, float], first: _lessons.Batch, temperature: float,
-        projection: str, encoder: str, margin: int = 0,
+        projection: str, encoder: str, margin: int = 0, feature_layers: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.margin = margin
         self.table, self.temperature, self.task = table, temperature, model.task
@@ -134,17 +139,20 @@ class _Lesson:
         self.features: nn_losses.FeatureLoss | None = None
         self.learner = nn.ModuleDict({"student": self.student})
         if "features" in table:
-            self._pair(inputs, projection, job.seed)
+            self._pair(inputs, projection, job.seed, feature_layers)
 
-    def _pair(self, inputs: Sequence[torch.Tensor], projection: str, seed: int) -> None:
+    def _pair(self, inputs: Sequence[torch.Tensor], projection: str, seed: int, named: Sequence[str]) -> None:
         """Choose the layers to compare and make the projections, with random numbers of their own."""
-        self.names = nn_losses.pairs(self.student.eval(), self.teacher, inputs)
+        widths = nn_losses.named_pairs(self.student.eval(), self.teacher, inputs, named)
+        self.names = tuple(widths) or nn_losses.pairs(self.student, self.teacher, inputs)
         if not self.names:
             raise ValueError("no layer of the student has a map that fits one of the teacher under the same name; "
                              "leave out the loss features")  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.features = nn_losses.FeatureLoss(self.student, self.teacher, self.names, projection)
+            self.features = nn_losses.FeatureLoss(self.student, self.teacher, self.names, projection, widths)
+        if not {"output", "l2", "perceptual"} & set(self.table):
+            self.teacher = _UpTo(self.teacher, _last_called(self.teacher, self.names, inputs))
         self.learner["features"] = self.features
 
     def losses(self, learner: nn.Module, batch: _lessons.Batch, step: int) -> dict[str, torch.Tensor]:
@@ -190,6 +198,37 @@ class _Lesson:
             self.student.requires_grad_(False)
         if self.features is not None:
             self.features.close()
+
+
+def _last_called(network: nn.Module, names: Sequence[str], inputs: Sequence[torch.Tensor]) -> str:
+    """Which of these modules runs last."""
+    order: list[str] = []
+    parts = [(name, network.get_submodule(name)) for name in names]
+    handles = [part.register_forward_hook(lambda *_, name=name: order.append(name)) for name, part in parts]
+    graph.outputs(network, inputs)
+    for handle in handles:
+        handle.remove()
+    return order[-1]
+
+
+class _UpTo(nn.Module):
+    """A network that stops after one of its modules; its own outputs are not computed."""
+
+    class _Enough(Exception):
+        pass
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network = network
+        network.get_submodule(name).register_forward_hook(self._stop)  # after the hook that catches the map
+
+    def _stop(self, module: nn.Module, args: Any, out: Any) -> None:
+        raise self._Enough
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[()]:
+        with contextlib.suppress(self._Enough):
+            self.network(*inputs)
+        return ()
 
 
 def _teacher(job: Job) -> nn.Module:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,16 @@ def missing() -> str | None:
     """Why this machine cannot build or run with ONNX Runtime, or None."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install 'edgegen[onnxruntime]'"
-    return None
+    return _rivals()
+
+
+@cache
+def _rivals() -> str | None:
+    """Two distributions that install the module overwrite each other; what they compute together is nobody's."""
+    there = sorted({name for name in importlib.metadata.packages_distributions().get("onnxruntime", ())})
+    if len(there) < 2:
+        return None
+    return f"{' and '.join(there)} both install the module onnxruntime; keep one: pip uninstall {' '.join(there[:-1])}"
 
 
 def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
