@@ -90,6 +90,7 @@ def load(name_or_path: str | Path) -> Target:
         if "alias" in table:
             raise errors.TargetError(f"{file}: an alias must name a target itself, got another alias {alias!r}")
     stated = _checked(_File, table, file)
+    _check_runtimes(stated, file)
     _check_sources(stated, file)
     _check_jetpack(stated, file)
     _check_techniques(stated, file)
@@ -153,6 +154,14 @@ def _check_sources(stated: _File, file: Path) -> None:
                                  f"{registry.near(unknown[0], list(_File.model_fields))}")
     if lost := sorted(set(stated.peak_macs_per_s) - set(stated.precisions)):
         raise errors.TargetError(f"{file}: peak_macs_per_s.{lost[0]} is given, but precisions has no {lost[0]!r}")
+
+
+def _check_runtimes(stated: _File, file: Path) -> None:
+    known = registry.names("runtimes")
+    for name in stated.runtimes:
+        if name not in known:
+            raise errors.TargetError(f"{file}: runtimes names {name!r}{registry.near(name, known)}, which is none; "
+                                     f"there are: {', '.join(known)}")
 
 
 def _check_techniques(stated: _File, file: Path) -> None:

@@ -79,6 +79,15 @@ def test_runtimes_are_those_of_the_device(name: str) -> None:
     assert target.runtimes == RUNTIMES[start]
 
 
+@pytest.mark.parametrize("name", registry.names("targets"))
+def test_every_runtime_of_a_target_has_a_plan_for_it(name: str) -> None:
+    target = targets.load(name)
+    for runtime in target.runtimes:
+        plans = registry.module("runtimes", runtime).plans(target, frozenset())
+        assert {"fp32", "fp16"} & {plan.precision for plan in plans}
+        assert {plan.precision for plan in plans} <= set(target.precisions)
+
+
 JETSONS = [name for name in WANTED.split() if name.startswith("jetson-")]
 
 
@@ -214,6 +223,8 @@ def test_errors_in_the_jetpack_table_name_the_field(tmp_path: Path, old: str, ne
                      id="unknown"),
         pytest.param("= 1024", '= "much"', r"memory_bytes must be a valid integer, got 'much'", id="type"),
         pytest.param("= 1024", "= -1", r"memory_bytes must be greater than or equal to 0, got -1", id="range"),
+        pytest.param('["tensorrt"]', '["tensort"]',
+                     r"runtimes names 'tensort', did you mean 'tensorrt'\?, which is none; there", id="runtime"),
         pytest.param('"int8"]', '"int4"]', r"precisions.1 must be 'fp32', .* or 'int8', got 'int4'", id="name"),
         pytest.param('description = "a board"', "", r"the field 'description' is missing", id="missing"),
         pytest.param("int8 = 32", "int7 = 32", r"channel_multiple.int7 must be .*'int8', got 'int7'", id="key"),
