@@ -45,10 +45,8 @@ def _make_static(network: Any, node: Any) -> str:
     if found is None or tuple(found.base.shape) != full or any(s[0] not in (1, samples) for _, s in found.factors):
         return ""
     weight = found.base[0].transpose(0, 1) if transposed else found.base[0]
-    places = ((3, "stride", 1), (4, "padding", 0), (5, "output_padding", 0), (7, "dilation", 1))
-    if not transposed:
-        places = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-    options = tuple(_program.argument(node, *place) for place in places)
+    more = ((5, "output_padding", 0), (7, "dilation", 1)) if transposed else ((5, "dilation", 1),)
+    options = tuple(_program.argument(node, *place) for place in ((3, "stride", 1), (4, "padding", 0), *more))
     before = tuple((factor, s[0]) for factor, s in found.factors if s[1] == 1)
     after = tuple((factor, s[0]) for factor, s in found.factors if s[1] != 1)
     constant = _program.constant(network, node, weight.float())

@@ -175,7 +175,8 @@ class Chain:
     """Nodes that are to take the place of one, written down one after the other."""
 
     def __init__(self, net: Net, node: onnx.NodeProto):
-        self.net, self.node, self.nodes = net, node, []
+        self.net, self.node = net, node
+        self.nodes: list[onnx.NodeProto] = []
         self.name, self.output = node.name or node.output[0], node.output[0]
 
     def then(self, kind: str, *inputs: str, last: bool = False, **options: Any) -> str:

@@ -47,8 +47,8 @@ def _rewrite(net: _net.Net, node: onnx.NodeProto) -> str:
     scales = net.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if scales is not None and not np.allclose(scales * shape, out, rtol=0, atol=1e-3):
         return ""
-    axes = [axis(size, wanted, found.get("cubic_coeff_a", -0.75)) for size, wanted in zip(shape[2:], out[2:])]
-    if axes[0] is None or axes[1] is None:
+    axes = _axes(shape, out, found.get("cubic_coeff_a", -0.75))
+    if not axes:
         return ""
     chain = _net.Chain(net, node)
     edge = [0, 0, axes[0].before, axes[1].before, 0, 0, axes[0].after, axes[1].after]
@@ -68,6 +68,13 @@ def _rewrite(net: _net.Net, node: onnx.NodeProto) -> str:
         chain.then("Reshape", turned, chain.const("shape", list(out)))
     chain.finish()
     return f"bicubic {shape[2]}x{shape[3]} to {out[2]}x{out[3]} -> two depthwise convolutions"
+
+
+def _axes(shape: tuple[int, ...], out: tuple[int, ...], a: float) -> list[_Axis]:
+    """The filters of rows and columns; none where one of them is not possible."""
+    found = [axis(size, wanted, a) for size, wanted in zip(shape[2:], out[2:])]
+    known = [filter_ for filter_ in found if filter_ is not None]
+    return known if len(known) == len(found) else []
 
 
 def axis(size: int, wanted: int, a: float) -> _Axis | None:
@@ -99,7 +106,7 @@ def cubic(place: float, a: float) -> np.ndarray:
     return np.array([outer[0], inner[0], inner[1], outer[1]])
 
 
-def kernels(axes: list[Any], channels: int) -> list[np.ndarray]:
+def kernels(axes: list[_Axis], channels: int) -> list[np.ndarray]:
     """Depthwise weights for rows, then for columns: (channels * phases, 1, taps, 1) and (..., 1, 1, taps)."""
     rows, columns = (a.weights.astype(np.float32) for a in axes)
     down = np.tile(rows[:, None, :, None], (channels, 1, 1, 1))
@@ -124,8 +131,8 @@ def _rewrite_node(network: Any, node: Any) -> str:
     exact = all(f is None or abs(f * n - m) < 1e-3 for f, n, m in zip(factors, shape[2:], out[2:]))
     if len(shape) != 4 or node.args[2] or not exact:
         return ""
-    axes = [axis(size, wanted, -0.75) for size, wanted in zip(shape[2:], out[2:])]
-    if axes[0] is None or axes[1] is None:
+    axes = _axes(shape, out, -0.75)
+    if not axes:
         return ""
     weights = [_program.constant(network, node, torch.from_numpy(k)) for k in kernels(axes, shape[1])]
     edges = (axes[1].before, axes[1].after, axes[0].before, axes[0].after)

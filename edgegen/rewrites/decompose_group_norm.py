@@ -26,9 +26,9 @@ def decompose_group_norm(model: onnx.ModelProto) -> dict[str, str]:
 
 def _decompose(net: _net.Net, node: onnx.NodeProto) -> str:
     shape, found = net.shape(node.input[0]), _net.attributes(node)
-    values = [net.constant(name) for name in node.input[1:3]]
+    values = [value for value in map(net.constant, node.input[1:3]) if value is not None]
     known = len(shape) >= 3 and net.opset >= _PER_CHANNEL and net.is_float(node.input[0])
-    if not known or any(v is None for v in values):
+    if not known or len(values) != 2:
         return ""
     groups = found["num_groups"]
     chain = _net.Chain(net, node)

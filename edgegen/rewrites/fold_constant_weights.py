@@ -37,7 +37,7 @@ def _fold(net: _net.Net, node: onnx.NodeProto) -> str:
             used = {i for n in needed for i in n.input}
             graph.initializer.extend(t for t in net.model.graph.initializer if t.name in used)
             part = helper.make_model(graph, opset_imports=net.model.opset_import, ir_version=net.model.ir_version)
-            value = ReferenceEvaluator(part).run(None, {})[0]
+            value = ReferenceEvaluator(part).run(None, {})[0]  # type: ignore[index]
             if value.size <= _MOST:
                 inputs[place] = net.add(f"{name}.folded", value)
                 folded.append(name)
@@ -59,6 +59,8 @@ def _ancestors(net: _net.Net, name: str) -> list[onnx.NodeProto]:
             return True
         node = net.makers.get(tensor)
         if node is None or node.op_type in _RANDOM or node.domain not in ("", "ai.onnx"):
+            return False
+        if any(attribute.HasField("g") for attribute in node.attribute):  # branches and loops see more than inputs
             return False
         if id(node) not in found:
             if not all(visit(source) for source in node.input):

@@ -24,8 +24,8 @@ def merge_adalin(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _merge(net: _net.Net, total: onnx.NodeProto) -> str:
-    sides = [_term(net, name) for name in total.input]
-    if sides[0] is None or sides[1] is None:
+    sides = [side for side in (_term(net, name) for name in total.input) if side is not None]
+    if len(sides) != 2:
         return ""
     (instance, share), (layer, rest) = sorted(sides, key=lambda side: len(side[0].axes))
     shape = net.shape(instance.source)
@@ -56,7 +56,9 @@ def _merge(net: _net.Net, total: onnx.NodeProto) -> str:
 def _term(net: _net.Net, name: str) -> tuple[_normal.Normal, str] | None:
     """(normalisation, its factor) of a product, or None."""
     product = net.maker(name, "Mul")
-    for place in (0, 1) if product is not None else ():
+    if product is None:
+        return None
+    for place in (0, 1):
         node = net.maker(product.input[place], "Div", "Mul")
         found = _normal.find(net, node) if node is not None else None
         if found is not None:

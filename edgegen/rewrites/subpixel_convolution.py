@@ -45,8 +45,9 @@ def _rewrite(net: _net.Net, conv: onnx.NodeProto) -> str:
     bias = net.constant(conv.input[2]) if len(conv.input) > 2 else None
     result, around = net.shape(conv.output[0]), _net.pads(conv)
     strides = list(found.get("strides", [1, 1]))
-    known = weight is not None and weight.ndim == 4 and len(shape) == 4 == len(result) and around is not None
-    if not known or (len(conv.input) > 2 and bias is None) or max(strides) == 1 or "output_shape" in found:
+    if weight is None or around is None or not weight.ndim == len(shape) == len(result) == 4:
+        return ""
+    if (len(conv.input) > 2 and bias is None) or max(strides) == 1 or "output_shape" in found:
         return ""
     wide = dilated(weight, found.get("dilations", [1, 1]))
     axes = [axis(wide.shape[2 + i], strides[i], around[i], shape[2 + i], result[2 + i]) for i in (0, 1)]

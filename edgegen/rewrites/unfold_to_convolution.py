@@ -42,7 +42,7 @@ def _rewrite(net: _net.Net, node: onnx.NodeProto) -> str:
     source, around = rows.input[0], [0, 0]
     pad = net.maker(source, "Pad")
     amounts = _zero_border(net, pad) if pad is not None else None
-    if amounts is not None:
+    if pad is not None and amounts is not None:
         source, around = pad.input[0], amounts
     # what the last window leaves over is cut off by padding less (or not at all): as many windows fit as were gathered
     sizes = [shape[2 + i] - 2 * around[i] for i in (0, 1)]
@@ -50,9 +50,9 @@ def _rewrite(net: _net.Net, node: onnx.NodeProto) -> str:
     if min(ends) < 0:
         return ""
     chain = _net.Chain(net, node)
-    options = {"kernel_shape": [height, width], "strides": steps, "dilations": [down, right], "group": shape[1]}
+    options: dict[str, Any] = {"kernel_shape": [height, width], "strides": steps, "dilations": [down, right]}
     kernel = chain.const("taps", identity(shape[1], height, width))
-    taps = chain.then("Conv", source, kernel, pads=[*around, *ends], **options)
+    taps = chain.then("Conv", source, kernel, pads=[*around, *ends], group=shape[1], **options)
     chain.then("Reshape", taps, chain.const("shape", list(out)))
     chain.finish()
     return f"gathered {height}x{width} windows -> depthwise convolution with identity kernels"
