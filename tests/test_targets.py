@@ -44,7 +44,10 @@ def test_every_target_that_ships_loads_and_its_figures_have_sources(name: str) -
     stated = set(registry.load_toml(registry.path("targets", target.name)))
     assert stated & set(targets.FIGURES) <= set(target.sources)
     if not target.is_host:
-        assert target.peak_macs_per_s and target.versions and target.techniques["latency"]
+        # every figure that an estimate needs, of the maker or derived: the source says which
+        assert set(target.peak_macs_per_s) == set(target.precisions)
+        assert target.bandwidth_bytes_per_s > 0
+        assert target.versions and target.techniques["latency"]
         assert not any("TODO" in source or len(source) < 10 for source in target.sources.values())
 
 
