@@ -12,6 +12,7 @@
     ├── PassError(RuntimeError)        a pass failed; says which pass and which had run before
     ├── TargetUnavailable(RuntimeError)  the device is not here: "not measured: reason"
     └── RuntimeFailed(RuntimeError)    a runtime crashed, ran out of time or memory, or gave wrong results
+        └── Unsupported                a runtime refuses a graph before any work: operator, layer, cure
 
     EdgegenWarning(UserWarning)
     ├── NothingChanged                 a pass ran and changed nothing
@@ -70,6 +71,10 @@ class TargetUnavailable(EdgegenError, RuntimeError):
 
 class RuntimeFailed(EdgegenError, RuntimeError):
     """A runtime crashed, ran out of time or memory, or gave wrong results. A result, not the end."""
+
+
+class Unsupported(RuntimeFailed):
+    """A runtime refuses a graph before any work; the message has operator, layer and cure."""
 
 
 class EdgegenWarning(UserWarning):

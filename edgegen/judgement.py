@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import estimate, files, measuring, quality, registry, serial
+from edgegen import estimate, files, measuring, quality, registry, rewriting, serial
 from edgegen.devices import local
-from edgegen.errors import ModelError, RuntimeFailed, UsageError
+from edgegen.errors import ModelError, RuntimeFailed, Unsupported, UsageError
 from edgegen.runlog import RunLog
 from edgegen.types import Artifact, Budget, Graph, Inspection, Measurement, PrecisionPlan, Target
 
@@ -117,9 +117,7 @@ class Bench:
 
         def work() -> dict[str, Any]:
             try:
-                artifact = measuring.build_isolated(
-                    graph, out, runtime=runtime, calibration=calibration, target=self.target, limits=self.limits
-                )
+                artifact = self._build(graph, out, runtime, calibration)
                 with measuring.Worker(artifact, self.limits) as worker:
                     inspection = worker.inspect()
             except (RuntimeFailed, ModelError) as error:  # ModelError: a weight that this precision cannot hold
@@ -131,11 +129,27 @@ class Bench:
             return candidate.judged("failed", found["failure"])
         artifact = serial.from_json(Artifact, found["artifact"])
         if not all(file.exists() for file in artifact.files):
-            measuring.build_isolated(
-                graph, out, runtime=runtime, calibration=calibration, target=self.target, limits=self.limits
-            )
+            self._build(graph, out, runtime, calibration)
         inspection = serial.from_json(Inspection, found["inspection"])
         return dataclasses.replace(candidate, artifact=artifact, inspection=inspection)
+
+    def _build(self, graph: Graph, out: Path, runtime: str, calibration: Path | None) -> Artifact:
+        """Build in a worker; a graph that the runtime refuses is rewritten, exactly, as far as there are cures."""
+
+        def build(made: Graph) -> Artifact:
+            return measuring.build_isolated(
+                made, out, runtime=runtime, calibration=calibration, target=self.target, limits=self.limits
+            )
+
+        try:
+            return build(graph)
+        except Unsupported:
+            file = self.folder / "graphs" / f"{out.name}.onnx"
+            cured = rewriting.cures(graph, runtime, self.target, feeds=self.feeds, out=file)
+            if cured.problems or not cured.changed:
+                raise
+            artifact = build(cured.graph)
+            return dataclasses.replace(artifact, options={**artifact.options, "rewritten": sorted(cured.changed)})
 
     def time(self, candidates: list[Candidate], baseline: Candidate | None, rounds: int) -> list[Candidate]:
         """Time all candidates that were built in one interleaved run; the ratio is to `baseline`, or the fastest.

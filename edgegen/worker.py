@@ -46,7 +46,7 @@ class Session:
         asked, device = serial.from_json(types.Graph, graph), serial.from_json(types.Target, target)
         if problems := runtime.supports(asked, device):
             name = module.rpartition(".")[2]
-            raise errors.RuntimeFailed(f"{name} cannot take {asked.stage}: {_told(problems)}")
+            raise errors.Unsupported(f"{name} cannot take {asked.stage}: {_told(problems)}")
         artifact = runtime.build(
             asked, Path(out), calibration=Path(calibration) if calibration else None, target=device
         )
