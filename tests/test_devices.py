@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from edgegen import bundle, cli_device, device_records, errors, files, measuring
 from edgegen.device_records import Record
 from edgegen.devices import _runner, _spec, _tools
 from edgegen.devices._shell import Options
-from edgegen.types import Target
+from edgegen.types import Artifact, Graph, Model, PrecisionPlan, Stage, Target, TensorSpec
 
 FAKES = Path(__file__).parent / "fakes"
 QUICK = on_device.Settings(rounds=6, iterations=5, warm_seconds=0.01, cold=2, limit_s=60)
@@ -202,8 +203,7 @@ class SessionOptions:
 def test_a_crash_of_a_runtime_is_a_reason(bundles: Any, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime.py").write_text(CRASH)
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    script(python, f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
     (record,) = measured_here(bundles("good"), python=str(python))
     assert record.status == "not measured" and record.reason.startswith("crashed (signal 11) at open")
 
@@ -211,8 +211,7 @@ def test_a_crash_of_a_runtime_is_a_reason(bundles: Any, tmp_path: Path) -> None:
 def test_a_runtime_without_end_is_stopped(bundles: Any, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime.py").write_text("import time; time.sleep(60)")
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    script(python, f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
     settings = dataclasses.replace(QUICK, limit_s=2.0)
     (record,) = measured_here(bundles("good"), settings=settings, python=str(python))
     assert record.status == "not measured" and "gave no answer in 2 s at open" in record.reason
@@ -259,16 +258,70 @@ def test_the_runner_runs_what_the_runtime_module_runs(runtime: str, tmp_path: Pa
     x = np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)
     with measuring.Worker(artifact) as worker:
         y = worker.run_many({"input": x})["output"]
-    golden = bundle.Golden({"input": x}, {"output": y}, 1e-5)
-    report: dict[str, Any] = {"report.html": "<p>", "report.json": "{}"}
-    stages = (dataclasses.replace(model.stage, module=None),)
-    origin = dataclasses.replace(model, stages=stages, origin={"kind": "onnx", "path": "x.onnx"})
-    contents = bundle.Contents(origin, origin, (artifact,), graph, "here", "seed = 0\n", (golden,), report)
-    (record,) = measured_here(bundle.write(tmp_path / "bundle", contents).path)
+    (record,) = measured_here(pack(tmp_path / "bundle", artifact, {"input": x}, {"output": y}))
     assert record.status == "measured", record.reason
     assert record.golden.ok and record.golden.samples == 2
     assert record.runtime_version not in ("", "unknown")
     assert all(one.bare_ms for one in record.rounds)
+
+
+ENGINE_SCRIPT = """
+import json, pathlib, sys
+here = pathlib.Path(__file__).parent
+with open(here / "built", "a") as log:
+    log.write("x")
+(here / "model.engine").write_text(json.dumps(ENGINE))
+print("some words")
+print(here / "model.engine")
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        pytest.param({"floats": 48}, "", id="runs"),
+        pytest.param({}, "TensorRT 10.3.0 cannot load the engine it built", id="no engine"),
+        pytest.param(None, "build_engine.py: no parser", id="no build"),
+    ],
+)
+def test_an_engine_is_built_and_run_there(tmp_path: Path, engine: dict[str, int] | None, reason: str) -> None:
+    """With a fake tensorrt and a fake CUDA runtime: the way of the arrays to the GPU and back, and its failures."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the fake CUDA runtime")
+    place = tmp_path / "packages"
+    place.mkdir()
+    shutil.copy(FAKES / "gpu" / "tensorrt.py", place)
+    command = ["cc", "-shared", "-fPIC", "-o", str(place / "libcudart.so"), str(FAKES / "gpu" / "cudart.c")]
+    subprocess.run(command, check=True)
+    shape, home = (1, 3, 4, 4), tmp_path / "built"
+    home.mkdir()
+    (home / "model.onnx").write_bytes(b"not read by the fake")
+    broken = "import sys; sys.exit('no parser')"
+    text = broken if engine is None else ENGINE_SCRIPT.replace("ENGINE)", f"{engine!r})")
+    (home / "build_engine.py").write_text(text)
+    specs = (TensorSpec("input", shape),), (TensorSpec("output", shape),)
+    parts = (home / "model.onnx", home / "build_engine.py")
+    artifact = Artifact("tensorrt", parts[0], parts, PrecisionPlan("fp16"), 1, *specs, {}, {})
+    x = np.random.default_rng(0).random((2, *shape[1:]), dtype=np.float32)
+    path = pack(tmp_path / "bundle", artifact, {"input": x}, {"output": 2 * x})
+    python = tmp_path / "python"
+    script(python, f'#!/bin/sh\nLD_LIBRARY_PATH={place} PYTHONPATH={place} exec {sys.executable} "$@"\n')
+    (record,) = measured_here(path, python=str(python))
+    assert record.reason == reason
+    if not reason:
+        assert record.golden.ok and record.golden.worst == 0 and record.runtime_version == "10.3.0"
+        assert all(one.ms and one.bare_ms for one in record.rounds)
+
+
+def pack(out: Path, artifact: Artifact, feeds: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> Path:
+    """A bundle around an artifact that is there."""
+    stage = Stage("model", None, artifact.inputs, artifact.outputs)
+    model = Model("net", "image-to-image", (stage,), origin={"kind": "onnx", "path": "net.onnx"})
+    graph = Graph("model", artifact.files[0], artifact.inputs, artifact.outputs)
+    golden = bundle.Golden(feeds, outputs, 1e-5)
+    report: dict[str, str | bytes | Path] = {"report.html": "<p>", "report.json": "{}"}
+    contents = bundle.Contents(model, model, (artifact,), graph, "here", "seed = 0\n", (golden,), report)
+    return bundle.write(out, contents).path
 
 
 # ---------------------------------------------------------------------------------------------------- vendors' tools
@@ -500,8 +553,6 @@ def test_what_adb_says_is_one_clear_line(phone: Path, bundles: Any, mode: str, d
 
 
 def test_the_real_adb_without_a_device_says_so(bundles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     if shutil.which("adb") is None:
         pytest.skip("adb is not installed")
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "15037")

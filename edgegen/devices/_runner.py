@@ -441,7 +441,7 @@ class _Cuda:
         import ctypes.util
 
         found = ctypes.util.find_library("cudart")
-        names = [*([found] if found else []), "libcudart.so", "libcudart.so.13", "libcudart.so.12"]
+        names = ["libcudart.so", "libcudart.so.13", "libcudart.so.12", *([found] if found else [])]
         self._c: Any = ctypes
         self._library: Any = None
         for name in names + glob.glob("/usr/local/cuda*/lib64/libcudart.so*"):
