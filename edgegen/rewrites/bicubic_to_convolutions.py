@@ -3,7 +3,8 @@
 Keys, 1981, with a = -0.75, as torch and OpenCV have it. Enlarging by r has r sets of four weights an axis, so rows give
 r channels and columns r each of those; reducing by r is a convolution of stride r. Edges are repeated. Exact up to the
 order of sums, for half-pixel centres (align_corners=False), shapes that are known, whole factors (each axis its own).
-Antialiased reduction is another filter and is left. For runtimes without cubic resizing (apple/coremltools#2175).
+Antialiased reduction is another filter and is left. For runtimes without cubic resizing: coremltools 9.0
+refuses it (#2175).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgegen.rewrites import _net, _program
 
 KIND = "cure"
 REMOVES = ("Resize", "upsample_bicubic2d")
-RUNTIMES = ("coreml", "executorch", "litert", "ncnn", "tensorrt")
+RUNTIMES: tuple[str, ...] = ("coreml",)
 
 
 @dataclass(frozen=True)

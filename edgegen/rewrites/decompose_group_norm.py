@@ -15,7 +15,7 @@ from edgegen.rewrites import _net, _program
 
 KIND = "cure"
 REMOVES = ("GroupNormalization", "group_norm")
-RUNTIMES: tuple[str, ...] = ("tensorrt",)
+RUNTIMES: tuple[str, ...] = ()
 _PER_CHANNEL = 21  # before this opset scale and bias were those of the groups; ONNX has withdrawn that form
 
 

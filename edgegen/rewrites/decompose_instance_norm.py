@@ -15,7 +15,7 @@ from edgegen.rewrites import _net, _normal, _program
 
 KIND = "cure"
 REMOVES = ("InstanceNormalization", "instance_norm")
-RUNTIMES: tuple[str, ...] = ("litert",)
+RUNTIMES: tuple[str, ...] = ()
 
 
 def decompose_instance_norm(model: onnx.ModelProto) -> dict[str, str]:

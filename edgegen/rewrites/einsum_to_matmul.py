@@ -17,7 +17,7 @@ from edgegen.rewrites import _net, _program
 
 KIND = "cure"
 REMOVES = ("Einsum", "einsum")
-RUNTIMES: tuple[str, ...] = ("ncnn",)
+RUNTIMES: tuple[str, ...] = ()
 
 
 def einsum_to_matmul(model: onnx.ModelProto) -> dict[str, str]:

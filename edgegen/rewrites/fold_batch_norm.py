@@ -1,8 +1,8 @@
 """A batch norm becomes part of the convolution or linear layer before it, or else one scale and shift.
 
 y = (Wx + b - m) / sqrt(v + eps) * g + h: W' = W g / sqrt(v + eps), b' = (b - m) g / sqrt(v + eps) + h. Exact up to
-rounding: statistics are folded in float64. For every runtime: most do it themselves, but quantization and the
-conversion of a batch norm that follows no convolution go wrong often enough.
+rounding: statistics are folded in float64. Most runtimes do it themselves; a quantizer that looks for plain layers, and
+a runtime without batch norm, need it done before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgegen.rewrites import _net, _program
 
 KIND = "cure"
 REMOVES = ("BatchNormalization", "batch_norm", "_native_batch_norm_legit_no_training")
-RUNTIMES = ("coreml", "executorch", "litert", "ncnn", "tensorrt")
+RUNTIMES: tuple[str, ...] = ()
 # aten operation -> (place of the groups, whether it is transposed); convolution itself says so in its arguments
 _LAYERS = {"aten.conv1d": (6, False), "aten.conv2d": (6, False), "aten.conv3d": (6, False), "aten.linear": (9, False),
            "aten.conv_transpose1d": (6, True), "aten.conv_transpose2d": (6, True), "aten.conv_transpose3d": (6, True),
@@ -80,16 +80,14 @@ def program_fold_batch_norm(network: Any) -> dict[str, str]:
 def _fold_node(network: Any, node: Any, epsilon: float, plain: bool) -> str:
     import torch
 
-    given = [_program.tensor(network, arg) for arg in node.args[1:5]]
-    if given[2] is None or given[3] is None or any(g is None and a is not None for g, a in zip(given, node.args[1:5])):
+    values = _statistics(network, node)
+    if values is None:
         return ""
-    mean, variance = (g.detach().double().cpu().numpy() for g in given[2:])
-    gain = np.ones_like(mean) if given[0] is None else given[0].detach().double().cpu().numpy()
-    offset = np.zeros_like(mean) if given[1] is None else given[1].detach().double().cpu().numpy()
-    scale, shift = affine(gain, offset, mean, variance, epsilon)
+    scale, shift = affine(*values, epsilon)
+    like = _program.tensor(network, node.args[3])
 
     def constant(value: np.ndarray) -> Any:
-        return _program.constant(network, node, torch.from_numpy(np.ascontiguousarray(value)).to(given[2]))
+        return _program.constant(network, node, torch.from_numpy(np.ascontiguousarray(value)).to(like))
 
     outputs = [node] if plain else list(node.users)
     layer = node.args[0]
@@ -118,6 +116,16 @@ def _fold_node(network: Any, node: Any, epsilon: float, plain: bool) -> str:
         result.meta = dict(output.meta)
         output.replace_all_uses_with(result)
     return text
+
+
+def _statistics(network: Any, node: Any) -> list[np.ndarray] | None:
+    """(gain, offset, mean, variance) of a batch norm, where they are constants, else None."""
+    given = [_program.tensor(network, argument) for argument in node.args[1:5]]
+    if any(g is None and a is not None for g, a in zip(given, node.args[1:5])) or given[2] is None or given[3] is None:
+        return None
+    gain = 0 * given[2] + 1 if given[0] is None else given[0]
+    offset = 0 * given[2] if given[1] is None else given[1]
+    return [value.detach().double().cpu().numpy() for value in (gain, offset, *given[2:])]
 
 
 def _layer(network: Any, layer: Any) -> tuple[np.ndarray, np.ndarray, int, bool] | None:

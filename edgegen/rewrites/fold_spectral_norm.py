@@ -2,7 +2,7 @@
 
 For `torch.nn.utils.parametrizations.spectral_norm` and the old hook `torch.nn.utils.spectral_norm`. Exact in eval
 mode, where sigma comes from the stored vectors and no power iteration runs. To be done before export, for every
-runtime: the matrix-vector products that make sigma are refused by some (apple/coremltools#778). In a model that is
+runtime: the products that make sigma are refused by some (apple/coremltools#778; 9.0 has no vdot). In a model that is
 exported already, `fold_constant_weights` does the same.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from edgegen.rewrites import _module
 
 KIND = "cure"
-RUNTIMES = ("coreml", "executorch", "litert", "ncnn", "onnxruntime", "openvino", "tensorrt")
+RUNTIMES: tuple[str, ...] = ("coreml",)
 
 
 def module_fold_spectral_norm(module: Any) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Weight norm (Salimans and Kingma, 2016, arXiv:1602.07868) becomes the plain weight w = g v / |v| that it computes.
 
 For `torch.nn.utils.parametrizations.weight_norm` and the old hook `torch.nn.utils.weight_norm`. Exact: the folded
-weight is the computed one. To be done before export, for every runtime: `_weight_norm` has no counterpart in most. In
-a model that is exported already, `fold_constant_weights` does the same.
+weight is the computed one. To be done before export, for every runtime: quantizers look for plain weights. In a model
+that is exported already, `fold_constant_weights` does the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from edgegen.rewrites import _module
 
 KIND = "cure"
-RUNTIMES = ("coreml", "executorch", "litert", "ncnn", "onnxruntime", "openvino", "tensorrt")
+RUNTIMES: tuple[str, ...] = ()
 
 
 def module_fold_weight_norm(module: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Roll (a cyclic shift, as windowed attention has it) as two slices and a concatenation for each axis.
 
 Exact: elements are moved. For runtimes without roll, and for ONNX files that write it as a gather over a rotated index.
+coremltools 9.0 refuses a roll without axes, and writes one with axes as a gather.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from edgegen.rewrites import _net, _program
 
 KIND = "cure"
 REMOVES = ("roll",)
-RUNTIMES = ("coreml", "executorch", "litert", "ncnn")
+RUNTIMES: tuple[str, ...] = ("coreml",)
 
 
 def roll_to_slices(model: onnx.ModelProto) -> dict[str, str]:

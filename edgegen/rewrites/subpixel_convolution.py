@@ -3,8 +3,8 @@
 Output pixel s q + p sees the taps p, p + s, p + 2 s ... of the kernel (Shi et al., 2016, arXiv:1609.07009): each of the
 s x s phases is a convolution of its own, with the same number of multiplications in all; what the padding cuts off is
 sliced away behind. Exact up to the order of sums; kernels that do not divide by the stride are filled up with zeros.
-For runtimes whose transposed convolution is slow, or wrong in INT8 (NVIDIA/TensorRT#1694), or absent (ONNX Runtime has
-no INT8 kernel for it). Names are kept.
+For runtimes whose transposed convolution is slow, or wrong in INT8 (NVIDIA/TensorRT#1694), or absent in INT8 (ONNX
+Runtime). Names are kept.
 """
 
 from __future__ import annotations

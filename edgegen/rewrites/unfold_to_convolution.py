@@ -16,7 +16,7 @@ from edgegen.rewrites import _net, _program
 
 KIND = "cure"
 REMOVES = ("im2col",)
-RUNTIMES = ("coreml", "executorch", "litert", "ncnn")
+RUNTIMES: tuple[str, ...] = ()
 
 
 def unfold_to_convolution(model: onnx.ModelProto) -> dict[str, str]:
