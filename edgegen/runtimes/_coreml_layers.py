@@ -9,6 +9,7 @@ from typing import Any
 from edgegen import errors, onnx_files, registry
 from edgegen.types import Graph
 
+WEIGHTED = ("conv", "conv_transpose", "linear", "matmul")
 _FOLDED = r"batch_norm|^aten\.(add|sub|mul|div|clone)\b|getitem"
 _SUFFIX = re.compile(r"_cast_fp(16|32)$")
 
@@ -86,6 +87,15 @@ def plain(name: str) -> str:
     return _SUFFIX.sub("", name)
 
 
-def layer_of(name: str, layers: Mapping[str, str]) -> str:
-    """The layer of an operation of a Core ML program; the operation's own name where it is none of the network's."""
-    return layers.get(plain(name)) or layers.get(re.sub(r"_0$", "", plain(name)), name)
+def layer_of(op: Any, layers: Mapping[str, str]) -> str:
+    """The layer of an operation of a Core ML program; the operation's own name where it is none of the network's.
+
+    coremltools names some operations anew and gives the name to what crops or scales their result.
+    """
+    after = [child for var in op.outputs for child in var.child_ops] if op.op_type in WEIGHTED else []
+    alone = len(after) == 1 and after[0].op_type not in WEIGHTED
+    for name in (op.name, *(child.name for child in after if alone)):
+        for known in (plain(name), re.sub(r"_0$", "", plain(name))):
+            if known in layers:
+                return layers[known]
+    return str(op.name)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgegen import errors
-from edgegen.runtimes._coreml_layers import layer_of
+from edgegen.runtimes._coreml_layers import WEIGHTED, layer_of
 from edgegen.types import Inspection, PrecisionPlan
 
 LAYERS = "edgegen.layers"  # key of the package's metadata: operation -> layer, as JSON
-WEIGHTED = ("conv", "conv_transpose", "linear", "matmul")
 THRESHOLD = 512  # elements; below it a table or scales would outweigh what they save
 _SIZES = {"fp32": 4, "fp16": 2, "int8": 1, "uint8": 1}
 
@@ -177,7 +176,7 @@ def _layer(op: Any, names: Mapping[str, str]) -> Layer:
     else:
         turned = op.inputs.get("transpose_x")
         macs = made * int(data.shape[-2 if turned is not None and turned.val else -1])
-    name = layer_of(op.name, names)
+    name = layer_of(op, names)
     return Layer(name, "int8" if integer else type_name(out), kind, elements, stored, macs, op.op_type)
 
 

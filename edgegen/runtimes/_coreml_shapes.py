@@ -171,6 +171,14 @@ def _split(w: Any, op: Any, out: str) -> None:
     w.add_many("Split", [w.ref(op.inputs["x"]), sizes], [var.name for var in op.outputs], axis=axis)
 
 
+@handles("crop")
+def _crop(w: Any, op: Any, out: str) -> None:
+    shape, starts = op.outputs[0].shape, [ints(op, f"crop_{side}")[0] for side in ("height", "width")]
+    ends = [start + int(size) for start, size in zip(starts, shape[-2:])]
+    parts = (starts, ends, [len(shape) - 2, len(shape) - 1])
+    w.add("Slice", [w.ref(op.inputs["x"]), *(w.constant(np.array(part, np.int64)) for part in parts)], out)
+
+
 @handles("slice_by_index", "slice_by_size")
 def _slice(w: Any, op: Any, out: str) -> None:
     x = op.inputs["x"]

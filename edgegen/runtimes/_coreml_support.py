@@ -40,7 +40,7 @@ def problems(graph: Graph, target: Target) -> list[Problem]:
         operations = list(_coreml_weights.loaded(model).functions["main"].operations)
     said = f"its numbers cannot be checked: {_OTHERWISE}"
     return [
-        Problem(op.op_type, _coreml_layers.layer_of(op.name, names), said)
+        Problem(op.op_type, _coreml_layers.layer_of(op, names), said)
         for op in operations
         if not _coreml_ops.known(op.op_type) and not op.op_type.startswith("const")
     ]

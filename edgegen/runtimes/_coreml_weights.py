@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgegen.runtimes._coreml_layers import layer_of
-from edgegen.runtimes._coreml_read import THRESHOLD, WEIGHTED, weight_of
+from edgegen.runtimes._coreml_layers import WEIGHTED, layer_of
+from edgegen.runtimes._coreml_read import THRESHOLD, weight_of
 from edgegen.types import PrecisionPlan
 
 BITS = {"palette6": 6, "palette4": 4}
@@ -77,7 +77,7 @@ def least(plan: PrecisionPlan) -> int:
 def is_chosen(op: Any, plan: PrecisionPlan, layers: Mapping[str, str]) -> bool:
     """Whether the plan does not keep an operation in float."""
     kept_types = {kind for name in plan.float_types for kind in _ONNX_TYPES.get(name, ())}
-    return op.op_type not in kept_types and layer_of(op.name, layers) not in plan.float_layers
+    return op.op_type not in kept_types and layer_of(op, layers) not in plan.float_layers
 
 
 def with_integer_activations(
