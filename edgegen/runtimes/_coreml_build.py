@@ -36,8 +36,8 @@ def build(graph: Graph, folder: Path, *, calibration: Path | None, target: Targe
         plain = _save(model, graph, image, Path(scratch), layers)
         peak = check_numbers(graph, plain, sample)
         if plan.precision == "int8" and calibration is not None:
-            found = recorded(graph, plain, calibration)
-            model = _coreml_weights.with_integer_activations(model, plan, found, layers)
+            seen = recorded(graph, plain, calibration)
+            model = _coreml_weights.with_integer_activations(model, plan, seen, layers)
         if plan.quantized:
             model = _coreml_weights.narrowed(model, plan, os, layers)
         last = _save(model, graph, image, folder, layers)

@@ -105,15 +105,14 @@ def translate(
     made = [writer.ref(var) for var in function.outputs]
     if made != [spec.name for spec in outputs]:
         raise errors.RuntimeFailed(f"coreml: the package's outputs are {made}, expected {[s.name for s in outputs]}")
-    values = [
+    given_values, made_values = (
         [helper.make_tensor_value_info(s.name, TensorProto.FLOAT, [int(d) for d in s.shape]) for s in side]
         for side in (inputs, outputs)
-    ]
-    graph = helper.make_graph(writer.nodes, "edgegen", *values, initializer=list(writer.initializers.values()))
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(
-        graph, opset_imports=opset, ir_version=onnx_files.IR_VERSION, producer_name="edgegen"
     )
+    constants = list(writer.initializers.values())
+    graph = helper.make_graph(writer.nodes, "edgegen", given_values, made_values, initializer=constants)
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=onnx_files.IR_VERSION, producer_name="edgegen")
 
 
 def _pixels(writer: Writer, spec: TensorSpec, pixels: Mapping[str, Any]) -> dict[str, str]:
