@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edgegen.runtimes import _litert_cures as cures
+from edgegen.runtimes import _litert_fx
 from edgegen.runtimes._litert_file import FLOAT
 from edgegen.types import Graph
 
@@ -42,10 +43,10 @@ def prepare(program: Any, graph: Graph) -> tuple[Any, tuple[str, ...]]:
     module = torch.fx.GraphModule(whole, whole.graph)  # without the hooks that hold it to its first input shapes
     module.graph.eliminate_dead_code()
     _name(module.graph, graph)
-    cures.fold_constants(module)
-    cures.fold_batch_norms(module)
+    _litert_fx.fold_constants(module)
+    _litert_fx.fold_batch_norms(module)
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and (cure := cures.CURES.get(_packet(node))):
+        if node.op == "call_function" and (cure := cures.CURES.get(_litert_fx.packet(node))):
             cure(module, node)
     layouts = _channels_last(module.graph)
     module.graph.eliminate_dead_code()
@@ -65,10 +66,6 @@ def _shape(shape: Sequence[int | str], layout: str) -> tuple[int, ...]:
     return (sizes[0], *sizes[2:], sizes[1]) if layout else sizes
 
 
-def _packet(node: Any) -> Any:
-    return getattr(node.target, "overloadpacket", node.target)
-
-
 def _name(fx: Any, graph: Graph) -> None:
     """Set each node's location, which becomes the name of its tensors in the file."""
     import onnx
@@ -82,19 +79,19 @@ def _name(fx: Any, graph: Graph) -> None:
     for node in fx.nodes:
         if node.op != "call_function":
             continue
-        packet = _packet(node)
+        packet = _litert_fx.packet(node)
         path = next((value[0] for value in _stack(node)), "")
         names = waiting[path, _WEIGHTED.get(packet, "")]
         name = names.pop(0) if names else f"{path}/{str(packet).rpartition('.')[2]}"
         if packet is aten.scaled_dot_product_attention:
             name, names = f"{path}/attention", waiting[path, "MatMul"]
             node.meta[cures.PARTS] = [names.pop(0) for _ in range(min(2, len(names)))]
-        cures.locate(node, name + FLOAT if packet in _NORMALISATIONS else name)
+        _litert_fx.locate(node, name + FLOAT if packet in _NORMALISATIONS else name)
 
 
 def operation(node: Any) -> str:
     """The operation without namespace and overload: `aten.conv2d.default` is `conv2d`."""
-    return str(_packet(node)).rpartition(".")[2]
+    return str(_litert_fx.packet(node)).rpartition(".")[2]
 
 
 def layer(node: Any) -> str:
@@ -110,7 +107,7 @@ def refused(fx: Any, known: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(operation, layer) of nodes whose operation is in `known`; what a cure takes care of is not asked."""
     names = set(known)
     for node in fx.nodes:
-        if node.op == "call_function" and operation(node) in names and _packet(node) not in cures.CURES:
+        if node.op == "call_function" and operation(node) in names and _litert_fx.packet(node) not in cures.CURES:
             yield operation(node), layer(node)
 
 
@@ -123,7 +120,7 @@ def _channels_last(fx: Any) -> tuple[str, ...]:
         if ranked:
             with fx.inserting_after(node):
                 first = fx.call_function(aten.permute.default, (node, [0, 3, 1, 2]))
-            cures.locate(first, "input/Transpose")
+            _litert_fx.locate(first, "input/Transpose")
             node.replace_all_uses_with(first, delete_user_cb=lambda user, first=first: user is not first)
     output = next(node for node in fx.nodes if node.op == "output")
     results = []
@@ -133,7 +130,7 @@ def _channels_last(fx: Any) -> tuple[str, ...]:
         if ranked:
             with fx.inserting_before(output):
                 last = fx.call_function(aten.permute.default, (node, [0, 2, 3, 1]))
-            cures.locate(last, "output/Transpose")
+            _litert_fx.locate(last, "output/Transpose")
         results.append(last if ranked else node)
     output.args = (tuple(results),)
     return tuple(layouts)

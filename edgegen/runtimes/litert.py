@@ -73,7 +73,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.DataError: unusable calibration data.
         errors.RuntimeFailed: the conversion fails or is wrong, or the precision read back is not the promised one.
     """
-    from edgegen.runtimes import _litert_convert, _litert_file, _litert_gpu
+    from edgegen.runtimes import _litert_convert, _litert_file, _litert_gpu, _litert_quantize
 
     plan, count = graph.plan, _common.threads(target)
     _common.check_plan(NAME, plan, _PLANS, calibration)
@@ -81,16 +81,16 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         labels = ", ".join(p.label for p in _PLANS)
         raise errors.UsageError(f"{NAME} cannot build {plan.label}; it can build: {labels}")
     if plan.precision == "int8" and calibration is not None:
-        _litert_convert.check_inputs(graph, calibration)
+        _litert_quantize.check_inputs(graph, calibration)
     source = _litert_convert.convert(graph)
     _check_numbers(graph, source, count)
     content = source.content
     if plan.precision == "int8" and calibration is not None:
-        content = _litert_convert.static(source, graph, calibration, count)
+        content = _litert_quantize.static(source, graph, calibration, count)
     elif plan.weights:
-        content = _litert_convert.weights_only(source)
+        content = _litert_quantize.weights_only(source)
     elif plan.precision == "fp16":
-        content = _litert_convert.half(source)
+        content = _litert_quantize.half(source)
     ops = _litert_file.read(content)
     options = {
         "threads": count,
@@ -104,7 +104,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         folder.mkdir()
         (folder / "model.tflite").write_bytes(content)
         built = _describe(folder / "model.tflite", graph, options)
-        _check_promise(built, _litert_convert.promised(source, graph) if plan.precision == "int8" else 0.0)
+        _check_promise(built, _litert_quantize.promised(source, graph) if plan.precision == "int8" else 0.0)
         with load(built):
             pass
     return _describe(out / "model.tflite", graph, options)
@@ -130,17 +130,17 @@ def _check_numbers(graph: Graph, source: Any, count: int) -> None:
     Raises:
         errors.RuntimeFailed: another shape, or further apart than FP32 explains.
     """
-    from edgegen.runtimes import _litert_convert
+    from edgegen.runtimes import _litert_convert, _litert_run
 
     random = np.random.default_rng(0)
     values = [random.random([int(d) for d in spec.shape]).astype(spec.dtype) for spec in graph.inputs]
     try:
-        got = _litert_convert.invoke(
-            _litert_convert.open_interpreter(source.content, count), values, source.layouts
+        got = _litert_run.invoke(
+            _litert_run.open_interpreter(source.content, count), values, source.layouts
         )
     except (ValueError, RuntimeError) as error:
         raise errors.RuntimeFailed(
-            f"{NAME}: the converted {graph.stage} does not run: {_litert_convert.first_line(error)}"
+            f"{NAME}: the converted {graph.stage} does not run: {_litert_run.first_line(error)}"
         ) from error
     wanted = _litert_convert.reference(graph, values)
     for spec, right, found in zip(graph.outputs, wanted, got, strict=True):
@@ -164,13 +164,13 @@ def load(artifact: Artifact) -> Iterator[Run]:
     Raises:
         errors.RuntimeFailed: the file cannot be loaded, or a run fails.
     """
-    from edgegen.runtimes import _litert_convert
+    from edgegen.runtimes import _litert_run
 
     try:
-        interpreter = _litert_convert.open_interpreter(artifact.path, int(artifact.options["threads"]))
+        interpreter = _litert_run.open_interpreter(artifact.path, int(artifact.options["threads"]))
     except (ValueError, RuntimeError) as error:
         raise errors.RuntimeFailed(
-            f"{artifact.label}: cannot load: {_litert_convert.first_line(error)}"
+            f"{artifact.label}: cannot load: {_litert_run.first_line(error)}"
         ) from error
     layout = artifact.options["layout"]
     layouts = [layout[spec.name] for spec in (*artifact.inputs, *artifact.outputs)]
@@ -179,9 +179,9 @@ def load(artifact: Artifact) -> Iterator[Run]:
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             values = [feeds[spec.name] for spec in artifact.inputs]
-            return dict(zip(names, _litert_convert.invoke(interpreter, values, layouts)))
+            return dict(zip(names, _litert_run.invoke(interpreter, values, layouts)))
         except (ValueError, RuntimeError, KeyError) as error:
-            raise errors.RuntimeFailed(f"{artifact.label}: {_litert_convert.first_line(error)}") from error
+            raise errors.RuntimeFailed(f"{artifact.label}: {_litert_run.first_line(error)}") from error
 
     yield run
 
