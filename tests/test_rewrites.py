@@ -21,18 +21,22 @@ RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "coreml", "executorch", "lite
 NAMES = registry.names("rewrites")
 
 
-def run(model: onnx.ModelProto) -> np.ndarray:
-    """The output on seeded inputs; what is free in a shape is taken as in the case of `fix_shapes`."""
-    onnx.checker.check_model(model, full_check=True)
-    free = {"batch": 2, "height": 6, "width": 10}
-    feeds = {}
+def inputs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Seeded inputs; what is free in a shape is taken as in the case of `fix_shapes`."""
+    free, feeds = {"batch": 2, "height": 6, "width": 10}, {}
     for i, info in enumerate(model.graph.input):
         shape = [d.dim_value or free[d.dim_param] for d in info.type.tensor_type.shape.dim]
         feeds[info.name] = normal(*shape, seed=10 + i) + 0.5
+    return feeds
+
+
+def run(model: onnx.ModelProto) -> np.ndarray:
+    """ONNX Runtime's output on those inputs."""
+    onnx.checker.check_model(model, full_check=True)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(["y"], feeds)[0]
+    return session.run(["y"], inputs(model))[0]
 
 
 def kinds(model: onnx.ModelProto) -> set[str]:
@@ -64,6 +68,19 @@ def test_rewritten_graph_computes_the_same(case: Case) -> None:
     once = model.SerializeToString()
     assert rewrite(model, **case.options) == {}
     assert model.SerializeToString() == once
+
+
+@pytest.mark.slow
+def test_rewritten_graphs_compute_the_same_in_a_second_runtime() -> None:
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    for case in CASES:
+        model = case.build()
+        wanted, feeds = run(model), inputs(model)
+        rewriting.function(case.rewrite)(model, **case.options)
+        compiled = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", settings)
+        assert is_close(wanted, compiled(feeds)[0], TOLERANCE), case
 
 
 @pytest.mark.parametrize("case", LEFT, ids=lambda case: f"{case.rewrite}: {case.label}")

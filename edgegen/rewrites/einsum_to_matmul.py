@@ -74,8 +74,7 @@ def _product(
     a = chain.then("Reshape", a, chain.const("left", [count[0], count[1], count[2]]))
     b = chain.then("Reshape", b, chain.const("right", [count[0], count[2], count[3]]))
     out = batch + rows + columns
-    product = chain.then("MatMul", a, b)
-    return chain.then("Reshape", product, chain.const("out", [sizes[x] for x in out])), out
+    return _shaped(chain, chain.then("MatMul", a, b), 3, [sizes[x] for x in out]), out
 
 
 def kinds(one: str, two: str, wanted: set[str]) -> tuple[str, str, str, str]:
@@ -91,7 +90,14 @@ def _summed(chain: _net.Chain, name: str, term: str, wanted: set[str], sizes: di
     if left == term:
         return name, term
     total = chain.reduce("ReduceSum", name, [i for i, x in enumerate(term) if x not in wanted])
-    return chain.then("Reshape", total, chain.const("kept", [sizes[x] for x in left])), left
+    return _shaped(chain, total, len(term), [sizes[x] for x in left]), left
+
+
+def _shaped(chain: _net.Chain, name: str, rank: int, sizes: list[int]) -> str:
+    """A tensor of `rank` axes in another shape; OpenVINO 2026.4 dies of a Reshape to a scalar (an empty constant)."""
+    if sizes:
+        return chain.then("Reshape", name, chain.const("out", sizes))
+    return chain.then("Squeeze", name, chain.const("axes", list(range(rank))))
 
 
 def _ordered(chain: _net.Chain, name: str, term: str, wanted: str) -> str:

@@ -4,8 +4,8 @@ The generator multiplies the weight of each sample's own convolution by a style 
 its norm d (output channels). A convolution is linear, so conv(x, w s d) = d conv(x s, w), with one constant weight for
 all samples; and the norm needs no computed weight: sum over inputs and kernel of (w s)^2 is the product of s^2 and the
 kernel sums of w^2. Exact up to rounding. A cure wherever weights must be constant: INT8 everywhere,
-coremltools 9.0 (transposed ones), XNNPACK in ExecuTorch 1.5.1 (leaves it undelegated). Far fewer
-operations, too. Transposed convolutions and batches (one group a sample) as well.
+coremltools 9.0 (transposed ones), litert-torch 0.10 (refuses its powers), XNNPACK in ExecuTorch 1.5.1 (leaves it
+undelegated). Far fewer operations, too. Transposed convolutions and batches (one group a sample) as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgegen.rewrites import _modulated, _net
 
 KIND = "cure"
 REMOVES = ("Conv", "ConvTranspose", "conv2d", "conv_transpose2d")
-RUNTIMES: tuple[str, ...] = ("coreml", "executorch")
+RUNTIMES: tuple[str, ...] = ("coreml", "executorch", "litert")
 _RANK = 5  # weights are looked at as (samples, out, in, kH, kW); transposed ones as (samples, in, out, kH, kW)
 
 
