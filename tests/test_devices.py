@@ -630,3 +630,19 @@ def test_the_command_fails_where_something_was_not_measured(
     assert "\n" not in str(caught.value)
     assert "not measured" in capsys.readouterr().out
     assert [r.network.name for r in device_records.load_records(tmp_path)] == ["net"]  # what was measured is kept
+
+
+def test_two_runs_at_once_are_refused(bundles: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would disturb each other's figures; the second waits a while for the first."""
+    import fcntl
+
+    text = on_device.RUNNER.read_text(encoding="utf-8")
+    assert "for _ in range(100):" in text
+    impatient = tmp_path / "_runner.py"
+    impatient.write_text(text.replace("for _ in range(100):", "for _ in range(2):"), encoding="utf-8")
+    monkeypatch.setattr(on_device, "RUNNER", impatient)
+    (tmp_path / "cache" / "device" / "runs").mkdir(parents=True)
+    with (tmp_path / "cache" / "device" / "runs" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(errors.RuntimeFailed, match="another run measures on this device; try again when it has"):
+            measured_here(bundles("good"))

@@ -138,7 +138,7 @@ def answers(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(holds: Any, what: str, seconds: float = 30.0) -> None:
+def wait_for(holds: Any, what: str, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"{what} took longer than {seconds} s"
@@ -225,7 +225,7 @@ def test_a_cut_in_mid_run_is_one_line_and_the_retry_goes_on(server: Server, bund
         server.profile(bundle, settings=settings, folder=str(folder))
     thread.join()
     assert "are kept there: the same command goes on from there" in one_line(caught)
-    time.sleep(0.5)
+    time.sleep(1.5)  # the runner ends when its input does
     kept = rounds()
     assert 3 <= len(kept) < 12
     time.sleep(1.0)
@@ -279,7 +279,7 @@ def test_a_broken_ssh_configuration_is_one_line(server: Server, bundle: Path) ->
 def test_a_missing_runtime_is_named_with_its_cure(server: Server, tmp_path: Path) -> None:
     (record,) = server.profile(tiny(tmp_path / "lite", runtime="litert"))
     assert record.status == "not measured"
-    cure = f"pip install ai-edge-litert there (for {server.python})"
+    cure = f"pip install ai-edge-litert there (for {server.python}; another Python: --device-python)"
     assert record.reason == f"ai_edge_litert is not on the device: {cure}"
 
 

@@ -506,7 +506,7 @@ def _imported(module: str, runtime: str) -> Any:
 
 def _absent(package: str, runtime: str) -> str:
     cure = PIP.get(runtime, f"pip install {package}")
-    return f"{package} is not on the device: {cure} there (for {sys.executable})"
+    return f"{package} is not on the device: {cure} there (for {sys.executable}; another Python: --device-python)"
 
 
 def _distribution(package: str) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 from edgegen import errors, files
 
 OLDEST_PYTHON = (3, 8)
-_PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(15, 7, -1)), "python")
+_PLACES = ("/opt/homebrew/bin/python3", "/usr/local/bin/python3")  # a Mac's, which ssh does not have in its PATH
+_PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(15, 7, -1)), "python", *_PLACES)
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|File size limit exceeded|ENOSPC", re.I)
 
 
