@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from edgegen.bundle_loaders import LOADERS, PACKAGES
 from edgegen.types import Artifact, Model
 
 _HEAD = '''"""Run {title} on {target}: {usage}"""
@@ -23,99 +24,6 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 SETTINGS = {settings}
 '''
-
-_LOADERS = {
-    "onnxruntime": '''
-
-def load():
-    """The network as a function of one array. Needs: pip install onnxruntime"""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = SETTINGS["threads"]
-    for key, value in SETTINGS["options"].items():
-        if key.startswith("session."):
-            options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(
-        str(HERE / SETTINGS["file"]), options, providers=["CPUExecutionProvider"],
-        disabled_optimizers=SETTINGS["disabled_optimizers"],
-    )
-    return lambda x: session.run([SETTINGS["output"]], {SETTINGS["input"]: x})[0]
-''',
-    "openvino": '''
-
-def load():
-    """The network as a function of one array. Needs: pip install openvino"""
-    sys.modules.setdefault("openvino_telemetry", None)  # it would report to its maker
-    import openvino
-
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": SETTINGS["threads"]}
-    if "inference_precision" in SETTINGS["options"]:  # without it, OpenVINO computes in BF16 where the CPU can
-        config["INFERENCE_PRECISION_HINT"] = SETTINGS["options"]["inference_precision"]
-    compiled = openvino.Core().compile_model(str(HERE / SETTINGS["file"]), "CPU", config)
-    return lambda x: compiled({SETTINGS["input"]: x})[SETTINGS["output"]]
-''',
-    "tensorrt": '''
-
-def load():
-    """The network as a function of one array. Needs the engine that build_engine.py makes on this device."""
-    import ctypes
-
-    import tensorrt
-
-    builder = (HERE / SETTINGS["file"]).parent / "build_engine.py"
-    file = builder.with_name("model.engine")
-    if not file.exists():
-        raise SystemExit(f"no engine yet: run python3 {builder} on this device first")
-    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(file.read_bytes())
-    if engine is None:
-        raise SystemExit(f"TensorRT {tensorrt.__version__} cannot load {file}: run python3 {builder} again")
-    context, cuda, names = engine.create_execution_context(), cudart(), (SETTINGS["input"], SETTINGS["output"])
-    shape_of = engine.get_tensor_shape if hasattr(engine, "get_tensor_shape") else engine.get_binding_shape  # 8.2
-    arrays = {name: np.empty(tuple(shape_of(name)), np.float32) for name in names}
-    memory = {name: ctypes.c_void_p() for name in names}
-    for name, array in arrays.items():
-        check(cuda.cudaMalloc(ctypes.byref(memory[name]), ctypes.c_size_t(array.nbytes)))
-
-    def execute():
-        if hasattr(context, "execute_async_v3"):
-            for name, pointer in memory.items():
-                context.set_tensor_address(name, pointer.value)
-            return context.execute_async_v3(0)
-        return context.execute_v2([memory[name].value for name in sorted(names, key=engine.get_binding_index)])
-
-    def copy(name, array, kind):
-        pair = (memory[name], array.ctypes.data_as(ctypes.c_void_p))
-        check(cuda.cudaMemcpy(*(pair if kind == 1 else pair[::-1]), ctypes.c_size_t(array.nbytes), kind))
-
-    def run(x):
-        copy(names[0], np.ascontiguousarray(x, np.float32), 1)  # host to device
-        if not execute():
-            raise SystemExit("TensorRT could not run the engine")
-        check(cuda.cudaDeviceSynchronize())
-        copy(names[1], arrays[names[1]], 2)  # device to host
-        return arrays[names[1]].copy()
-
-    return run
-
-
-def cudart():
-    """The CUDA runtime, which moves the arrays."""
-    import ctypes
-
-    for name in ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so.10.2"):
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    raise SystemExit("libcudart.so was not found: add CUDA's lib64 folder to LD_LIBRARY_PATH")
-
-
-def check(status):
-    if status:
-        raise SystemExit(f"CUDA answers with error {status}")
-''',
-}
 
 _READ_IMAGE = '''
 
@@ -265,7 +173,7 @@ def script(model: Model, artifact: Artifact, file: str, target: str) -> str:
 
 def loader(runtime: str) -> str:
     """Text of the sample's `load` for a runtime; that of ONNX Runtime for one that has none."""
-    return _LOADERS.get(runtime, _LOADERS["onnxruntime"])
+    return LOADERS.get(runtime, LOADERS["onnxruntime"])
 
 
 def script_name(target: str) -> str:
@@ -275,13 +183,14 @@ def script_name(target: str) -> str:
 
 def needs(artifact: Artifact) -> str:
     """The runtime's package, as pip names it."""
-    return artifact.runtime if artifact.runtime in _LOADERS else "onnxruntime"
+    name = artifact.runtime if artifact.runtime in LOADERS else "onnxruntime"
+    return PACKAGES.get(name, name)
 
 
 def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
     given, made = artifact.inputs[0], artifact.outputs[0]
     how, shape = model.preprocessing, list(given.shape)
-    known = artifact.runtime in _LOADERS
+    known = artifact.runtime in LOADERS
     return {
         "file": file if known else "model.onnx",
         "input": given.name,
@@ -289,7 +198,9 @@ def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
         "threads": int(artifact.options.get("threads", 0)),
         "options": {k: v for k, v in artifact.options.items() if isinstance(v, str | int | float)} if known else {},
         "disabled_optimizers": list(artifact.options.get("disabled_optimizers", [])),
+        "layout": dict(artifact.options.get("layout", {})),
         "shape": shape,
+        "output_shape": list(made.shape),
         "size": shape[-2:],
         "channels": shape[1] if len(shape) == 4 else 0,
         "colour": how.colour,

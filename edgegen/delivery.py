@@ -16,7 +16,7 @@ from edgegen.images import unit_range
 from edgegen.judgement import Candidate
 from edgegen.report import grid, html, schema
 from edgegen.run import Run
-from edgegen.types import Bundle, Model
+from edgegen.types import Artifact, Bundle, Model
 
 SHOWN, WORST = 3, 2
 
@@ -49,7 +49,7 @@ def deliver(
             recipe=recipe.to_toml(run.recipe),
             golden=(bundle.Golden(feeds, outputs, tolerance),),
             report=report,
-            extra={"request.json": told},
+            extra={"request.json": told, **_project(model, artifact)},
             licences=_attributions(run),
             stamps=tuple(summary.stamps(run)),
             versions=dict(artifact.versions),
@@ -57,6 +57,16 @@ def deliver(
     )
     run.progress("bundle", str(run.out), 1.0)
     return result
+
+
+def _project(model: Model, artifact: Artifact) -> dict[str, str]:
+    """The app for the runtime's devices, where the runtime has one: file in the bundle -> text."""
+    module = registry.module("runtimes", artifact.runtime)
+    if not hasattr(module, "project"):
+        return {}
+    span = model.stage.outputs[0].value_range
+    made = module.project(artifact, model.name, model.preprocessing, model.task, span)
+    return {f"{module.PROJECT}/{name}": text for name, text in made.items()}
 
 
 def _attributions(run: Run) -> dict[str, str | bytes | Path]:

@@ -14,14 +14,15 @@ import onnx
 import pytest
 from conftest import TINY, make_tiny
 
-from edgegen import errors, files, onnx_graph, registry
+from edgegen import bundle_samples, errors, files, onnx_graph, program, registry
+from edgegen.bundle_loaders import LOADERS
 from edgegen.devices import local
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Stage, Target, TensorSpec
 
 HERE = Target("here", "", ("onnxruntime", "openvino"), precisions=("fp32", "fp16", "bf16", "int8"), threads=1)
 # Largest difference as a fraction of the output's peak: rounding of sums; 8 bits of mantissa; 11 bits in the weights
 # alone; 8-bit steps through up to six layers of random weights.
-TOLERANCE = {"fp32": 1e-4, "bf16": 4e-2, "fp16": 4e-3, "int8": 0.2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 4e-2, "fp16": 4e-3, "int8": 0.2, "weights": 4e-2}
 SAMPLES = 8
 
 
@@ -64,8 +65,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         np.save(folder / "input.npy", samples)
         with torch.no_grad():
             wanted = stage.module(torch.from_numpy(samples[:1])).numpy()
-        found[name] = Exported(onnx_graph.to_onnx(stage, folder / "graph.onnx"), folder, samples[:1], wanted)
+        found[name] = Exported(both(stage, folder), folder, samples[:1], wanted)
     return found
+
+
+def both(stage: Stage, folder: Path) -> Graph:
+    """The stage as ONNX and as a torch program: some runtimes convert from the one, some from the other."""
+    graph = onnx_graph.to_onnx(stage, folder / "graph.onnx")
+    return dataclasses.replace(graph, program=program.save(stage, folder / "graph.pt2"))
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +124,9 @@ def test_artifact_answers_as_torch_does(
     first, second = run(artifact, exported[model].image), run(artifact, exported[model].image)
     assert np.isfinite(first).all()
     assert np.array_equal(first, second)
-    assert is_close(exported[model].wanted, first, TOLERANCE[plan.precision])
-    assert not is_close(2 * exported[model].wanted, first, TOLERANCE[plan.precision])
+    allowed = TOLERANCE["weights" if plan.weights else plan.precision]
+    assert is_close(exported[model].wanted, first, allowed)
+    assert not is_close(2 * exported[model].wanted, first, allowed)
 
 
 @pytest.mark.parametrize("model", TINY)
@@ -138,7 +146,10 @@ def test_precision_read_back_is_the_promised_one(runtime: str, plan: PrecisionPl
     weighted = {layer.name for layer in onnx_graph.cost(built("onnxruntime", model, PrecisionPlan()).path).layers}
     assert set(found.layers) == weighted
     got = set(found.layers.values())
-    if plan.precision == "int8":
+    if plan.weights:
+        assert got == {f"{plan.weights} weights, {plan.precision}"}
+        assert (found.int8_weight_share, found.int8_macs_share) == (float(plan.weights == "int8"), 0)
+    elif plan.precision == "int8":
         assert found.int8_weight_share == 1
         # signed activations: ONNX Runtime on x86 leaves layers in float, which the inspection must tell
         assert got == {"int8"} if plan.format != "s8s8" else "int8" in got
@@ -192,7 +203,7 @@ def test_linear_layers_of_a_transformer_run_in_int8(runtime: str, plan: Precisio
     samples = np.random.default_rng(0).standard_normal((SAMPLES, 9, 16)).astype(np.float32)
     np.save(tmp_path / "input.npy", samples)
     stage = Stage("mlp", module, (TensorSpec("input", (1, 9, 16)),), (TensorSpec("output", (1, 9, 16)),))
-    graph = onnx_graph.to_onnx(stage, tmp_path / "graph.onnx")
+    graph = both(stage, tmp_path)
     with torch.no_grad():
         wanted = module(torch.from_numpy(samples[:1])).numpy()
     artifact = fresh(runtime, Exported(graph, tmp_path, samples[:1], wanted), plan, tmp_path / "out")
@@ -311,3 +322,19 @@ def test_no_telemetry_is_prepared(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:read_text is deprecated:DeprecationWarning")  # inside executorch, at its import
+@pytest.mark.parametrize("runtime", [name for name in LOADERS if name != "tensorrt"])
+def test_the_sample_script_of_a_bundle_answers_as_the_runtime_does(runtime: str, exported: Any, built: Any) -> None:
+    plan = next((case.values[1] for case in CASES if case.values[0] == runtime), None)
+    if plan is None or registry.module("runtimes", runtime).missing():
+        pytest.skip(f"{runtime} does not run here")
+    model = make_tiny("residual")
+    artifact = built(runtime, "residual", plan)
+    text = bundle_samples.script(model, artifact, artifact.path.name, "here")
+    code: dict[str, Any] = {"__name__": "sample", "__file__": str(artifact.path.parent / "run_here.py")}
+    exec(compile(text, "run_here.py", "exec"), code)
+    found, image = code["load"](), exported["residual"].image
+    assert np.array_equal(found(image), run(artifact, image))
+    assert not np.array_equal(found(1 - image), run(artifact, image))

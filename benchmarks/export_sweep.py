@@ -1,0 +1,335 @@
+"""Every family of timm and every built-in generator, times every runtime: does it export, and is the result right?
+
+    python benchmarks/export_sweep.py [--only NAME ...] [--runtime NAME ...] [--limit SECONDS] [--table]
+
+A cell is a network in a runtime, twice: "plain", the converter call that a user would write by hand, and edgegen.
+ok: built, run (in the runtime, or in the twin where it cannot run here), outputs within TOLERANCE of torch's.
+refused: named operator, layer and cure before any work. wrong: other outputs. failed: an error while building.
+crashed: the process died or ran over its limit. Each try is a process of its own. Results are written after each cell
+to benchmarks/results/export_sweep.jsonl, and a second call goes on where the first was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "export_sweep.jsonl"
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml", "executorch", "litert", "ncnn")
+BUILTIN = ("edsr", "dcgan", "cifar_resnet")
+# One small member of each family (module of timm.models) at its own input size.
+TIMM = (
+    "botnet26t_256", "repvgg_a0", "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "convnext_atto",
+    "crossvit_9_240", "cspresnet50", "davit_tiny", "deit_tiny_patch16_224", "densenet121", "dla34", "dpn48b",
+    "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "efficientvit_b0", "efficientvit_m0",
+    "eva02_tiny_patch14_224", "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_050",
+    "hardcorenas_a", "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small", "inception_next_atto", "inception_v3",
+    "levit_128s", "mambaout_femto", "maxvit_rmlp_pico_rw_256", "mixer_s32_224", "mobilenetv2_050",
+    "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobilevit_xxs", "mvitv2_tiny", "nest_tiny", "nextvit_small",
+    "nfnet_l0", "pit_ti_224", "poolformer_s12", "pvt_v2_b0", "rdnet_tiny", "regnetx_002", "repghostnet_050",
+    "repvit_m0_9", "res2net50_26w_4s", "resnest14d", "resnet18", "resnetv2_18", "rexnet_100", "selecsls42b",
+    "sequencer2d_s", "shvit_s1", "skresnet18", "starnet_s1", "swiftformer_xs", "swin_tiny_patch4_window7_224",
+    "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny",
+    "vit_tiny_patch16_224", "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224",
+)  # fmt: skip
+# Largest difference to torch as a fraction of the output's peak: FP32, and FP16 where a runtime has nothing wider.
+TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2}
+HALF = ("coreml", "tensorrt")
+SECONDS = 240  # a runtime, on the average of one process
+
+
+def spec_of(name: str) -> str:
+    """What `--model` takes."""
+    return name if name in BUILTIN else f"timm:{name}"
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """(model, one input as a tensor); random weights from a seed, norms randomised."""
+    import torch
+
+    from edgegen import loading
+
+    model = loading.load_model(spec_of(name), latency_only=True)
+    generator = torch.Generator().manual_seed(0)
+    return model, torch.randn(tuple(int(d) for d in model.stage.inputs[0].shape), generator=generator)
+
+
+def reference(model: Any, x: Any) -> Any:
+    """torch's own outputs."""
+    import torch
+
+    with torch.no_grad():
+        return model.stage.module.eval()(x).numpy()
+
+
+def difference(found: Any, wanted: Any) -> float:
+    """Largest difference as a fraction of the largest output."""
+    import numpy as np
+
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found.astype(np.float64) - wanted).max() / max(np.abs(wanted).max(), 1e-12))
+
+
+# ------------------------------------------------------------------------------------------- by hand, as a user would
+
+
+def plain_onnxruntime(module: Any, x: Any, folder: Path) -> Any:
+    import onnxruntime
+    import torch
+
+    torch.onnx.export(module, (x,), str(folder / "m.onnx"), dynamo=True, input_names=["input"])
+    session = onnxruntime.InferenceSession(str(folder / "m.onnx"))
+    return session.run(None, {"input": x.numpy()})[0]
+
+
+def plain_openvino(module: Any, x: Any, folder: Path) -> Any:
+    import openvino
+
+    compiled = openvino.compile_model(openvino.convert_model(module, example_input=x), "CPU",
+                                      {"INFERENCE_PRECISION_HINT": "f32"})  # fmt: skip
+    return compiled(x.numpy())[0]
+
+
+def plain_tensorrt(module: Any, x: Any, folder: Path) -> Any:
+    raise NotImplementedError("TensorRT is not here")
+
+
+def plain_coreml(module: Any, x: Any, folder: Path) -> Any:
+    import coremltools
+    import torch
+
+    traced = torch.jit.trace(module, x)
+    made = coremltools.convert(traced, inputs=[coremltools.TensorType(name="input", shape=x.shape)])
+    made.save(str(folder / "m.mlpackage"))
+    return None  # it cannot run here
+
+
+def plain_executorch(module: Any, x: Any, folder: Path) -> Any:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    program = to_edge_transform_and_lower(torch.export.export(module, (x,)), partitioner=[XnnpackPartitioner()])
+    (folder / "m.pte").write_bytes(program.to_executorch().buffer)
+    method = Runtime.get().load_program(str(folder / "m.pte")).load_method("forward")
+    return method.execute([x])[0].numpy()
+
+
+def plain_litert(module: Any, x: Any, folder: Path) -> Any:
+    import litert_torch
+    from ai_edge_litert.interpreter import Interpreter
+
+    litert_torch.convert(module, (x,)).export(str(folder / "m.tflite"))
+    interpreter = Interpreter(model_path=str(folder / "m.tflite"))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x.numpy())
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def plain_ncnn(module: Any, x: Any, folder: Path) -> Any:
+    import ncnn
+    import numpy as np
+    import pnnx
+
+    pnnx.export(module, str(folder / "m.pt"), (x,))
+    net = ncnn.Net()
+    net.load_param(str(folder / "m.ncnn.param"))
+    net.load_model(str(folder / "m.ncnn.bin"))
+    with net.create_extractor() as run:
+        run.input("in0", ncnn.Mat(x[0].numpy()).clone())
+        return np.array(run.extract("out0")[1])[None]
+
+
+def plain(model: Any, x: Any, wanted: Any, runtimes: list[str]) -> Iterator[dict[str, Any]]:
+    """Status of the converter call by hand, runtime after runtime."""
+    for runtime in runtimes:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found = globals()[f"plain_{runtime}"](model.stage.module, x, Path(folder))
+            except Exception as error:  # noqa: BLE001 - whatever a converter raises is the result
+                told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                yield {"status": "failed", "why": told}
+                continue
+        if found is None:
+            yield {"status": "ok", "why": "converted; cannot be run here"}
+        else:
+            yield judged(difference(found, wanted), "fp32")
+
+
+def judged(error: float, precision: str) -> dict[str, Any]:
+    """ok or wrong by the difference to torch."""
+    return {"status": "ok" if error <= TOLERANCE[precision] else "wrong", "difference": error}
+
+
+# ---------------------------------------------------------------------------------------------------------- edgegen
+
+
+def ours(model: Any, x: Any, wanted: Any, runtimes: list[str]) -> Iterator[dict[str, Any]]:
+    """Status of edgegen's export, runtime after runtime: cures first, then build and run in worker processes."""
+    from edgegen import errors, onnx_graph, program, registry
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, why = Path(scratch), ""
+        try:
+            graph = onnx_graph.to_onnx(model.stage, folder / "m.onnx")
+            if any(getattr(registry.module("runtimes", name), "NEEDS_PROGRAM", False) for name in runtimes):
+                graph = dataclasses.replace(graph, program=program.save(model.stage, folder / "m.pt2"))
+        except errors.EdgegenError as error:
+            why = str(error)
+        for runtime in runtimes:
+            yield {"status": "failed", "why": why[:300]} if why else one(graph, x, wanted, runtime, folder)
+
+
+def one(graph: Any, x: Any, wanted: Any, runtime: str, folder: Path) -> dict[str, Any]:
+    """One cell of edgegen."""
+    from edgegen import errors, measuring, rewriting
+    from edgegen.types import PrecisionPlan, Target
+
+    precision = "fp16" if runtime in HALF else "fp32"
+    target = Target("sweep", "", (runtime,), precisions=("fp32", "fp16"), threads=2)
+    graph = dataclasses.replace(graph, plan=PrecisionPlan(precision))
+    feeds, out = {graph.inputs[0].name: x.numpy()}, folder / runtime
+    try:
+        cured = rewriting.cures(graph, runtime, target, feeds=feeds, out=folder / f"{runtime}.onnx")
+        rewrites = sorted(cured.changed)
+        if cured.problems:
+            told = [dataclasses.asdict(problem) for problem in cured.problems]
+            return {"status": "refused", "problems": told, "rewrites": rewrites}
+        made = measuring.build_isolated(cured.graph, out, runtime=runtime, calibration=None, target=target)
+        with measuring.Worker(made) as worker:
+            found = next(iter(worker.run(feeds).values()))
+    except errors.EdgegenError as error:
+        status = "crashed" if "crashed" in str(error) or "signal" in str(error) else "failed"
+        return {"status": status, "why": " ".join(str(error).split())[:300]}
+    return {**judged(difference(found, wanted), precision), "rewrites": rewrites}
+
+
+# ------------------------------------------------------------------------------------------------------------ sweep
+
+
+def isolated(how: str, name: str, runtimes: list[str]) -> dict[str, dict[str, Any]]:
+    """Every runtime's try; where the process dies, that runtime crashed, and the next ones get a new process."""
+    found: dict[str, dict[str, Any]] = {}
+    if how == "plain" and "tensorrt" in runtimes:
+        found["tensorrt"] = {"status": "not here", "why": "TensorRT cannot be installed here", "seconds": 0.0}
+    while left := [runtime for runtime in runtimes if runtime not in found]:
+        lines, why, seconds = attempt(how, name, left)
+        found |= {line.pop("runtime"): line for line in lines}
+        if why and len(lines) < len(left):
+            found[left[len(lines)]] = {"status": "crashed", "why": why, "seconds": seconds}
+    return found
+
+
+def attempt(how: str, name: str, runtimes: list[str]) -> tuple[list[dict[str, Any]], str, float]:
+    """(a finished line for each runtime as far as it came, why it ended early, seconds of the last)."""
+    command = [sys.executable, "-W", "ignore", __file__, "--try", how, name, *runtimes]
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen(command, stdout=out, stderr=words, cwd=ROOT)
+        try:
+            code, why = process.wait(SECONDS * len(runtimes)), ""
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code, why = process.wait(), f"no end after {SECONDS * len(runtimes)} s"
+        out.seek(0)
+        words.seek(0)
+        lines = [json.loads(line) for line in out.read().splitlines() if line.startswith('{"runtime"')]
+        last = (words.read().strip().splitlines() or ["no output"])[-1][:300]
+    if code < 0 and not why:
+        why = signal.Signals(-code).name
+    return lines, why or (last if code or len(lines) < len(runtimes) else ""), round(time.monotonic() - begun, 1)
+
+
+def tried(how: str, name: str, runtimes: list[str]) -> None:
+    """What a process of `attempt` does: a JSON line for each runtime, as soon as it is done."""
+    model, x = load(name)
+    wanted = reference(model, x)
+    started = time.monotonic()
+    results = (plain if how == "plain" else ours)(model, x, wanted, runtimes)
+    for runtime, result in zip(runtimes, results, strict=True):
+        seconds, started = time.monotonic() - started, time.monotonic()
+        print("\n" + json.dumps({"runtime": runtime, **result, "seconds": round(seconds, 1)}), flush=True)
+
+
+def rows() -> dict[tuple[str, str], dict[str, Any]]:
+    """Cells done so far."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
+    return {(row["model"], row["runtime"]): row for row in map(json.loads, lines)}
+
+
+def table(done: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """Counts per runtime, and every cell that is not ok."""
+    lines = ["| runtime | cells | edgegen: ok | refused | wrong | failed | crashed | by hand: ok | cured by edgegen |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for runtime in RUNTIMES:
+        cells = [row for (_, name), row in done.items() if name == runtime]
+        mine, hand = (Counter(row[how]["status"] for row in cells) for how in ("edgegen", "plain"))
+        cured = sum(row["edgegen"]["status"] == "ok" and row["plain"]["status"] in ("failed", "wrong", "crashed")
+                    for row in cells)  # fmt: skip
+        counts = " | ".join(str(mine[status]) for status in ("ok", "refused", "wrong", "failed", "crashed"))
+        said = "not here" if hand["not here"] else str(hand["ok"])
+        lines.append(f"| {runtime} | {len(cells)} | {counts} | {said} | {cured} |")
+    lines += ["", "| network | runtime | by hand | edgegen | why |", "|---|---|---|---|---|"]
+    for (name, runtime), row in sorted(done.items()):
+        mine, hand = row["edgegen"], row["plain"]
+        if mine["status"] == "ok" and hand["status"] in ("ok", "not here"):
+            continue
+        told = [f"{p['op']} ({p['layer']}): {p['rewrite']}" for p in mine.get("problems", [])[:2]]
+        why = mine.get("why") or "; ".join(told)
+        why = why or (f"rewritten: {', '.join(mine['rewrites'])}" if mine.get("rewrites") else "")
+        why = why or (f"by hand: {hand.get('why', hand.get('difference', ''))}" if mine["status"] == "ok" else "")
+        why = why or f"difference {mine.get('difference')}"
+        lines.append(f"| {name} | {runtime} | {hand['status']} | {mine['status']} | {why.replace('|', '/')[:220]} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the cells that are not done yet, or one process' tries (--try), or only write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=None)
+    parser.add_argument("--runtime", nargs="*", default=list(RUNTIMES), choices=RUNTIMES)
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no new network is begun")
+    parser.add_argument("--share", default="0/1", help="K/N: every N-th network from the K-th, for several processes")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--try", dest="attempt", nargs="+", default=None)
+    options = parser.parse_args()
+    if options.attempt:
+        return tried(*options.attempt[:2], options.attempt[2:])
+    part, parts = map(int, options.share.split("/"))
+    names = [name for name in (*BUILTIN, *TIMM) if options.only is None or name in options.only][part::parts]
+    begun = time.monotonic()
+    machine = {"machine": platform.machine(), "torch": version("torch"), "timm": version("timm")}
+    for name in names:
+        left = [runtime for runtime in options.runtime if (name, runtime) not in rows()]
+        if not left or options.table or time.monotonic() - begun > options.limit:
+            continue
+        hand, mine = isolated("plain", name, left), isolated("edgegen", name, left)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            for runtime in left:
+                row = {"model": name, "runtime": runtime, "plain": hand[runtime], "edgegen": mine[runtime]}
+                file.write(json.dumps({**row, "date": time.strftime("%Y-%m-%d"), **machine}) + "\n")
+        said = ", ".join(f"{runtime} {hand[runtime]['status']}/{mine[runtime]['status']}" for runtime in left)
+        print(f"{name}: {said}", flush=True)
+        RESULTS.with_suffix(".md").write_text(table(rows()), encoding="utf-8")
+    RESULTS.with_suffix(".md").write_text(table(rows()), encoding="utf-8")
+    return None
+
+
+if __name__ == "__main__":
+    main()
