@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgegen import cli_doctor, cli_export, cli_options, errors, registry
+from edgegen import cli_device, cli_doctor, cli_export, cli_options, errors, registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -256,6 +256,7 @@ def run(
 # Commands in files of their own; importing them puts them on `app`.
 app.command()(cli_export.export)
 app.command()(cli_doctor.doctor)
+app.command()(cli_device.profile)
 
 
 if __name__ == "__main__":
