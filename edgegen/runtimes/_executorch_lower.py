@@ -17,7 +17,7 @@ import onnx
 
 from edgegen import errors, onnx_qdq, program
 from edgegen.runtimes import _executorch_names, _executorch_rewrite
-from edgegen.types import Graph, PrecisionPlan
+from edgegen.types import Graph
 
 DELEGATES = ("xnnpack", "vulkan", "coreml")
 _NORMS = frozenset(("instance_norm", "group_norm", "layer_norm"))
@@ -36,7 +36,7 @@ class Lowered:
     undelegated: tuple[tuple[str, str], ...]
 
 
-def lower(graph: Graph, calibration: Path | None, delegate: str) -> Lowered:
+def lower(graph: Graph, calibration: Path | None, delegate: str, minimum: str = "") -> Lowered:
     """Quantize if the plan says so, and lower.
 
     Raises:
@@ -62,7 +62,8 @@ def lower(graph: Graph, calibration: Path | None, delegate: str) -> Lowered:
             module = _quantized(module, graph, calibration, norms)
         exported = torch.export.export(module, arguments)
         with _needed_patterns(exported):
-            edge = to_edge_transform_and_lower(exported, partitioner=[_partitioner(delegate)])
+            partitioner = _partitioner(delegate, graph.plan.precision, minimum)
+            edge = to_edge_transform_and_lower(exported, partitioner=[partitioner])
         nodes = _all_nodes(edge.exported_program().graph_module)
         named = _executorch_names.layers(nodes, graph.onnx)
         handles = {int(node.meta["debug_handle"]): name for node, name in named.items()}
@@ -98,36 +99,41 @@ def _kept(module: Any, graph: Graph, norms: frozenset[str]) -> frozenset[str]:
     onnx_qdq.check_layers(model, plan)
     ops = {node.name: node.op_type for node in model.graph.node}
     named = _executorch_names.layers(module.graph.nodes, graph.onnx)
-    chosen = {node.name for node, name in named.items() if name in plan.float_layers or _typed(ops.get(name), plan)}
-    return frozenset(
-        chosen | {n.name for n in module.graph.nodes if n.op == "call_function" and _executorch_names.path(n) in norms}
-    )
+    chosen = {n.name for n, name in named.items() if name in plan.float_layers or ops.get(name) in plan.float_types}
+    around = (n for n in module.graph.nodes if n.op == "call_function" and n not in named)
+    return frozenset(chosen | {node.name for node in around if _executorch_names.path(node) in norms})
 
 
-def _typed(op: str | None, plan: PrecisionPlan) -> bool:
-    return op in plan.float_types
-
-
-def _partitioner(delegate: str) -> Any:
-    """What hands operations to a delegate.
+def _partitioner(delegate: str, precision: str, minimum: str) -> Any:
+    """What hands operations to a delegate. minimum: the lowest iOS that Core ML must run on, such as "17"; "": any.
 
     Raises:
         errors.RuntimeFailed: the delegate's own packages are not installed.
     """
+    half = precision == "fp16"
     try:
         if delegate == "vulkan":
             from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
-            return VulkanPartitioner()
+            return VulkanPartitioner({"force_fp16": half})
         if delegate == "coreml":
-            from executorch.backends.apple.coreml.partition import CoreMLPartitioner
-
-            return CoreMLPartitioner()
+            return _coreml(half, minimum)
     except ImportError as error:
         raise errors.RuntimeFailed(f"executorch: the {delegate} delegate cannot be used here: {error}") from error
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     return XnnpackPartitioner()
+
+
+def _coreml(half: bool, minimum: str) -> Any:
+    import coremltools
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    oldest = getattr(coremltools.target, f"iOS{minimum.partition('.')[0]}", None) if minimum else None
+    precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
+    specs = CoreMLBackend.generate_compile_specs(compute_precision=precision, minimum_deployment_target=oldest)
+    return CoreMLPartitioner(compile_specs=specs)
 
 
 def _all_nodes(module: Any) -> list[Any]:

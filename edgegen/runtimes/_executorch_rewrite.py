@@ -24,13 +24,25 @@ def rewrite(module: Any) -> bool:
         with module.graph.inserting_before(node):
             result = rule(_Builder(module, node), node)
         if result is not None:
-            node.replace_all_uses_with(result)
-            module.graph.erase_node(node)
+            _replace(module, node, result)
             changed = True
     if changed:
         module.graph.eliminate_dead_code()
         module.recompile()
     return changed
+
+
+def _replace(module: Any, node: Any, result: Any) -> None:
+    """Put a result in a node's place, or a list of results in the place of what is taken from it by index."""
+    if isinstance(result, list):
+        for user in list(node.users):
+            user.replace_all_uses_with(result[user.args[1]])
+            result[user.args[1]].meta.setdefault("val", user.meta["val"])
+            module.graph.erase_node(user)
+    else:
+        result.meta.setdefault("val", node.meta["val"])
+        node.replace_all_uses_with(result)
+    module.graph.erase_node(node)
 
 
 class _Builder:
@@ -142,12 +154,10 @@ def _upsample(build: _Builder, node: Any) -> Any:
         return None
     view, cat, rows = build.aten.view.default, build.aten.cat.default, shape[0] * shape[1]
     value = source
-    if factors[1] > 1:
-        apart = build.call(view, value, [rows, shape[2], shape[3], 1])
-        value = build.call(cat, [apart] * factors[1], 3)
-    if factors[0] > 1:
-        apart = build.call(view, value, [rows, shape[2], 1, out[3]])
-        value = build.call(cat, [apart] * factors[0], 2)
+    for axis, apart in ((3, [rows, shape[2], shape[3], 1]), (2, [rows, shape[2], 1, out[3]])):
+        if factors[axis - 2] > 1:  # XNNPACK takes no tensor twice: each copy is a reshape of its own
+            copies = [build.call(view, value, apart) for _ in range(factors[axis - 2])]
+            value = build.call(cat, copies, axis)
     return build.call(view, value, out)
 
 
@@ -174,7 +184,8 @@ def _matmul(build: _Builder, node: Any) -> Any:
         return None
     rows = shapes[0][0] * shapes[0][1]
     flat = [build.call(build.aten.reshape.default, p, [rows, *s[2:]]) for p, s in zip(node.args, shapes)]
-    return build.call(build.aten.view.default, build.call(build.aten.bmm.default, *flat), [*shapes[0][:3], shapes[1][3]])
+    product = build.call(build.aten.bmm.default, *flat)
+    return build.call(build.aten.view.default, product, [*shapes[0][:3], shapes[1][3]])
 
 
 def _select(build: _Builder, node: Any) -> Any:
@@ -186,6 +197,19 @@ def _select(build: _Builder, node: Any) -> Any:
     return build.call(build.aten.reshape.default, cut, [int(size) for size in node.meta["val"].shape])
 
 
+def _unbind(build: _Builder, node: Any) -> Any:
+    """All x[i] of an axis, each as a slice and a reshape."""
+    source, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
+    outs = [[int(size) for size in value.shape] for value in node.meta["val"]]
+    cuts = [build.call(build.aten.slice.Tensor, source, axis, i, i + 1) for i in range(len(outs))]
+    return [build.call(build.aten.reshape.default, cut, shape) for cut, shape in zip(cuts, outs)]
+
+
+def _expand(build: _Builder, node: Any) -> Any:
+    """An expansion to the shape that is there already."""
+    return node.args[0] if node.args[0].meta["val"].shape == node.meta["val"].shape else None
+
+
 _RULES = {
     "pad": _pad,
     "instance_norm": _instance_norm,
@@ -194,4 +218,6 @@ _RULES = {
     "scaled_dot_product_attention": _attention,
     "matmul": _matmul,
     "select": _select,
+    "unbind": _unbind,
+    "expand": _expand,
 }

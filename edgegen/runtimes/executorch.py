@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,13 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import errors, files, onnx_cost, program
+from edgegen import errors, files, onnx_cost, onnx_graph, program
 from edgegen.runtimes import _common, _executorch_file, _executorch_lower, _executorch_names, _outputs
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
 
 NAME = "executorch"
 NEEDS_PROGRAM = True
-_PLANS = (PrecisionPlan("fp32"), PrecisionPlan("int8"))
+_PACKAGES = ("executorch", "torch", "torchao")
+_PLANS = {
+    "xnnpack": (PrecisionPlan("fp32"), PrecisionPlan("int8")),
+    "vulkan": (PrecisionPlan("fp32"), PrecisionPlan("fp16")),
+    "coreml": (PrecisionPlan("fp32"), PrecisionPlan("fp16")),
+}
+# Files for Core ML and Vulkan are lowered here and run elsewhere; here their numbers are those of this ONNX file.
+_TWIN, _TWIN_FILE = "onnxruntime", "twin.onnx"
 _TOLERANCE = {"fp32": 1e-2, "int8": float("inf")}  # INT8 is for quality to judge; here it must only run
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -30,9 +40,8 @@ def missing() -> str | None:
 
 
 def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
-    """FP32 and INT8 as far as the target's precisions go; INT8 only with XNNPACK."""
-    offered = _PLANS if _delegate(target) == "xnnpack" else _PLANS[:1]
-    return _common.allowed(offered, target)
+    """As far as the target's precisions go: FP32 and INT8 with XNNPACK, FP32 and FP16 with Core ML or Vulkan."""
+    return _common.allowed(_PLANS[_delegate(target)], target)
 
 
 def supports(graph: Graph, target: Target) -> list[Problem]:
@@ -66,31 +75,44 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.RuntimeFailed: ExecuTorch fails, the file computes something else, or its precision is not the promised.
     """
     plan, delegate = graph.plan, _delegate(target)
-    _common.check_plan(NAME, plan, _PLANS, calibration)
+    _common.check_plan(f"{NAME} ({delegate})", plan, _PLANS[delegate], calibration)
     with files.whole(out) as folder:
         folder.mkdir()
         try:
-            lowered = _executorch_lower.lower(graph, calibration, delegate)
+            lowered = _executorch_lower.lower(graph, calibration, delegate, _ios(target))
         except errors.EdgegenError:
             raise
         except _failures() as error:
             raise errors.RuntimeFailed(f"{NAME} {plan.label}: {_line(error)}") from error
         (folder / "model.pte").write_bytes(lowered.content)
         options = _options(folder / "model.pte", lowered, delegate, target)
-        packages = ("executorch", "torch", "torchao")
-        built = _common.artifact(NAME, folder / "model.pte", graph, plan, options, packages)
         if delegate == "xnnpack":
+            built = _common.artifact(NAME, folder / "model.pte", graph, plan, options, _PACKAGES)
             _common.check_promise(built, inspect(built), _promised(graph))
             with load(built) as run:
                 _outputs.check(run, graph, calibration, _TOLERANCE[plan.precision])
-    return _common.artifact(NAME, out / "model.pte", graph, plan, options, packages)
+        elif plan.precision == "fp16":
+            onnx_graph.to_fp16(graph, folder / _TWIN_FILE)
+        else:
+            shutil.copyfile(graph.onnx, folder / _TWIN_FILE)
+    made = _common.artifact(NAME, out / "model.pte", graph, plan, options, _PACKAGES)
+    return made if delegate == "xnnpack" else dataclasses.replace(made, size_bytes=made.path.stat().st_size)
+
+
+def twin(artifact: Artifact) -> Artifact:
+    """What `load` runs here: the file itself for XNNPACK, its ONNX twin (FP16 as casts) for Core ML and Vulkan."""
+    if artifact.options.get("delegate", "xnnpack") == "xnnpack":
+        return artifact
+    path = artifact.path.with_name(_TWIN_FILE)
+    return dataclasses.replace(artifact, runtime=_TWIN, path=path, files=(path,))
 
 
 @contextmanager
 def load(artifact: Artifact) -> Iterator[Run]:
     """Yield run(feeds) -> outputs: numpy in, numpy out, synchronous. Outputs are copies.
 
-    XNNPACK's pool of threads belongs to the process: it is set to the artifact's threads.
+    XNNPACK's pool of threads belongs to the process: it is set to the artifact's threads. A file for Core ML or Vulkan
+    does not run here: its ONNX twin does, and its latency says nothing about the device.
 
     Raises:
         errors.RuntimeFailed: the file cannot be loaded, or a run fails.
@@ -99,9 +121,12 @@ def load(artifact: Artifact) -> Iterator[Run]:
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
-    delegate = artifact.options.get("delegate", "xnnpack")
-    if delegate != "xnnpack":
-        raise errors.RuntimeFailed(f"{artifact.label}: a file for the {delegate} delegate does not run on this machine")
+    if twin(artifact).runtime != NAME:
+        from edgegen.runtimes import onnxruntime
+
+        with onnxruntime.load(twin(artifact)) as run_twin:
+            yield run_twin
+        return
     portable_lib._unsafe_reset_threadpool(int(artifact.options["threads"]))
     try:
         method = Runtime.get().load_program(artifact.path).load_method("forward")
@@ -128,7 +153,10 @@ def load(artifact: Artifact) -> Iterator[Run]:
 
 
 def inspect(artifact: Artifact) -> Inspection:
-    """Precision of each weighted layer, read from the .pte: the delegate's own graph, and kernels outside it."""
+    """Precision of each weighted layer, read from the .pte: the XNNPACK delegate's own graph, and kernels outside it.
+
+    Core ML and Vulkan keep their programs to themselves: of them only the layers outside are told.
+    """
     content = _executorch_file.read(artifact.path)
     names = artifact.options.get("layers", {})
     got: dict[str, str] = {}
@@ -163,7 +191,15 @@ def _options(file: Path, lowered: _executorch_lower.Lowered, delegate: str, targ
     counted = Counter(lowered.undelegated)
     outside = [{"op": op, "layer": layer, "count": count} for (op, layer), count in sorted(counted.items())]
     share = content.delegated_share if delegate == "xnnpack" else None
+    if delegate != "xnnpack":
+        options["twin"] = _TWIN
     return {**options, "layers": layers, "delegated_share": share, "undelegated": outside}
+
+
+def _ios(target: Target) -> str:
+    """The oldest iOS that the target names, such as "18"; "" when it names none."""
+    found = re.search(r"iOS (\d+)", target.versions.get("os", ""))
+    return found.group(1) if found else ""
 
 
 def _promised(graph: Graph) -> float:
