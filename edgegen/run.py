@@ -14,6 +14,7 @@ import numpy as np
 from edgegen import (
     __version__,
     bundle,
+    data,
     files,
     inputs,
     judgement,
@@ -24,11 +25,13 @@ from edgegen import (
     quality,
     recipe,
     registry,
+    rewriting,
     runlog,
     serial,
     targets,
     weights,
 )
+from edgegen import graph as layers
 from edgegen.errors import ModelError, RecipeError
 from edgegen.judgement import Bench, Candidate
 from edgegen.request import Request, check_out
@@ -175,10 +178,18 @@ def export(run: Run, model: Model, name: str) -> Graph:
 
     graph = serial.from_json(Graph, run.log.once(files.key("export", name, model_key(model)), work))
     if not graph.onnx.exists():
-        onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
+        onnx_graph.to_onnx(folded(model.stage), out, opset=run.target.opset)
     if graph.program is not None and not graph.program.exists():
-        program.save(model.stage, graph.program)
+        program.save(folded(model.stage), graph.program)
     return graph
+
+
+def folded(stage: Stage) -> Stage:
+    """The stage with weights that parametrizations and hooks compute (weight norm, spectral norm) as plain weights."""
+    if stage.module is None:
+        return stage
+    module = layers.clone(stage.module)
+    return dataclasses.replace(stage, module=module) if rewriting.fold_module(module) else stage
 
 
 def wants_program(target: Target) -> bool:
@@ -197,9 +208,30 @@ def feeds(run: Run, graph: Graph) -> dict[str, np.ndarray]:
     return {spec.name: run.data.test[0].input[None].astype(np.float32)}
 
 
+def calibration_folder(run: Run) -> Path:
+    """The calibration samples as one memory-mappable .npy an input; random only under --latency-only."""
+    folder = run.folder / "calibration"
+    spec = run.model.stage.inputs[0]
+    file = folder / f"{spec.name}.npy"
+    if not file.exists():
+        if run.data.calibration is None:
+            values = np.concatenate([run.bench.feeds[spec.name]] * 4)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(file, values, allow_pickle=False)
+        else:
+            data.write_calibration(run.data.calibration, folder, spec.name, run.request.calibration_images)
+    return folder
+
+
 def unquantized(run: Run, of: str, graph: Graph, baseline: Candidate | None) -> list[Candidate]:
     """Every unquantized build of a network, timed in one run (together with the baseline, when there is one)."""
-    built = [run.bench.build(of, graph, runtime, plan, None) for runtime, plan in run.bench.plans(quantized=False)]
+    plans = run.bench.plans(quantized=False)
+    # An FP16 build looks at activations: what FP16 cannot hold stays in FP32 (see fp16_lint).
+    samples = calibration_folder(run) if any(plan.precision == "fp16" for _, plan in plans) else None
+    built = [
+        run.bench.build(of, graph, runtime, plan, samples if plan.precision == "fp16" else None)
+        for runtime, plan in plans
+    ]
     if baseline is None:
         return run.bench.time(built, None, SCREEN_ROUNDS)
     return run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgegen import data, judgement, onnx_graph, recipe, registry, rewriting
+from edgegen import judgement, onnx_graph, recipe, registry, rewriting
 from edgegen.errors import RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
-from edgegen.run import SCREEN_ROUNDS, Run, job_of, unquantized
+from edgegen.run import SCREEN_ROUNDS, Run, calibration_folder, job_of, unquantized
 from edgegen.types import Graph, Model, PassResult
 
 # How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:
@@ -29,21 +27,6 @@ class Evaluations:
 
     select: Evaluation
     test: Evaluation
-
-
-def calibration_folder(run: Run) -> Path:
-    """The calibration samples as one memory-mappable .npy an input; random only under --latency-only."""
-    folder = run.folder / "calibration"
-    spec = run.model.stage.inputs[0]
-    file = folder / f"{spec.name}.npy"
-    if not file.exists():
-        if run.data.calibration is None:
-            values = np.concatenate([run.bench.feeds[spec.name]] * 4)
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(file, values, allow_pickle=False)
-        else:
-            data.write_calibration(run.data.calibration, folder, spec.name, run.request.calibration_images)
-    return folder
 
 
 def rewritten(run: Run, of: str, graph: Graph) -> tuple[Graph, dict[str, str]]:
