@@ -214,6 +214,8 @@ def test_kept_layers_stay_in_float(cases: Any, tmp_path: Path) -> None:
     kept = ("1.conv1/Conv",)
     half = coreml.inspect(cases["residual"].build(PrecisionPlan("fp16", float_layers=kept), tmp_path / "half"))
     assert {name for name, got in half.layers.items() if got == "fp32"} == set(kept)
+    types = coreml.inspect(cases["conv_chain"].build(PrecisionPlan("fp16", float_types=("Gemm",)), tmp_path / "types"))
+    assert {name for name, got in types.layers.items() if got == "fp32"} == {"10/Gemm"}
     plan = dataclasses.replace(W8A8, float_layers=kept)
     integer = coreml.inspect(cases["residual"].build(plan, tmp_path / "int8"))
     assert integer.layers[kept[0]] == "fp16"

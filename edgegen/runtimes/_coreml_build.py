@@ -33,15 +33,15 @@ def build(graph: Graph, folder: Path, *, calibration: Path | None, target: Targe
     model = float_model(graph, os)
     with tempfile.TemporaryDirectory() as scratch, _coreml_convert.quiet():
         sample = _sample_folder(graph, calibration, Path(scratch))
-        plain = _save(model, graph, image, Path(scratch), layers)
-        peak = check_numbers(graph, plain, sample)
+        twin = _save(model, graph, image, Path(scratch) if plan.quantized else folder, layers)
+        peak = check_numbers(graph, twin, sample)
         if plan.precision == "int8" and calibration is not None:
-            seen = recorded(graph, plain, calibration)
+            seen = recorded(graph, twin, calibration)
             model = _coreml_weights.with_integer_activations(model, plan, seen, layers)
         if plan.quantized:
             model = _coreml_weights.narrowed(model, plan, os, layers)
-        last = _save(model, graph, image, folder, layers)
-        error = difference(graph, last, sample)
+            twin = _save(model, graph, image, folder, layers)
+        error = difference(graph, twin, sample)
         found = _coreml_read.contents(folder / PACKAGE)
     promise(graph, found, plan)
     return {
@@ -60,12 +60,13 @@ def build(graph: Graph, folder: Path, *, calibration: Path | None, target: Targe
 def float_model(graph: Graph, os: int) -> Any:
     """The converted model before any compression; the last one is kept, since `supports` comes just before `build`."""
     plan = graph.plan
-    kept = plan.float_layers if plan.precision == "fp16" else ()
-    precision = "fp16" if plan.precision == "int8" else plan.precision
-    bare = dataclasses.replace(graph, plan=PrecisionPlan(precision, float_layers=kept))
+    if plan.precision == "fp16":
+        bare = PrecisionPlan("fp16", float_layers=plan.float_layers, float_types=plan.float_types)
+    else:
+        bare = PrecisionPlan("fp16" if plan.precision == "int8" else plan.precision)
     if graph.program is None:
         raise errors.UsageError(f"{graph.stage}: Core ML needs the torch program: give the model as a torch network")
-    return _converted(bare, os, graph.program.stat().st_mtime_ns)
+    return _converted(dataclasses.replace(graph, plan=bare), os, graph.program.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
@@ -92,7 +93,7 @@ def promise(graph: Graph, found: _coreml_read.Contents, plan: PrecisionPlan) -> 
     _coreml_read.check(found, plan, f"coreml {plan.label}")
     if plan.precision == "int8":
         able = [layer for layer in found.layers if layer.kind in _coreml_weights.INTEGER_LAYERS and layer.elements]
-        wanted = [layer for layer in able if layer.name not in plan.float_layers]
+        wanted = [layer for layer in able if not _coreml_read.is_kept(layer.name, plan)]
         if not wanted:
             raise errors.RuntimeFailed(
                 f"coreml {plan.label}: {graph.stage} has no layer to compute in int8: Core ML quantizes activations "

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgegen import errors, program
 from edgegen.runtimes import _coreml_read
-from edgegen.runtimes._coreml_layers import kept_operations
+from edgegen.runtimes._coreml_layers import kept_operations, spellings
 from edgegen.types import Graph, Preprocessing, Target
 
 OLDEST, DEFAULT = 16, 17
@@ -176,7 +176,8 @@ def convert(graph: Graph, os: int, image: Mapping[str, Any] | None) -> Any:
     kept = kept_operations(graph, exported(graph)) if graph.plan.precision == "fp16" else frozenset()
 
     def halved(op: Any) -> bool:
-        return op.name not in kept and re.sub(r"_[a-z]\w*$", "", op.name) not in kept
+        names = {*spellings(op.name), re.sub(r"_[a-z]\w*$", "", op.name)}  # several operations can stand for one
+        return not names & kept
 
     precision = ct.precision.FLOAT32 if graph.plan.precision == "fp32" else ct.transform.FP16ComputePrecision(halved)
     with quiet(), _failing_operation() as at:

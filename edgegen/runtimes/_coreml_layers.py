@@ -72,19 +72,20 @@ def kept_operations(graph: Graph, source: Any) -> frozenset[str]:
             raise errors.UsageError(f"unknown layer {name!r}{near}; there are: {', '.join(there)}")
     modules = {name.rpartition("/")[0] for name in plan.float_layers if name not in weighted}
     kept = {name for name, layer in layers.items() if layer in plan.float_layers}
-    kept |= {name for name, layer in layers.items() if kind(layer) in plan.float_types}
+    kept |= {name for name, layer in layers.items() if operation(layer) in plan.float_types}
     calls = [node for node in source.graph.nodes if node.op == "call_function"]
     return frozenset(kept | {node.name for node in calls if module_path(node) in modules})
 
 
-def kind(layer: str) -> str:
+def operation(layer: str) -> str:
     """ONNX operation of a layer's name: "Conv" of "head/Conv_1"."""
     return re.sub(r"_\d+$", "", layer.rpartition("/")[2])
 
 
-def plain(name: str) -> str:
-    """An operation's name as the torch program has it, without what coremltools' passes append."""
-    return _SUFFIX.sub("", name)
+def spellings(name: str) -> tuple[str, str]:
+    """What an operation of a Core ML program can be called in the torch program: coremltools appends to names."""
+    plain = _SUFFIX.sub("", name)
+    return plain, re.sub(r"_0$", "", plain)
 
 
 def layer_of(op: Any, layers: Mapping[str, str]) -> str:
@@ -95,7 +96,7 @@ def layer_of(op: Any, layers: Mapping[str, str]) -> str:
     after = [child for var in op.outputs for child in var.child_ops] if op.op_type in WEIGHTED else []
     alone = len(after) == 1 and after[0].op_type not in WEIGHTED
     for name in (op.name, *(child.name for child in after if alone)):
-        for known in (plain(name), re.sub(r"_0$", "", plain(name))):
+        for known in spellings(name):
             if known in layers:
                 return layers[known]
     return str(op.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgegen import errors
-from edgegen.runtimes._coreml_layers import WEIGHTED, layer_of
+from edgegen.runtimes._coreml_layers import WEIGHTED, layer_of, operation
 from edgegen.types import Inspection, PrecisionPlan
 
 LAYERS = "edgegen.layers"  # key of the package's metadata: operation -> layer, as JSON
@@ -195,20 +195,21 @@ def check(found: Contents, plan: PrecisionPlan, label: str) -> None:
     Raises:
         errors.RuntimeFailed: names the first layer that differs.
     """
-    layers = [layer for layer in found.layers if layer.name not in plan.float_layers]
-    wanted = plan.rest if plan.precision == "int8" else plan.precision
+    layers = [layer for layer in found.layers if not is_kept(layer.name, plan)]
+    allowed = (plan.precision, plan.rest) if plan.precision == "int8" else (plan.precision,)
     for layer in layers:
-        if layer.arithmetic not in (wanted, plan.precision):
+        if layer.arithmetic not in allowed:
             said = f"{layer.name} computes in {layer.arithmetic}"
             raise errors.RuntimeFailed(f"{label}: promised {plan.precision}, {said}")
     large = [layer for layer in layers if layer.elements >= THRESHOLD]
-    stored = "int8" if plan.precision == "int8" and not plan.weights else plan.weights
-    if not stored:
-        return
-    if not large and plan.weights:
+    if plan.weights and not large:
         raise errors.RuntimeFailed(f"{label}: no weight has {THRESHOLD} values or more, so none is stored narrower")
-    if plan.weights:
-        for layer in large:
-            if layer.storage != stored:
-                said = f"the weight of {layer.name} is stored as {layer.storage}"
-                raise errors.RuntimeFailed(f"{label}: promised {stored} weights, {said}")
+    for layer in large:
+        if plan.weights and layer.storage != plan.weights:
+            said = f"the weight of {layer.name} is stored as {layer.storage}"
+            raise errors.RuntimeFailed(f"{label}: promised {plan.weights} weights, {said}")
+
+
+def is_kept(layer: str, plan: PrecisionPlan) -> bool:
+    """Whether the plan keeps a layer in float."""
+    return layer in plan.float_layers or operation(layer) in plan.float_types
