@@ -93,6 +93,7 @@ def compress(
     std: Annotated[str, typer.Option(help="Divided by per channel.")] = "",
     resize: Annotated[int | None, typer.Option(help="Shorter side in pixels before the centre crop.")] = None,
     scale: Annotated[int | None, typer.Option(help="Enlargement of a super-resolution network.")] = None,
+    device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port], adb[:serial] or local.")] = "",
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
@@ -140,6 +141,7 @@ def compress(
             resize=resize,
             scale=scale,
         ),
+        device=device,
         command=shlex.join(["edgegen", *sys.argv[1:]]),
     )
     _compress(request, quiet, json_output)

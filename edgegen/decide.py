@@ -202,7 +202,7 @@ def settle(
 
 def _refuted(run: Run, chosen: Candidate, final: Final) -> str:
     """Why the long timing speaks against the choice; empty when it does not."""
-    if not run.bench.here or chosen.label == final.baseline.label:
+    if not run.bench.measures or chosen.label == final.baseline.label:
         return ""
     if final.chosen.verdict == "failed":
         return final.chosen.reason

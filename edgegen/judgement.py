@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import estimate, files, measuring, quality, registry, rewriting, serial
+from edgegen import estimate, files, measuring, on_device, quality, registry, rewriting, serial
 from edgegen.devices import local
 from edgegen.errors import ModelError, RuntimeFailed, Unsupported, UsageError
 from edgegen.runlog import RunLog
@@ -82,12 +82,18 @@ class Bench:
     limits: measuring.Limits
     progress: Progress
     seed: int = 0
+    device: str = ""
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def here(self) -> bool:
-        """Whether the target is this host, so that its latency can be measured."""
+        """Whether the target is this host."""
         return self.target.is_host
+
+    @property
+    def measures(self) -> bool:
+        """Whether latency is measured: the target is this host, or a device stands for it."""
+        return self.here or bool(self.device)
 
     def plans(self, quantized: bool) -> list[tuple[str, PrecisionPlan]]:
         """(runtime, plan) pairs that the target's runtimes offer, of one kind.
@@ -177,6 +183,8 @@ class Bench:
         return dataclasses.replace(candidate, latency=latency, ratio=ratio)
 
     def _measure(self, built: list[Candidate], rounds: int) -> dict[str, Any]:
+        if self.device:
+            return self._measure_there(built, rounds)
         if not self.here:
             return {
                 c.key: serial.to_json(estimate.estimate_latency(c.graph, self.target, c.graph.plan.precision))
@@ -188,6 +196,15 @@ class Bench:
             artifacts, self.feeds, rounds=rounds, seed=self.seed, limits=self.limits
         )
         self.progress("time", f"{len(built)} builds, interleaved", 1.0)
+        return {c.key: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
+
+    def _measure_there(self, built: list[Candidate], rounds: int) -> dict[str, Any]:
+        """On the device, in turns. When it cannot be reached the run stops: finished work is kept, --resume goes on."""
+        settings = on_device.Settings(rounds=rounds, seed=self.seed, cold=1)
+        times = on_device.time_artifacts(
+            [_artifact(c) for c in built], self.target.name, self.device, settings=settings,
+            progress=lambda text, share: self.progress("device", f"{self.device}: {text}", share),
+        )  # fmt: skip
         return {c.key: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
 
     def outputs(self, candidate: Candidate, dataset: Any, out: Path) -> Path:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen import __version__, bundle, errors, files, serial
+from edgegen import __version__, bundle, device_records, errors, files, serial
 from edgegen.device_records import Built, Cold, Golden, Network, Provenance, Record, Round, Warm
 from edgegen.devices import _spec, _tools
 from edgegen.devices._shell import Device, Options
-from edgegen.types import Artifact, Bundle
+from edgegen.types import Artifact, Bundle, Measurement
 
 RUNNER = Path(_spec.__file__).with_name("_runner.py")
 _TWIN = "twin.onnx"
@@ -107,6 +107,39 @@ def profile(
         if python := connected.python():
             return _by_runner(connected, python, kind, items, common, progress)
         return [_by_tool(connected, kind, item, common) for item in items]
+
+
+def time_artifacts(
+    artifacts: Sequence[Artifact],
+    target: str,
+    device: str,
+    *,
+    settings: Settings = DEFAULTS,
+    options: Options = _spec.DEFAULTS,
+    progress: Progress = lambda text, fraction: None,
+) -> list[Measurement]:
+    """Latency of artifacts that are in no bundle yet, on a device, in turns; what fails is "not measured".
+
+    Raises:
+        As for `profile`.
+    """
+    items = [_Item(_unbundled(artifact, target), artifact, None) for artifact in artifacts]
+    with _spec.open_device(device, options) as connected:
+        kind = _spec.parse(device).kind
+        common = {"settings": {**dataclasses.asdict(settings), "run": uuid.uuid4().hex[:12]}}
+        if python := connected.python():
+            records = _by_runner(connected, python, kind, items, common, progress)
+        else:
+            records = [_by_tool(connected, kind, item, common) for item in items]
+    return [device_records.measurements(record)[0] for record in records]
+
+
+def _unbundled(artifact: Artifact, target: str) -> Bundle:
+    """The folder of an artifact, told as a bundle is."""
+    home = artifact.path.absolute().parent
+    listed = {file.absolute().relative_to(home).as_posix(): {"sha256": files.sha256(file)} for file in artifact.files}
+    model = {"name": "candidate", "task": "", "provenance": {}}
+    return Bundle(home, {"files": listed, "model": model, "graph": {}, "target": target})
 
 
 def _items(paths: Sequence[Path]) -> Iterator[_Item]:
@@ -224,6 +257,7 @@ def _record(item: _Item, about: dict[str, Any], lines: list[dict[str, Any]], com
 def _about(item: _Item, common: dict[str, Any], tool: str, tool_hash: str = "") -> dict[str, Any]:
     """The fields of a record that are known before anything runs."""
     artifact, manifest = item.artifact, item.bundle.manifest
+    manifest_file = item.bundle.path / "manifest.json"
     model, graph = manifest["model"], manifest["graph"]
     return {
         "provenance": Provenance(
@@ -231,7 +265,7 @@ def _about(item: _Item, common: dict[str, Any], tool: str, tool_hash: str = "") 
             made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             tool=tool,
             tool_sha256=tool_hash,
-            bundle_sha256=files.sha256(item.bundle.path / "manifest.json"),
+            bundle_sha256=files.sha256(manifest_file) if manifest_file.is_file() else item.folder.rpartition("/")[2],
         ),
         "network": Network(
             name=model["name"],

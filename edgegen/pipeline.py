@@ -115,7 +115,7 @@ def _group(
     smaller = run.budget.max_size_bytes is not None and _least_size(builds) < 0.98 * _least_size(alive)
     forced = any(step.keep for step in group)
     before = max(c.gain for c in alive)
-    status, reason = decide.group_verdict(best, before, broken, forced, run.bench.here, smaller)
+    status, reason = decide.group_verdict(best, before, broken, forced, run.bench.measures, smaller)
     work.records += summary.step_records(group, results, status, reason)
     builds = [best if c.key == best.key else c for c in builds]
     work.pool += [c.judged("undone", reason) for c in builds] if status == "undone" else builds

@@ -20,7 +20,8 @@ class Request:
     data: what the passes may learn from (a path). eval_data: what the result is judged on (a path; without it a part
     of `data` is held out). calibration: name of a calibration set or a path. recipe: a preset name or a .toml file;
     empty: chosen by what the model allows. kept: passes kept even when they do not pay. features: the extractor of the
-    perceptual distance and of KID. max_memory_bytes: limit of each worker process.
+    perceptual distance and of KID. max_memory_bytes: limit of each worker process. device: where latency is
+    measured (see devices/_spec.py); empty: here, when the target is this host.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Request:
     features: str = ""
     max_memory_bytes: int = 0
     model_options: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
     command: str = ""
 
     def identity(self) -> dict[str, Any]:

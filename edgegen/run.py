@@ -32,6 +32,7 @@ from edgegen import (
     weights,
 )
 from edgegen import graph as layers
+from edgegen.devices import _spec as devices
 from edgegen.errors import ModelError, RecipeError
 from edgegen.judgement import Bench, Candidate
 from edgegen.request import Request, check_out
@@ -73,6 +74,8 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     chosen = recipe.load(request.recipe) if request.recipe else None
     out = request.out or Path("out") / f"{Path(request.model.split(':')[-1]).stem}-{target.name}"
     check_out(out, request.resume)
+    if request.device:
+        devices.parse(request.device)
     model = _model(request)
     found = inputs.prepare(request, model)
     plan = recipe.with_kept(chosen or default_recipe(model, request), request.kept)
@@ -85,7 +88,7 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
         shutil.rmtree(folder)
     limits = measuring.Limits(memory_bytes=request.max_memory_bytes or None)
     log = runlog.RunLog(folder / "log.jsonl")
-    bench = Bench(target, folder, log, limits, progress, seed=request.seed)
+    bench = Bench(target, folder, log, limits, progress, seed=request.seed, device=request.device)
     return Run(request, model, target, plan, found, bench, gate, budget, folder, out, progress)
 
 

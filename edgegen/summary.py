@@ -50,7 +50,7 @@ def precision_records(
             continue
         wanted = "int8" if step.name == "quantize" else step.options.get("precision", "fp16")
         if chosen.graph.plan.precision == wanted:
-            status, reason = ("kept" if run.bench.here else "predicted"), chosen.reason
+            status, reason = ("kept" if run.bench.measures else "predicted"), chosen.reason
             if step.keep and reason.startswith(ASKED):
                 status = "forced"
         else:
@@ -107,7 +107,7 @@ def stamps(run: Run) -> list[str]:
     found = []
     if run.request.latency_only:
         found.append("not for accuracy: --latency-only, random calibration, no quality was measured")
-    if not run.bench.here:
+    if not run.bench.measures:
         found.append(f"latency on {run.target.name} is not measured: no device; what stands beside it is an estimate")
     return found
 
@@ -122,7 +122,7 @@ def headline(run: Run, final: Final) -> str:
         cost += f" (drop {max(chosen.drop, 0.0):.3g} of {run.budget.max_quality_drop:g} {run.gate.unit} allowed)"
     smaller = _size(baseline) / max(_size(chosen), 1)
     where = f"on {run.target.name}"
-    if not run.bench.here:
+    if not run.bench.measures:
         return (
             f"{run.model.name} {where}: latency not measured (no device); predicted {chosen.gain:.2f}x against"
             f" {baseline.label}, {smaller:.1f}x smaller{cost}."

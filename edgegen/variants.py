@@ -62,7 +62,7 @@ def add_rewritten(
         pool += builds
         kept = after > before
         reason = f"exact rewrite of the graph of {of}: best float build {before:.2f}x -> {after:.2f}x of the baseline"
-        status = ("kept" if run.bench.here else "predicted") if kept else "undone"
+        status = ("kept" if run.bench.measures else "predicted") if kept else "undone"
         records.append({"name": "rewrite_graph", "status": status, "reason": reason, "changed": changed})
     return records
 

@@ -42,7 +42,7 @@ def missing() -> str | None:
 @cache
 def _rivals() -> str | None:
     """Two distributions that install the module overwrite each other; what they compute together is nobody's."""
-    there = sorted({name for name in importlib.metadata.packages_distributions().get("onnxruntime", ())})
+    there = sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", ())))
     if len(there) < 2:
         return None
     return f"{' and '.join(there)} both install the module onnxruntime; keep one: pip uninstall {' '.join(there[:-1])}"
