@@ -34,8 +34,9 @@ def convert(source: Path, folder: Path) -> tuple[Path, Path]:
     )  # fmt: skip
     missing = [file.name for file in out if not file.exists()]
     if ran.returncode or missing:
-        how = f"crashed (signal {-ran.returncode})" if ran.returncode < 0 else f"ended with {ran.returncode}"
-        how += f" and wrote no {' and '.join(missing)}" if missing else ""
+        ended = f"crashed (signal {-ran.returncode})" if ran.returncode < 0 else f"ended with {ran.returncode}"
+        wrote = f"wrote no {' and '.join(missing)}" if missing else ""
+        how = " and ".join(filter(None, (ended if ran.returncode else "", wrote)))
         raise errors.RuntimeFailed(f"pnnx {how}: {telling(ran.stdout.decode(errors='replace'))}")
     return out
 

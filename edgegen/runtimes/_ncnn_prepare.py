@@ -19,6 +19,7 @@ from edgegen.runtimes._ncnn_draft import Draft, Made, attribute
 
 _LARGEST_POWER = 8
 _MOST_PIECES = 64
+_BATCHED = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Gemm"))
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -40,7 +41,22 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             del copy.graph.node[:]
             copy.graph.node.extend(kept)
             copy = onnx_files.tidy(copy)
-    return copy
+    return copy if any(node.op_type in _BATCHED for node in copy.graph.node) else _anchored(copy)
+
+
+def _anchored(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Pool inputs by one pixel, which changes nothing: pnnx learns which axis is the batch from such layers alone."""
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    for value in model.graph.input:
+        rank = len(value.type.tensor_type.shape.dim)
+        if rank not in (3, 4):
+            continue
+        name = onnx_files.unique(f"{value.name}_edgegen", taken)
+        for node in model.graph.node:
+            node.input[:] = [name if used == value.name else used for used in node.input]
+        pool = onnx.helper.make_node("MaxPool", [value.name], [name], name=name, kernel_shape=[1] * (rank - 2))
+        model.graph.node.insert(0, pool)
+    return onnx_files.tidy(model)
 
 
 def _reduce(node: onnx.NodeProto, draft: Draft) -> Made:
@@ -121,7 +137,7 @@ def _power(node: onnx.NodeProto, draft: Draft) -> Made:
 
 
 def _steps(node: onnx.NodeProto, draft: Draft) -> Made:
-    """x[..., a::s]: pnnx leaves `Tensor.slice`, which ncnn does not have. As a reshape to (..., n / s, s), then [a]."""
+    """x[..., a::s]: pnnx leaves `Tensor.slice`, which ncnn does not have. As a slice of rows of s."""
     if node.op_type != "Slice" or len(node.input) < 5:
         return None
     shape = draft.shapes[node.input[0]]
@@ -134,10 +150,11 @@ def _steps(node: onnx.NodeProto, draft: Draft) -> Made:
         stop = min(stop, size)
         if step < 2 or size % step or not 0 <= start < step or stop <= size - step + start:
             return None
-        made.append(draft.reshape(value, (*shape[:axis], size // step, step, *shape[axis + 1 :])))
-        made.append(draft.slice(made[-1].output[0], axis + 1, start, start + 1))
+        inner = math.prod(shape[axis + 1 :])
+        rows = draft.reshape(value, (1, math.prod(shape[:axis]), size // step, step * inner))
+        cut = draft.slice(rows.output[0], 3, start * inner, (start + 1) * inner)
         shape = (*shape[:axis], size // step, *shape[axis + 1 :])
-        made.append(draft.reshape(made[-1].output[0], shape))
+        made += [rows, cut, draft.reshape(cut.output[0], shape)]
         value = made[-1].output[0]
     made[-1].output[0] = node.output[0]
     return made
