@@ -76,7 +76,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
     """
     plan, delegate = graph.plan, _delegate(target)
     _common.check_plan(f"{NAME} ({delegate})", plan, _PLANS[delegate], calibration)
-    with files.whole(out) as folder:
+    with files.whole(out) as folder, _executorch_lower.quiet():
         folder.mkdir()
         try:
             lowered = _executorch_lower.lower(graph, calibration, delegate, _ios(target))
@@ -118,8 +118,6 @@ def load(artifact: Artifact) -> Iterator[Run]:
         errors.RuntimeFailed: the file cannot be loaded, or a run fails.
     """
     import torch
-    from executorch.extension.pybindings import portable_lib
-    from executorch.runtime import Runtime
 
     if twin(artifact).runtime != NAME:
         from edgegen.runtimes import onnxruntime
@@ -127,13 +125,7 @@ def load(artifact: Artifact) -> Iterator[Run]:
         with onnxruntime.load(twin(artifact)) as run_twin:
             yield run_twin
         return
-    portable_lib._unsafe_reset_threadpool(int(artifact.options["threads"]))
-    try:
-        method = Runtime.get().load_program(artifact.path).load_method("forward")
-    except (RuntimeError, OSError) as error:
-        raise errors.RuntimeFailed(f"{artifact.label}: cannot load: {_line(error)}") from error
-    if method is None:
-        raise errors.RuntimeFailed(f"{artifact.label}: cannot load: the program has no method 'forward'")
+    method = _method(artifact)
 
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         for spec in artifact.inputs:
@@ -152,12 +144,28 @@ def load(artifact: Artifact) -> Iterator[Run]:
     yield run
 
 
+def _method(artifact: Artifact) -> Any:
+    with _executorch_lower.quiet():
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        portable_lib._unsafe_reset_threadpool(int(artifact.options["threads"]))
+        try:
+            method = Runtime.get().load_program(artifact.path).load_method("forward")
+        except (RuntimeError, OSError) as error:
+            raise errors.RuntimeFailed(f"{artifact.label}: cannot load: {_line(error)}") from error
+    if method is None:
+        raise errors.RuntimeFailed(f"{artifact.label}: cannot load: the program has no method 'forward'")
+    return method
+
+
 def inspect(artifact: Artifact) -> Inspection:
     """Precision of each weighted layer, read from the .pte: the XNNPACK delegate's own graph, and kernels outside it.
 
     Core ML and Vulkan keep their programs to themselves: of them only the layers outside are told.
     """
-    content = _executorch_file.read(artifact.path)
+    with _executorch_lower.quiet():
+        content = _executorch_file.read(artifact.path)
     names = artifact.options.get("layers", {})
     got: dict[str, str] = {}
     for number, layer in enumerate(content.layers):
