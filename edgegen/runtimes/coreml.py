@@ -19,7 +19,7 @@ import numpy as np
 from edgegen import errors, files
 from edgegen.runtimes import _common
 from edgegen.runtimes._coreml_files import PACKAGE, TWIN_FILE, digest, digest_of
-from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Preprocessing, Problem, Target
 
 NAME, TWIN, NEEDS_PROGRAM = "coreml", "onnxruntime", True
 _PLANS = (
@@ -33,6 +33,19 @@ _PLANS = (
 _INTEGER_SINCE = 17  # quantize and dequantize came with iOS 17
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def project(
+    artifact: Artifact,
+    model_name: str,
+    preprocessing: Preprocessing,
+    task: str,
+    value_range: tuple[float, float] | None,
+) -> dict[str, str]:
+    """The Swift package that goes into a bundle: file name -> text."""
+    from edgegen.runtimes import _coreml_swift
+
+    return _coreml_swift.files(artifact, model_name, preprocessing, task, value_range)
 
 
 def cannot_build() -> str | None:

@@ -13,8 +13,9 @@ import numpy as np
 
 from edgegen import errors, files
 from edgegen.runtimes import _common
-from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Preprocessing, Problem, Target
 
+PROJECT = "android"
 NAME = "litert"
 NEEDS_PROGRAM = True
 _PLANS = (
@@ -33,6 +34,19 @@ Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 def missing() -> str | None:
     """Why this machine cannot run .tflite files, or None."""
     return _absent("ai_edge_litert")
+
+
+def project(
+    artifact: Artifact,
+    model_name: str,
+    preprocessing: Preprocessing,
+    task: str,
+    value_range: tuple[float, float] | None,
+) -> dict[str, str]:
+    """The Android project that goes into a bundle: file name -> text."""
+    from edgegen.runtimes import _litert_kotlin
+
+    return _litert_kotlin.files(artifact, model_name, preprocessing, task, value_range)
 
 
 def cannot_build() -> str | None:
