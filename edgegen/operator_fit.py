@@ -1,0 +1,191 @@
+"""From timed small networks to the time of a kernel: a physical base, corrected by a Gaussian process.
+
+A network takes the sum over its kernels of base(kernel) x exp(g(kernel)). The base is seconds = launch + MACs x a +
+bytes x b + weight bytes x c with non-negative coefficients of each kind, fitted to relative errors; no kernel may beat
+the best rate of the whole table. log T is nearly linear in g, each kernel with its share of the time as weight, so g is
+the posterior mean of a Gaussian process that was seen through sums (Rasmussen and Williams, 2006, sections 2.7, 5.4.2);
+the smoothness with the least leave-one-out error is taken. Far from the table g falls back to the mean of its kind:
+what is left there is the base, which grows with the work. Plain numpy, deterministic, well below a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgegen import errors
+from edgegen.operators import KINDS, WORK, Kernel
+
+Array = np.ndarray
+LEAST = 8
+"""Networks that a fit needs."""
+_SCALES = (1.0, 2.0, 4.0, 8.0)  # length scales in octaves of the features
+_HEIGHTS = (0.1, 0.25, 0.5)  # standard deviation of what depends on the features, in log time
+_NOISES = (0.03, 0.06, 0.12)  # of a measurement and of what features do not tell
+_OF_ALL, _OF_KIND = 0.1, 0.25  # standard deviations of what all kernels, and all of one kind, have in common
+_STEPS = 4  # of Gauss and Newton, as shares depend on g
+_FASTER = 1.5  # no kernel is more than this times faster a MAC than the fastest network of the table
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A timed network: its kernels and its median in ms."""
+
+    kernels: tuple[Kernel, ...]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `predict` needs. rates: kind -> ms of a launch, a MAC, a byte moved, a weight byte. points, kinds: kernels
+    of the table as features; weights: of the process at them. error: leave-one-out, relative (median, p90)."""
+
+    rates: dict[str, Array]
+    points: Array
+    kinds: Array
+    weights: Array
+    scale: float
+    height: float
+    error: tuple[float, float]
+
+
+def fit(samples: Sequence[Sample]) -> Fit:
+    """Fit timed networks of one runtime in one precision.
+
+    Raises:
+        UsageError: fewer than `LEAST` networks, or one without a positive time.
+    """
+    if len(samples) < LEAST or not all(sample.ms > 0 and math.isfinite(sample.ms) for sample in samples):
+        raise errors.UsageError(f"a fit needs at least {LEAST} networks with positive times, got {len(samples)}")
+    rates = _rates(samples)
+    every = [(kernel, row) for row, sample in enumerate(samples) for kernel in sample.kernels]
+    owner = np.array([row for _, row in every])
+    base = np.array([_base(kernel, rates) for kernel, _ in every])
+    points = np.concatenate([_features(sample.kernels) for sample in samples])
+    kinds = np.array([KINDS.index(kernel.kind) for kernel, _ in every])
+    times = np.log([sample.ms for sample in samples])
+    best: tuple[float, Fit] | None = None
+    for scale in _SCALES:
+        shape = _shape(points, points, scale)
+        for height in _HEIGHTS:
+            prior = _covariance(shape, kinds, kinds, height)
+            for noise in _NOISES:
+                weights, left_out = _posterior(prior, base, owner, times, noise)
+                score = float(np.mean(np.abs(left_out)))
+                if best is None or score < best[0] - 1e-9:
+                    off = np.abs(np.expm1(left_out))
+                    error = (float(np.median(off)), float(np.percentile(off, 90)))
+                    best = score, Fit(rates, points, kinds, weights, scale, height, error)
+    if best is None:
+        raise errors.UsageError("nothing to fit")
+    return best[1]
+
+
+def predict(fitted: Fit, kernels: Sequence[Kernel]) -> Array:
+    """Milliseconds of each kernel of a network; their sum is the network's."""
+    base = np.array([_base(kernel, fitted.rates) for kernel in kernels])
+    kinds = np.array([KINDS.index(kernel.kind) for kernel in kernels])
+    shape = _shape(_features(kernels), fitted.points, fitted.scale)
+    return base * np.exp(_covariance(shape, kinds, fitted.kinds, fitted.height) @ fitted.weights)
+
+
+def unknown(fitted: Fit, kernels: Sequence[Kernel]) -> list[str]:
+    """Kinds of kernels that the table has not seen; `predict` takes the rates of all kinds together for them."""
+    seen = {KINDS[index] for index in np.unique(fitted.kinds)}
+    return sorted({kernel.kind for kernel in kernels} - seen)
+
+
+def _features(kernels: Sequence[Kernel]) -> Array:
+    """(kernels, features) in octaves: sizes, window, how full the last block of channels is, the whole working set."""
+    total = math.log2(1 + sum(k.bytes_weights + k.bytes_moved for k in kernels)) / 2
+    rows = []
+    for k in kernels:
+        depth = max(1, k.channels_in // k.groups)
+        rows.append([
+            math.log2(depth), math.log2(max(1, k.channels_out)), math.log2(max(1, k.height * k.width)) / 2,
+            math.log2(k.kernel[0] * k.kernel[1]), math.log2(max(1, k.stride)), math.log2(max(1, k.groups)) / 2,
+            2 * math.log2(math.ceil(k.channels_out / 16) * 16 / k.channels_out),
+            2 * math.log2(math.ceil(depth / 8) * 8 / depth) if depth > 1 else 0.0,
+            math.log2(1 + k.bytes_moved / 1024) / 2, total, 4.0 * (k.precision == "int8"),
+        ])  # fmt: skip
+    return np.array(rows, dtype=np.float64).reshape(len(kernels), -1)
+
+
+def _shape(a: Array, b: Array, scale: float) -> Array:
+    """exp(-|a - b|^2 / 2 scale^2), (rows of a, rows of b)."""
+    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.exp(-np.maximum(square, 0) / (2 * scale**2))
+
+
+def _covariance(shape: Array, kinds_a: Array, kinds_b: Array, height: float) -> Array:
+    same = kinds_a[:, None] == kinds_b[None]
+    return _OF_ALL**2 + same * (_OF_KIND**2 + height**2 * shape)
+
+
+def _posterior(prior: Array, base: Array, owner: Array, times: Array, noise: float) -> tuple[Array, Array]:
+    """(weights of the process at the kernels, leave-one-out residuals of log time)."""
+    count = len(times)
+    g = np.zeros_like(base)
+    for _ in range(_STEPS):
+        parts = base * np.exp(np.clip(g, -3, 3))
+        total = np.bincount(owner, parts, count)
+        mix = np.zeros((count, len(base)))
+        mix[owner, np.arange(len(base))] = parts / total[owner]
+        residual = times - np.log(total) + mix @ g
+        inverse = np.linalg.inv(mix @ prior @ mix.T + noise**2 * np.eye(count))
+        weights = mix.T @ (inverse @ residual)
+        g = prior @ weights
+    return weights, (inverse @ residual) / np.diag(inverse)
+
+
+def _base(kernel: Kernel, rates: dict[str, Array]) -> float:
+    row = rates.get(kernel.kind, rates["of all"] if kernel.kind != "run" else np.zeros(4))
+    return max(float(row @ _columns(kernel)), 1e-7)
+
+
+def _columns(kernel: Kernel) -> Array:
+    return np.array([1.0, kernel.macs, kernel.bytes_moved, kernel.bytes_weights])
+
+
+def _rates(samples: Sequence[Sample]) -> dict[str, Array]:
+    """Coefficients of each kind that is there, and "of all": one set for all kinds together, for those that are not."""
+    kinds = [kind for kind in KINDS if any(k.kind == kind for s in samples for k in s.kernels)]
+    table = np.zeros((len(samples), len(kinds), 4))
+    for row, sample in enumerate(samples):
+        for kernel in sample.kernels:
+            table[row, kinds.index(kernel.kind)] += _columns(kernel)
+    times = np.array([sample.ms for sample in samples])
+    floors = np.zeros((len(kinds), 4))
+    macs = table[:, :, 1].sum(1)
+    if macs.any():
+        floors[[kind in WORK for kind in kinds], 1] = (times / np.maximum(macs, 1))[macs > 0].min() / _FASTER
+    if "run" in kinds:  # an empty graph still is a call; nothing takes less than a share of the quickest network
+        floors[kinds.index("run"), 0] = 0.3 * times.min()
+    width = len(kinds) * 4
+    found = floors + _non_negative(table.reshape(len(samples), width), times, floors.reshape(width)).reshape(-1, 4)
+    whole = table[:, [kind != "run" for kind in kinds]].sum(1)
+    rates = {kind: found[index] for index, kind in enumerate(kinds)}
+    return {**rates, "of all": _non_negative(whole, times, np.zeros(4))}
+
+
+def _non_negative(columns: Array, times: Array, floors: Array) -> Array:
+    """x >= 0 with the least sum of ((columns (x + floors) - times) / times)^2: coordinate descent, a little ridge."""
+    scaled = columns / times[:, None]
+    target = 1.0 - scaled @ floors
+    size = np.sqrt((scaled**2).sum(0))
+    alive = np.flatnonzero(size > 0)
+    unit = scaled[:, alive] / size[alive]
+    gram, aim = unit.T @ unit + 1e-4 * np.eye(len(alive)), unit.T @ target
+    x = np.zeros(len(alive))
+    for _ in range(2000):
+        before = x.copy()
+        for j in range(len(alive)):
+            x[j] = max(0.0, x[j] + (aim[j] - gram[j] @ x) / gram[j, j])
+        if np.abs(x - before).max(initial=0.0) < 1e-9 * max(1.0, np.abs(x).max(initial=0.0)):
+            break
+    found = np.zeros(columns.shape[1])
+    found[alive] = x / size[alive]
+    return found
