@@ -22,7 +22,7 @@ def half(source: Converted) -> bytes:
         errors.RuntimeFailed: a weight is too large for FP16.
     """
     for tensor in _litert_file.weights(source.content):
-        if float(np.abs(tensor.data).max(initial=0)) > np.finfo(np.float16).max:
+        if float(np.abs(tensor.data).max(initial=0)) > float(np.finfo(np.float16).max):
             raise errors.RuntimeFailed(f"litert fp16: weights of {tensor.name} exceed {np.finfo(np.float16).max:.0f}")
     with _litert_run.quiet():
         from ai_edge_quantizer import qtyping, quantizer
