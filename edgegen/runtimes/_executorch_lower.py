@@ -81,11 +81,17 @@ def _quantized(module: Any, graph: Graph, calibration: Path, norms: frozenset[st
     """pt2e post-training quantization; samples are streamed."""
     import torch
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+    from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     kept = _kept(module, graph, norms)
     quantizer = xnnpack_quantizer.XNNPACKQuantizer()
-    quantizer.set_global(xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True))
+    config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+    if graph.plan.ranges == "minmax":
+        observer = MinMaxObserver.with_args(eps=2**-12)  # XNNPACK's own lower limit of scales
+        spec = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=observer)
+        config = dataclasses.replace(config, input_activation=spec, output_activation=spec)
+    quantizer.set_global(config)
     quantizer.set_filter_function(lambda node: node.name not in kept)
     prepared = prepare_pt2e(module, quantizer)
     for feed in onnx_qdq.calibration_feeds(graph.inputs, calibration):

@@ -1,0 +1,239 @@
+"""ExecuTorch: rewrites for the delegate are exact, the .pte is read back, what runs outside the delegate is named."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_tiny
+
+from edgegen import errors, onnx_cost, onnx_graph, program
+from edgegen.runtimes import _executorch_file, _executorch_lower, _executorch_rewrite
+from edgegen.runtimes import executorch as runtime
+from edgegen.types import Graph, PrecisionPlan, Stage, Target, TensorSpec
+
+HERE = Target("here", "", ("executorch",), precisions=("fp32", "fp16", "int8"), threads=1)
+IMAGE = (1, 3, 8, 12)
+
+pytestmark = pytest.mark.skipif(runtime.missing() is not None, reason=str(runtime.missing()))
+
+
+def stage_of(module: Any, shape: tuple[int, ...] = IMAGE) -> Stage:
+    import torch
+
+    with torch.no_grad():
+        out = tuple(module.eval()(torch.zeros(shape)).shape)
+    return Stage("net", module, (TensorSpec("input", shape),), (TensorSpec("output", out),))
+
+
+def graph_of(stage: Stage, folder: Path) -> Graph:
+    """ONNX file and torch program of a stage, with eight calibration samples beside them."""
+    samples = np.random.default_rng(0).random((8, *stage.inputs[0].shape[1:]), dtype=np.float32)
+    np.save(folder / "input.npy", samples)
+    graph = onnx_graph.to_onnx(stage, folder / "graph.onnx")
+    return dataclasses.replace(graph, program=program.save(stage, folder / "program.pt2"))
+
+
+def seeded(make: Any) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = make()
+        for part in module.modules():
+            if getattr(part, "affine", False) or isinstance(part, torch.nn.LayerNorm):
+                torch.nn.init.normal_(part.weight, 1, 0.3)
+                torch.nn.init.normal_(part.bias)
+    return module.eval()
+
+
+def gap(wanted: np.ndarray, got: np.ndarray) -> float:
+    """Largest difference as a share of the peak; infinite for another shape."""
+    return float(np.abs(wanted - got).max() / np.abs(wanted).max()) if wanted.shape == got.shape else float("inf")
+
+
+def test_comparison_can_fail() -> None:
+    right = np.arange(1.0, 5.0)
+    assert gap(right, right) == 0
+    assert min(gap(right, 2 * right), gap(right, 0 * right), gap(right, right[:2])) >= 1
+
+
+def _functions() -> dict[str, Any]:
+    import torch
+    from torch.nn import functional
+
+    return {
+        "reflect": lambda x: functional.pad(x, (1, 2, 3, 0), mode="reflect"),
+        "replicate": lambda x: functional.pad(x, (1, 2, 3, 0), mode="replicate"),
+        "circular": lambda x: functional.pad(x, (1, 2, 3, 0), mode="circular"),
+        "instance_norm": torch.nn.InstanceNorm2d(3, affine=True),
+        "instance_norm_plain": torch.nn.InstanceNorm2d(3),
+        "group_norm": torch.nn.GroupNorm(3, 3),
+        "nearest": lambda x: functional.interpolate(x, scale_factor=(2, 3), mode="nearest"),
+        "attention": lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1),
+        "attention_scaled": lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1, scale=0.3),
+        "matmul": lambda x: x @ x.transpose(-1, -2),
+        "unbind": lambda x: x.unbind(2)[1] + x.unbind(2)[3],
+        "select": lambda x: x[:, :, -1],
+        "expand": lambda x: x.expand(1, -1, -1, -1) * 2,
+    }
+
+
+@pytest.mark.parametrize("name", [*(() if runtime.missing() else _functions())])
+def test_rewrites_for_the_delegate_are_exact(name: str) -> None:
+    """The rewritten operation is gone and its numbers are the same, to rounding."""
+    import torch
+
+    function = _functions()[name]
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = function if isinstance(function, torch.nn.Module) else torch.nn.Identity()
+
+        def forward(self, x: Any) -> Any:
+            return self.part(x + 0.5) if isinstance(function, torch.nn.Module) else function(x + 0.5)
+
+    module, value = seeded(Net), torch.randn(IMAGE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), _executorch_lower.quiet():
+        traced = torch.export.export(module, (value,)).module()
+        before = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
+        assert _executorch_rewrite.rewrite(traced)
+        after = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
+        assert before - after
+        assert gap(module(value).numpy(), traced(value).numpy()) < 1e-5
+
+
+def test_what_needs_no_rewrite_is_left_alone() -> None:
+    import torch
+
+    with _executorch_lower.quiet():
+        traced = torch.export.export(make_tiny("residual").stage.module, (torch.zeros(1, 3, 16, 16),)).module()
+    assert not _executorch_rewrite.rewrite(traced)
+
+
+def _style() -> Any:
+    from torch import nn
+
+    return nn.Sequential(
+        nn.ReflectionPad2d(2), nn.Conv2d(3, 8, 5), nn.InstanceNorm2d(8, affine=True), nn.ReLU(),
+        nn.Upsample(scale_factor=2, mode="nearest"), nn.ReflectionPad2d(1), nn.Conv2d(8, 3, 3), nn.Sigmoid(),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_style_network_runs_wholly_in_the_delegate(tmp_path: Path) -> None:
+    """Reflection, instance norm and nearest upsampling each leave it otherwise; INT8 leaves the norm in float."""
+    import torch
+
+    stage = stage_of(seeded(_style))
+    graph = graph_of(stage, tmp_path)
+    value = np.load(tmp_path / "input.npy")[:1]
+    with torch.no_grad():
+        wanted = stage.module(torch.from_numpy(value)).numpy()
+    names = {layer.name for layer in onnx_cost.cost(graph.onnx).layers}
+    for plan, tolerance in ((PrecisionPlan(), 1e-5), (PrecisionPlan("int8", ranges="minmax"), 0.1)):
+        asked = dataclasses.replace(graph, plan=plan)
+        artifact = runtime.build(asked, tmp_path / plan.precision, calibration=tmp_path, target=HERE)
+        assert (artifact.options["delegated_share"], artifact.options["undelegated"]) == (1, [])
+        with runtime.load(artifact) as run:
+            assert gap(wanted, run({"input": value})["output"]) < tolerance
+        assert runtime.inspect(artifact).layers == dict.fromkeys(names, plan.precision)
+
+
+@pytest.mark.slow
+def test_kernels_outside_the_delegate_are_named(tmp_path: Path) -> None:
+    """A layer norm runs outside; the file has exactly that kernel, and MACs and weights are those of the graph."""
+    from torch import nn
+
+    stage = stage_of(seeded(lambda: nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.Linear(16, 4))), (1, 5, 12))
+    graph = graph_of(stage, tmp_path)
+    artifact = runtime.build(graph, tmp_path / "out", calibration=None, target=HERE)
+    assert artifact.options["undelegated"] == [{"op": "native_layer_norm", "layer": "1", "count": 1}]
+    content = _executorch_file.read(artifact.path)
+    assert content.kernels == ("native_layer_norm",)
+    assert content.delegated_share == content.delegated / (content.delegated + 1) < 1
+    assert sum(layer.macs for layer in content.layers) == graph.macs == 5 * 16 * (12 + 4)
+    assert sum(layer.weight_bytes for layer in content.layers) == 4 * 16 * (12 + 4)
+
+
+@pytest.mark.slow
+def test_patterns_that_are_skipped_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lowering without looking for attention and bilinear resizing gives the same bytes."""
+    graph = graph_of(make_tiny("residual").stage, tmp_path)
+    fast = _executorch_lower.lower(graph, None, "xnnpack").content
+    monkeypatch.setattr(_executorch_lower, "_needed_patterns", lambda exported: contextlib.nullcontext())
+    assert _executorch_lower.lower(graph, None, "xnnpack").content == fast
+
+
+@pytest.mark.slow
+def test_threads_are_set(tmp_path: Path) -> None:
+    from executorch.extension.pybindings import portable_lib
+
+    artifact = runtime.build(
+        graph_of(make_tiny("residual").stage, tmp_path), tmp_path / "out", calibration=None, target=HERE
+    )
+    for count in (2, 1):
+        options = {**artifact.options, "threads": count}
+        with runtime.load(dataclasses.replace(artifact, options=options)):
+            assert portable_lib._threadpool_get_thread_count() == count
+
+
+def test_without_a_program_it_is_refused(tmp_path: Path) -> None:
+    graph = onnx_graph.to_onnx(make_tiny("residual").stage, tmp_path / "graph.onnx")
+    (problem,) = runtime.supports(graph, HERE)
+    assert problem.op == "graph"
+    assert "give the model as a torch network, not as .onnx" in problem.rewrite
+
+
+def test_shapes_from_data_are_refused_by_name(tmp_path: Path) -> None:
+    import torch
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x[x > 0].sum()
+
+    stage = Stage("net", Net(), (TensorSpec("input", (4,)),), ())
+    graph = Graph("net", tmp_path, stage.inputs, (), program=program.save(stage, tmp_path / "program.pt2"))
+    assert [p for p in runtime.supports(graph, HERE) if p.op == "index" and "fix the input shapes" in p.rewrite]
+
+
+def target(delegate: str) -> Target:
+    return dataclasses.replace(HERE, versions={"delegate": delegate, "os": "iOS 17"})
+
+
+def test_unknown_delegates_are_refused() -> None:
+    with pytest.raises(errors.TargetError, match="unknown ExecuTorch delegate 'metal'; there are: xnnpack, vulkan"):
+        runtime.plans(target("metal"), frozenset())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # coremltools leaves folders to Python
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("delegate", "backend"), [("vulkan", "VulkanBackend"), ("coreml", "CoreMLBackend")])
+def test_files_for_other_delegates_are_lowered_here_and_checked_by_their_twin(
+    delegate: str, backend: str, tmp_path: Path
+) -> None:
+    import torch
+
+    if delegate == "coreml":
+        pytest.importorskip("coremltools")
+    stage = make_tiny("residual").stage
+    graph = graph_of(stage, tmp_path)
+    value = np.load(tmp_path / "input.npy")[:1]
+    with torch.no_grad():
+        wanted = stage.module(torch.from_numpy(value)).numpy()
+    assert runtime.plans(target(delegate), frozenset()) == (PrecisionPlan("fp32"), PrecisionPlan("fp16"))
+    for plan, tolerance in ((PrecisionPlan(), 1e-5), (PrecisionPlan("fp16"), 1e-2)):
+        asked = dataclasses.replace(graph, plan=plan)
+        artifact = runtime.build(asked, tmp_path / plan.precision, calibration=None, target=target(delegate))
+        assert _executorch_file.read(artifact.path).delegates == (backend,)
+        assert artifact.options["undelegated"] == []
+        assert artifact.size_bytes == artifact.path.stat().st_size
+        assert runtime.twin(artifact).runtime == artifact.options["twin"] == "onnxruntime"
+        with runtime.load(artifact) as run:
+            assert gap(wanted, run({"input": value})["output"]) < tolerance
