@@ -36,8 +36,9 @@ def _replace(module: Any, node: Any, result: Any) -> None:
     """Put a result in a node's place, or a list of results in the place of what is taken from it by index."""
     if isinstance(result, list):
         for user in list(node.users):
-            user.replace_all_uses_with(result[user.args[1]])
-            result[user.args[1]].meta.setdefault("val", user.meta["val"])
+            if user.users:
+                user.replace_all_uses_with(result[user.args[1]])
+                result[user.args[1]].meta.setdefault("val", user.meta["val"])
             module.graph.erase_node(user)
     else:
         result.meta.setdefault("val", node.meta["val"])
@@ -85,6 +86,8 @@ def _pad(build: _Builder, node: Any) -> Any:
     source, amounts = node.args[0], list(node.args[1])
     mode = node.args[2] if len(node.args) > 2 else "constant"
     shape = source.meta["val"].shape
+    if mode == "constant" and min(amounts) < 0:
+        return _cropped(build, source, amounts, node.args[3] if len(node.args) > 3 else None)
     if mode not in ("reflect", "replicate", "circular") or any(not 0 <= a <= _WIDEST for a in amounts):
         return None
     value = source
@@ -93,6 +96,18 @@ def _pad(build: _Builder, node: Any) -> Any:
         if before or after:
             value = build.slices(value, axis, _border(mode, int(shape[axis]), before, after))
     return value
+
+
+def _cropped(build: _Builder, source: Any, amounts: list[int], fill: Any) -> Any:
+    """A border of less than nothing is a slice; ExecuTorch builds it as padding, which fails when it runs."""
+    shape, value = source.meta["val"].shape, source
+    for step in range(len(amounts) // 2):
+        axis, (before, after) = len(shape) - 1 - step, amounts[2 * step : 2 * step + 2]
+        if min(before, after) < 0:
+            end = int(shape[axis]) + min(after, 0)
+            value = build.call(build.aten.slice.Tensor, value, axis, max(0, -before), end)
+    rest = [max(0, amount) for amount in amounts]
+    return build.call(build.aten.pad.default, value, rest, "constant", fill) if any(rest) else value
 
 
 def _border(mode: str, size: int, before: int, after: int) -> list[tuple[int, int]]:
@@ -197,6 +212,25 @@ def _select(build: _Builder, node: Any) -> Any:
     return build.call(build.aten.reshape.default, cut, [int(size) for size in node.meta["val"].shape])
 
 
+def _softmax(build: _Builder, node: Any) -> Any:
+    """Over the width of images: XNNPACK's delegate takes the channels instead. Over the width of rows it is right."""
+    source, axis = node.args[:2]
+    shape = [int(size) for size in source.meta["val"].shape]
+    if len(shape) != 4 or axis % 4 != 3:
+        return None
+    rows = build.call(build.aten.reshape.default, source, [shape[0] * shape[1], *shape[2:]])
+    return build.call(build.aten.view.default, build.call(build.aten.softmax.int, rows, -1), shape)
+
+
+def _global_max(build: _Builder, node: Any) -> Any:
+    """The largest value of each channel, which has no core operation, as max pooling over everything."""
+    source, size = node.args[:2]
+    if list(size) != [1, 1] or any(user.args[1] != 0 and user.users for user in node.users):
+        return None
+    shape = [int(length) for length in source.meta["val"].shape]
+    return [build.call(build.aten.max_pool2d.default, source, shape[-2:])]
+
+
 def _unbind(build: _Builder, node: Any) -> Any:
     """All x[i] of an axis, each as a slice and a reshape."""
     source, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
@@ -218,6 +252,8 @@ _RULES = {
     "scaled_dot_product_attention": _attention,
     "matmul": _matmul,
     "select": _select,
+    "softmax": _softmax,
+    "adaptive_max_pool2d": _global_max,
     "unbind": _unbind,
     "expand": _expand,
 }

@@ -32,6 +32,9 @@ _PLANS = {
 _TWIN, _TWIN_FILE = "onnxruntime", "twin.onnx"
 _TOLERANCE = {"fp32": 1e-2, "int8": float("inf")}  # INT8 is for quality to judge; here it must only run
 
+# Built without a word, and then they fail when they run (1.5.1).
+_FAILING = ("conv3d", "conv_transpose3d", "avg_pool3d", "max_pool3d", "adaptive_avg_pool3d")
+
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
@@ -47,11 +50,14 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
 
 
 def supports(graph: Graph, target: Target) -> list[Problem]:
-    """A graph without its torch program, and shapes that depend on data."""
+    """A graph without its torch program, shapes that depend on data, and operations that are known to fail."""
     if graph.program is None:
         return [Problem("graph", "", "needs the torch program: give the model as a torch network, not as .onnx")]
     found = []
     for node in program.load(graph.program).graph.nodes:
+        if _executorch_names.operator(node) in _FAILING:
+            cure = "write it with operations on images (two axes): its kernels fail when they run"
+            found.append(Problem(_executorch_names.operator(node), _executorch_names.path(node), cure))
         value = node.meta.get("val")
         shapes = [v.shape for v in (value if isinstance(value, (tuple, list)) else [value]) if hasattr(v, "shape")]
         if any(not isinstance(size, int) for shape in shapes for size in shape):
@@ -235,9 +241,10 @@ def _failures() -> tuple[type[Exception], ...]:
     """What torch.export, pt2e and ExecuTorch raise; they have no common base."""
     from executorch.exir.error import ExportError, InternalError
     from torch._dynamo.exc import TorchDynamoException
+    from torch._export.verifier import SpecViolationError
 
     kinds = (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, AssertionError, AttributeError)
-    return (*kinds, ExportError, InternalError, TorchDynamoException)
+    return (*kinds, ExportError, InternalError, SpecViolationError, TorchDynamoException)
 
 
 def _line(error: Exception) -> str:
