@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgegen import cli_device, cli_doctor, cli_export, cli_options, errors, registry
+from edgegen import cli_device, cli_doctor, cli_export, cli_options, cli_profile_device, errors, registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -259,6 +259,7 @@ def run(
 app.command()(cli_export.export)
 app.command()(cli_doctor.doctor)
 app.command()(cli_device.profile)
+app.command(name="profile-device")(cli_profile_device.profile_device)
 
 
 if __name__ == "__main__":
