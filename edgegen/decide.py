@@ -103,7 +103,9 @@ def group_verdict(
     figure = f"{best.gain:.2f}x against the best unquantized build of the original (before this step {before:.2f}x)"
     if not here:
         figure = f"predicted {figure}"
-    pays = smaller or best.gain >= before * judgement.LEAST_GAIN
+    if best.unknown:
+        figure = f"no gain can be shown: {best.unknown}"
+    pays = smaller or (not best.unknown and best.gain >= before * judgement.LEAST_GAIN)
     figure += "; smaller than all before, for --max-size" if smaller else ""
     if forced and (broken or not pays):
         return "forced", f"{ASKED}, although: {broken or 'no gain'}; {figure}"
@@ -232,6 +234,8 @@ def _examined(run: Run, candidate: Candidate, found: Evaluations | None, baselin
 
 
 def _why(candidate: Candidate, baseline: Candidate, demand: Demand) -> str:
+    if candidate.unknown:
+        return f"{f'{ASKED}, although: ' if demand else ''}what is faster cannot be said: {candidate.unknown}"
     if demand and not judgement.is_faster(candidate):
         return f"{ASKED}, although: not faster than {baseline.label} ({candidate.gain:.2f}x)"
     if candidate.label == baseline.label:
@@ -242,6 +246,8 @@ def _why(candidate: Candidate, baseline: Candidate, demand: Demand) -> str:
 def _why_not(candidate: Candidate, chosen: Candidate, baseline: Candidate) -> str:
     if candidate.label == baseline.label:
         return "the baseline"
+    if candidate.unknown:
+        return f"what is faster cannot be said: {candidate.unknown}"
     if candidate.quantized and not judgement.is_faster(candidate):
         return f"INT8 is not faster than {baseline.label} here ({candidate.gain:.2f}x)"
     return f"slower than {chosen.label} ({candidate.gain:.2f}x against {chosen.gain:.2f}x)"

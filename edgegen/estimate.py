@@ -1,5 +1,7 @@
-"""Latency of a graph on a device that is not here: a roofline band from the target's facts. Not validated on a device.
+"""Latency of a graph on a device that is not here: from its operator table, else a roofline band from its facts.
 
+An operator table (`edgegen profile-device`) holds small networks timed on the device; an estimate from it stands with
+its error on whole networks that the fit has not seen. Without a table, the roofline, which no device has validated:
 Williams, Waterman and Patterson, 2009, Roofline, doi:10.1145/1498765.1498785: a layer takes max(MACs / peak, bytes /
 bandwidth). The lower bound uses all of both, fuses whatever can be fused, and launches kernels for LAUNCH_S[0] each.
 The upper bound uses the shares below, runs norms, poolings and resizes as kernels of their own, and pays LAUNCH_S[1].
@@ -8,12 +10,14 @@ The value is the geometric mean of the two.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgegen import errors
+from edgegen import errors, latency, operator_fit, operator_table, operators
 from edgegen.types import Graph, Measurement, PrecisionPlan, Target
 
 LOW_UTILISATION = 0.1
@@ -43,16 +47,59 @@ class Layer:
 
 
 def estimate_latency(
-    graph: Graph, target: Target, precision: str, *, layers: Iterable[Layer] | None = None
-) -> Measurement:
-    """Estimated latency of one run in ms, status "estimated", interval = the band, conditions say it is unvalidated.
+    graph: Graph, target: Target, precision: str, *, runtime: str = "", layers: Iterable[Layer] | None = None,
+    tables: Path | None = None,
+) -> Measurement:  # fmt: skip
+    """Estimated latency of one run in ms, status "estimated"; `conditions["method"]` says how, and how good that is.
+
+    From the operator table of this target, runtime and precision where there is one, else a roofline band. "not
+    measured" with the reason when the target states no bandwidth or no peak for a precision that is needed.
 
     Args:
         precision: of the build; in an int8 build, layers that `graph.plan` leaves in float count in `graph.plan.rest`.
+        runtime: of the build; "": the target's first.
         layers: the graph's work, when it is known already; None: counted from `graph.onnx`.
-    Raises:
-        TargetError: the target states no bandwidth, or no peak for a precision that is needed.
+        tables: folder of operator tables; None: targets/operators/.
     """
+    runtime = runtime or target.runtimes[0]
+    conditions = {"device": target.name, "runtime": runtime, "precision": precision}
+    table, why = operator_table.find(target, runtime, precision, tables) if layers is None else (None, "")
+    if table is not None:
+        return _by_table(graph, table, runtime, precision, conditions)
+    try:
+        return _roofline(graph, target, precision, layers, {**conditions, "table": why})
+    except errors.TargetError as error:
+        return latency.not_measured("latency", "ms", str(error), conditions)
+
+
+def _by_table(graph: Graph, table: Path, runtime: str, precision: str, conditions: dict[str, Any]) -> Measurement:
+    """The sum over the kernels; the interval is the 90th percentile of the error, validated or of the table itself."""
+    work = operators.kernels(graph.onnx, runtime, dataclasses.replace(graph.plan, precision=precision))
+    fitted = operator_table.fitted(table, runtime, precision)
+    value = float(operator_fit.predict(fitted, work).sum())
+    told = operator_table.validation(table, runtime, precision)
+    method = f"operator table, validated: {describe(told)}" if told else "operator table, unvalidated"
+    error = told["p90"] if told else fitted.error[1]
+    foreign = operator_fit.unknown(fitted, work)
+    conditions = {
+        **conditions, "method": method, "table": table.name, "interval": f"error of 90% of networks: {error:.0%}",
+        "layers": len(work), "macs": sum(kernel.macs for kernel in work),
+        **({"not in the table": foreign} if foreign else {}),
+    }  # fmt: skip
+    band = (value / (1 + error), value * (1 + error))
+    reason = f"no measurement on {conditions['device']}; the sum of its operators"
+    return Measurement("latency", "ms", value, band, conditions=conditions, status="estimated", reason=reason)
+
+
+def describe(told: Mapping[str, Any]) -> str:
+    """`operator_table.errors_of` in words."""
+    return (f"median {told['median']:.0%}, p90 {told['p90']:.0%}, {told['within10']:.0%} within 10% "
+            f"({told['networks']} networks)")  # fmt: skip
+
+
+def _roofline(
+    graph: Graph, target: Target, precision: str, layers: Iterable[Layer] | None, conditions: dict[str, Any]
+) -> Measurement:
     work = tuple(layers_of(graph.onnx) if layers is None else layers)
     low = high = 0.0
     for layer in work:
@@ -62,10 +109,7 @@ def estimate_latency(
         if layer.macs:
             low += max(compute, memory) + LAUNCH_S[0]
     low = low or len(work) * LAUNCH_S[0]  # no weighted layer at all
-    conditions = {
-        "device": target.name,
-        "runtime": target.runtimes[0],
-        "precision": precision,
+    conditions |= {
         "method": "roofline, unvalidated",
         "interval": f"{LOW_UTILISATION:.0%} to 100% of peak, {LOW_BANDWIDTH:.0%} to 100% of bandwidth, "
         f"{LAUNCH_S[1] * 1e6:g} to {LAUNCH_S[0] * 1e6:g} us a kernel",

@@ -63,6 +63,11 @@ class Candidate:
         return 1.0 / self.ratio.value if self.ratio is not None and self.ratio.value > 0 else 0.0
 
     @property
+    def unknown(self) -> str:
+        """Why there is neither a measured latency nor an estimate; empty when there is one, or it was not timed."""
+        return self.latency.reason if self.latency is not None and self.latency.status == "not measured" else ""
+
+    @property
     def quantized(self) -> bool:
         """Whether this is an INT8 build, or one whose weights are stored in less than 16 bits."""
         return self.graph.plan.quantized
@@ -168,15 +173,17 @@ class Bench:
         key = files.key("time", [c.key for c in built], baseline and baseline.key, rounds)
         found = self.log.once(key, lambda: self._measure(built, rounds))
         times = {key: serial.from_json(Measurement, value) for key, value in found.items()}
-        reference = times[baseline.key] if baseline is not None else _least(built, times, self.target.name)
+        reference = times[baseline.key] if baseline is not None else self._least(built, times)
         return [self._timed(c, times.get(c.key), reference) for c in candidates]
 
     def _timed(self, candidate: Candidate, latency: Measurement | None, reference: Measurement) -> Candidate:
         if latency is None:
             return candidate
-        if latency.status == "not measured":
+        if latency.status == "not measured" and self.measures:
             return candidate.judged("failed", latency.reason)
-        if latency.status == "measured":
+        if "not measured" in (latency.status, reference.status):  # a target that is not here and states too little
+            ratio = Measurement("latency ratio", "", math.nan, status="not measured", reason=latency.reason)
+        elif latency.status == "measured":
             ratio = measuring.ratio(latency, reference)
         else:
             ratio = Measurement("latency ratio", "", latency.value / reference.value, status="estimated")
@@ -187,7 +194,9 @@ class Bench:
             return self._measure_there(built, rounds)
         if not self.here:
             return {
-                c.key: serial.to_json(estimate.estimate_latency(c.graph, self.target, c.graph.plan.precision))
+                c.key: serial.to_json(
+                    estimate.estimate_latency(c.graph, self.target, c.graph.plan.precision, runtime=c.runtime)
+                )
                 for c in built
             }
         self.progress("time", f"{len(built)} builds, interleaved", 0.0)
@@ -206,6 +215,15 @@ class Bench:
             progress=lambda text, share: self.progress("device", f"{self.device}: {text}", share),
         )  # fmt: skip
         return {c.key: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
+
+    def _least(self, built: list[Candidate], times: dict[str, Measurement]) -> Measurement:
+        """The latency of the fastest unquantized build; of the first one where no latency can be had."""
+        floats = [times[c.key] for c in built if not c.quantized]
+        alive = [latency for latency in floats if latency.status != "not measured"]
+        if not alive and (self.measures or not floats):
+            reasons = "; ".join(f"{c.label}: {times[c.key].reason}" for c in built)
+            raise RuntimeFailed(f"no unquantized build runs on {self.target.name}: {reasons}")
+        return min(alive, key=lambda latency: latency.value) if alive else floats[0]
 
     def outputs(self, candidate: Candidate, dataset: Any, out: Path) -> Path:
         """The candidate's outputs on a dataset, in the .npy file `out`, whole or not at all."""
@@ -258,15 +276,6 @@ def _artifact(candidate: Candidate) -> Artifact:
     return candidate.artifact
 
 
-def _least(built: list[Candidate], times: dict[str, Measurement], target: str) -> Measurement:
-    """The latency of the fastest unquantized build."""
-    alive = [times[c.key] for c in built if not c.quantized and times[c.key].status != "not measured"]
-    if not alive:
-        reasons = "; ".join(f"{c.label}: {times[c.key].reason}" for c in built)
-        raise RuntimeFailed(f"no unquantized build runs on {target}: {reasons}")
-    return min(alive, key=lambda latency: latency.value)
-
-
 def fastest(candidates: list[Candidate]) -> Candidate:
     """The unquantized candidate with the least latency.
 
@@ -290,6 +299,8 @@ def is_faster(candidate: Candidate) -> bool:
 def within(candidate: Candidate, budget: Budget, gate: quality.Gate) -> str:
     """Which limit the candidate breaks, in words with figures; empty when none."""
     latency, artifact = candidate.latency, candidate.artifact
+    if budget.max_latency_ms is not None and latency is not None and latency.status == "not measured":
+        return f"latency is not known, and --max-latency asks for it: {latency.reason}"
     if budget.max_latency_ms is not None and latency is not None and latency.value > budget.max_latency_ms:
         return f"latency {latency.value:.3g} ms is over --max-latency {budget.max_latency_ms:g} ms"
     if budget.max_size_bytes is not None and artifact is not None and artifact.size_bytes > budget.max_size_bytes:

@@ -164,7 +164,7 @@ def _built(
     folder = profiling_builds.home() / files.key(probe["input"], probe["layers"])
     graph = None
     try:
-        graph = dataclasses.replace(profiling_builds.export(probes.stage(probe), folder, [runtime]), plan=plan)
+        graph = dataclasses.replace(profiling_builds.export(lambda: probes.stage(probe), folder, [runtime]), plan=plan)
         return graph, build(graph, folder / f"{runtime}-{files.key(dataclasses.asdict(plan))}"), ""
     except errors.EdgegenError as error:
         return graph, None, " ".join(str(error).split())[:300]

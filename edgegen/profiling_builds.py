@@ -21,19 +21,22 @@ def home() -> Path:
     return files.cache_folder() / "probes"
 
 
-def export(stage: Stage, folder: Path, runtimes: Sequence[str]) -> Graph:
-    """The stage as ONNX, and as a torch program where a runtime converts from one; what is there is kept."""
+def export(make: Callable[[], Stage], folder: Path, runtimes: Sequence[str]) -> Graph:
+    """A stage as ONNX, and as a torch program where a runtime converts from one; what is there is kept.
+
+    make: gives the stage; not called when all is there.
+    """
     told = folder / "graph.json"
     if told.is_file():
         graph = serial.from_json(Graph, json.loads(told.read_text(encoding="utf-8")))
     else:
-        graph = onnx_graph.to_onnx(stage, folder / "model.onnx")
+        graph = onnx_graph.to_onnx(make(), folder / "model.onnx")
         files.write_json(told, serial.to_json(graph))
     if not any(getattr(registry.module("runtimes", name), "NEEDS_PROGRAM", False) for name in runtimes):
         return graph
     file = folder / "model.pt2"
     if not file.is_file():
-        program.save(stage, file)
+        program.save(make(), file)
     return dataclasses.replace(graph, program=file)
 
 

@@ -108,7 +108,7 @@ def stamps(run: Run) -> list[str]:
     if run.request.latency_only:
         found.append("not for accuracy: --latency-only, random calibration, no quality was measured")
     if not run.bench.measures:
-        found.append(f"latency on {run.target.name} is not measured: no device; what stands beside it is an estimate")
+        found.append(f"latency on {run.target.name} is not measured: no device; a latency beside it is an estimate")
     return found
 
 
@@ -122,6 +122,9 @@ def headline(run: Run, final: Final) -> str:
         cost += f" (drop {max(chosen.drop, 0.0):.3g} of {run.budget.max_quality_drop:g} {run.gate.unit} allowed)"
     smaller = _size(baseline) / max(_size(chosen), 1)
     where = f"on {run.target.name}"
+    if chosen.unknown:
+        told = f"latency neither measured (no device) nor estimated; {smaller:.1f}x smaller than {baseline.label}"
+        return f"{run.model.name} {where}: {told}{cost}."
     if not run.bench.measures:
         return (
             f"{run.model.name} {where}: latency not measured (no device); predicted {chosen.gain:.2f}x against"
