@@ -342,3 +342,11 @@ def test_feature_layers_must_be_in_both_and_fit() -> None:
         nn_losses.named_pairs(a, b, inputs, ["7"])
     with pytest.raises(ValueError, match=r"gives \(1, 3, 4, 4\) in the student and \(1, 3, 2, 2\) in the teacher"):
         nn_losses.named_pairs(a, b, inputs, ["1"])
+
+
+def test_the_psnr_loss_counts_each_image_alike() -> None:
+    wanted = torch.zeros(2, 3, 4, 4)
+    found = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])  # 20 and 40 dB
+    assert math.isclose(nn_losses.decibels(found, wanted).item(), -3.0, abs_tol=1e-5)
+    assert math.isclose(nn_losses.decibels(2 * found, wanted, 2.0).item(), -3.0, abs_tol=1e-5)
+    assert nn_losses.decibels(found / 10, wanted) < nn_losses.decibels(found, wanted)

@@ -28,6 +28,12 @@ def squared(student: torch.Tensor, teacher: torch.Tensor, span: float = 1.0) -> 
     return (student.float() - teacher.float()).pow(2).mean() / span**2
 
 
+def decibels(student: torch.Tensor, teacher: torch.Tensor, span: float = 1.0) -> torch.Tensor:
+    """Minus the mean PSNR over the images (N, C, H, W), in units of 10 dB: easy images count as much as hard ones."""
+    error = (student.float() - teacher.float()).pow(2).flatten(1).mean(1) / span**2
+    return error.clamp_min(1e-8).log10().mean()
+
+
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
     """KL(teacher || student) of logits (N, classes) softened by `temperature`, times temperature^2; 0 when equal."""
     target = F.log_softmax(teacher.float() / temperature, 1)

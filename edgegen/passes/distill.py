@@ -20,7 +20,10 @@ from edgegen.nn import losses as nn_losses
 from edgegen.passes import _lessons
 from edgegen.types import Job, Model, PassResult
 
-LOSSES = ("output", "l2", "perceptual", "reference", "reference_l2", "labels", "features")
+LOSSES = ("output", "l2", "perceptual", "reference", "reference_l2", "reference_psnr", "labels", "features")
+_TO_REFERENCE = {
+    "reference": nn_losses.absolute, "reference_l2": nn_losses.squared, "reference_psnr": nn_losses.decibels,
+}  # fmt: skip
 FROM_TEACHER = ("output", "l2", "perceptual", "features")
 
 
@@ -51,9 +54,9 @@ def distill(
 
     Args:
         losses: names, or a table name -> weight, of: output (L1 for images, softened KL for classes), l2, perceptual
-            (`encoder`: cifar or mnist), reference (L1 to the sample's reference), reference_l2 (squared: what PSNR
-            counts), labels (cross entropy), features (inner maps of up to four layers). `features` and `reference`
-            add those two with a weight.
+            (`encoder`: cifar or mnist), reference (L1 to the sample's reference), reference_l2 (squared),
+            reference_psnr (its logarithm for each image: the mean PSNR itself), labels (cross entropy), features (inner
+            maps of up to four layers). `features` and `reference` add those two with a weight.
         crop: train on random squares of this many input pixels (not for classification). margin: input pixels at each
             edge of a crop in which the output is not compared with the reference: it is computed from padding there.
         feature_layers: modules whose outputs the loss features compares; none: up to four layers over the depth. A
@@ -171,9 +174,8 @@ class _Lesson:
             return self.features()
         if name == "labels":
             return nn_losses.cross_entropy(found[0], batch["label"])
-        if name in ("reference", "reference_l2"):
-            loss = nn_losses.absolute if name == "reference" else nn_losses.squared
-            return loss(*self._inner(found[0], batch), self.span)
+        if name in _TO_REFERENCE:
+            return _TO_REFERENCE[name](*self._inner(found[0], batch), self.span)
         parts = [self._compare(name, a, b) for a, b in zip(found, taught, strict=True)]
         return torch.stack(parts).mean()
 
@@ -245,7 +247,7 @@ def _frozen(module: nn.Module, device: str) -> nn.Module:
 
 
 def _check_data(table: Mapping[str, float], first: _lessons.Batch) -> None:
-    for name, key in (("reference", "reference"), ("reference_l2", "reference"), ("labels", "label")):
+    for name, key in (*((name, "reference") for name in _TO_REFERENCE), ("labels", "label")):
         if name in table and first[key] is None:
             raise ValueError(f"loss {name} needs samples with a {key}, and this data has none; leave it out")
 
