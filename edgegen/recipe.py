@@ -118,7 +118,7 @@ def with_kept(recipe: Recipe, kept: tuple[str, ...]) -> Recipe:
 
 
 def groups(recipe: Recipe) -> list[tuple[Step, ...]]:
-    """The structural steps in the units in which they are judged: up to and including the next `distill`.
+    """The structural steps in the units in which they are judged: up to and including the `distill` steps that follow.
 
     Pruning alone costs quality that recovery brings back, so the two are kept or undone together.
     """
@@ -127,10 +127,10 @@ def groups(recipe: Recipe) -> list[tuple[Step, ...]]:
     for step in recipe.steps:
         if step.name in PRECISION_PASSES:
             continue
-        open_group.append(step)
-        if step.name == "distill":
+        if open_group and open_group[-1].name == "distill" and step.name != "distill":
             result.append(tuple(open_group))
             open_group = []
+        open_group.append(step)
     return result + ([tuple(open_group)] if open_group else [])
 
 

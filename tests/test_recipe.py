@@ -63,3 +63,11 @@ def test_steps_are_judged_up_to_the_next_distillation_and_precision_passes_apart
         ["prune_channels", "prune_channels", "distill"],
         ["prune_channels"],
     ]
+
+
+def test_several_rounds_of_distillation_are_judged_together() -> None:
+    names = ("prune_blocks", "reconstruct", "distill", "distill", "prune_channels", "distill")
+    groups = recipe.groups(Recipe(steps=tuple(Step(name=n) for n in names)))
+    assert [[s.name for s in g] for g in groups] == [
+        ["prune_blocks", "reconstruct", "distill", "distill"], ["prune_channels", "distill"],
+    ]  # fmt: skip
