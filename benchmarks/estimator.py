@@ -159,7 +159,7 @@ def main() -> None:
     """Profile, fit, validate; or build only, or only the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0, help="for the operator tables of all runtimes together")
-    parser.add_argument("--operators", type=int, default=120, help="most small networks a runtime and precision")
+    parser.add_argument("--operators", type=int, default=150, help="most small networks a runtime and precision")
     parser.add_argument("--pair", nargs="*", default=[" ".join(pair) for pair in PAIRS], help='such as "openvino int8"')
     parser.add_argument("--only", nargs="*", default=[], help="networks")
     parser.add_argument("--build-only", action="store_true", help="export and build, time nothing")

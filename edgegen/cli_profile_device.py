@@ -17,7 +17,7 @@ def profile_device(
     device: Annotated[str, typer.Option(help="local, ssh://user@host[:port] or adb[:serial].")] = "local",
     out: Annotated[Path | None, typer.Option(help="Table to write or continue; default operators-TARGET.json.")] = None,
     minutes: Annotated[float, typer.Option(help="Time for all of it; a second call goes on.", min=0.1)] = 20.0,
-    operators: Annotated[int, typer.Option(help="Most small networks a runtime and precision.", min=1)] = 120,
+    operators: Annotated[int, typer.Option(help="Most small networks a runtime and precision.", min=1)] = 150,
     model: Annotated[list[str] | None, typer.Option(help="Time operators of this model too; repeatable.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     build_only: Annotated[bool, typer.Option(help="Export and build, time nothing.")] = False,

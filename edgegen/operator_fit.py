@@ -1,19 +1,22 @@
 """From timed small networks to the time of a kernel: a physical base, corrected by a Gaussian process.
 
-A network takes the sum over its kernels of base(kernel) x exp(g(kernel)). The base is seconds = launch + MACs x a +
-bytes x b + weight bytes x c with non-negative coefficients of each kind, fitted to relative errors; no kernel may beat
-the best rate of the whole table. log T is nearly linear in g, each kernel with its share of the time as weight, so g is
-the posterior mean of a Gaussian process that was seen through sums (Rasmussen and Williams, 2006, section 2.2); its
-smoothness is what has the least error on networks left out, in five folds. Far from the table g falls back to the mean
-of its kind: what is left there is the base, which grows with the work. Plain numpy, deterministic, below a second.
+A network takes the sum over its kernels of base(kernel) x exp(g(kernel)). The base is a launch + MACs x a + bytes x b +
+weight bytes x c + curved elements x d with non-negative coefficients of each kind, fitted to relative errors; no kernel
+may beat the best rate of the whole table. log T is nearly linear in g, each kernel weighted with its share of the time:
+g is the posterior mean of a Gaussian process that was seen through sums (Rasmussen and Williams, 2006, section 2.2).
+Its smoothness is what has the least error on networks left out, in five folds. Far from the table g falls back to the
+mean of its kind: what is left is the base, which grows with the work. Plain numpy, deterministic, below a second.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,20 +32,23 @@ _HEIGHTS = (0.1, 0.25, 0.5)  # standard deviation of what depends on the feature
 _NOISES = (0.03, 0.1)  # of a measurement and of what features do not tell
 _OF_ALL, _OF_KIND = 0.1, 0.25  # standard deviations of what all kernels, and all of one kind, have in common
 _STEPS = 3  # of Gauss and Newton, as shares depend on g
+_WIDTH = 5  # columns of the base
+_OUTLIER = 0.3  # relative errors of the base beyond this count less
 _FASTER = 1.5  # no kernel is more than this times faster a MAC than the fastest network of the table
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A timed network: its kernels and its median in ms."""
+    """A timed network: its kernels, its median in ms, and how far its rounds lay apart, as a share of the median."""
 
     kernels: tuple[Kernel, ...]
     ms: float
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `predict` needs. rates: kind -> ms of a launch, a MAC, a byte moved, a weight byte. points, kinds: kernels
+    """What `predict` needs. rates: kind -> ms of each of the base's columns. points, kinds: kernels
     of the table as features; weights: of the process at them. error: relative, on networks left out (median, p90)."""
 
     rates: dict[str, Array]
@@ -62,6 +68,20 @@ def fit(samples: Sequence[Sample]) -> Fit:
     """
     if len(samples) < LEAST or not all(sample.ms > 0 and math.isfinite(sample.ms) for sample in samples):
         raise errors.UsageError(f"a fit needs at least {LEAST} networks with positive times, got {len(samples)}")
+    with _one_thread():
+        return _fit(samples)
+
+
+def _one_thread() -> contextlib.AbstractContextManager[Any]:
+    """Threads of small matrix products stand in each other's way: 20 s in place of 0.5 s on a busy host."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return contextlib.nullcontext()
+    import threadpoolctl
+
+    return threadpoolctl.threadpool_limits(1)
+
+
+def _fit(samples: Sequence[Sample]) -> Fit:
     whole, folds = _Data.of(samples), _folds(samples)
     best, off, chosen = math.inf, np.zeros(0), (0.0, 0.0, 0.0)
     for scale in _SCALES:
@@ -88,6 +108,7 @@ class _Data:
     kinds: Array
     owner: Array
     times: Array
+    spread: Array
 
     @staticmethod
     def of(samples: Sequence[Sample], rates: dict[str, Array] | None = None) -> _Data:
@@ -97,7 +118,7 @@ class _Data:
             known, np.array([_base(kernel, known) for kernel, _ in every]),
             np.concatenate([_features(sample.kernels) for sample in samples]),
             np.array([KINDS.index(kernel.kind) for kernel, _ in every]), np.array([row for _, row in every]),
-            np.log([sample.ms for sample in samples]),
+            np.log([sample.ms for sample in samples]), np.array([sample.spread for sample in samples]),
         )  # fmt: skip
 
 
@@ -132,7 +153,8 @@ def unknown(fitted: Fit, kernels: Sequence[Kernel]) -> list[str]:
 
 
 def _features(kernels: Sequence[Kernel]) -> Array:
-    """(kernels, features) in octaves: sizes, window, how full the last block of channels is, the whole working set."""
+    """(kernels, features) in octaves: sizes, window, how full the last block of channels is, whether weights fit into a
+    cache, the whole working set."""
     total = math.log2(1 + sum(k.bytes_weights + k.bytes_moved for k in kernels)) / 2
     rows = []
     for k in kernels:
@@ -142,7 +164,8 @@ def _features(kernels: Sequence[Kernel]) -> Array:
             math.log2(k.kernel[0] * k.kernel[1]), math.log2(max(1, k.stride)), math.log2(max(1, k.groups)) / 2,
             2 * math.log2(math.ceil(k.channels_out / 16) * 16 / k.channels_out),
             2 * math.log2(math.ceil(depth / 8) * 8 / depth) if depth > 1 else 0.0,
-            math.log2(1 + k.bytes_moved / 1024) / 2, total, 4.0 * (k.precision == "int8"),
+            3 * math.tanh(math.log2((1 + k.bytes_weights) / 1e6) / 2), math.log2(1 + k.bytes_moved / 1024) / 2, total,
+            4.0 * (k.precision == "int8"),
         ])  # fmt: skip
     return np.array(rows, dtype=np.float64).reshape(len(kernels), -1)
 
@@ -160,53 +183,67 @@ def _covariance(shape: Array, kinds_a: Array, kinds_b: Array, height: float) -> 
 
 def _posterior(prior: Array, data: _Data, noise: float) -> Array:
     """Weights of the process at the kernels."""
-    count, size = len(data.times), len(data.base)
-    g, weights = np.zeros(size), np.zeros(size)
+    first = np.flatnonzero(np.diff(data.owner, prepend=-1))  # of each network's kernels
+    g, weights = np.zeros(len(data.base)), np.zeros(len(data.base))
     for _ in range(_STEPS):
         parts = data.base * np.exp(np.clip(g, -3, 3))
-        total = np.bincount(data.owner, parts, count)
-        mix = np.zeros((count, size))
-        mix[data.owner, np.arange(size)] = parts / total[data.owner]
-        residual = data.times - np.log(total) + mix @ g
-        weights = mix.T @ np.linalg.solve(mix @ prior @ mix.T + noise**2 * np.eye(count), residual)
+        total = np.add.reduceat(parts, first)
+        share = parts / total[data.owner]
+        residual = data.times - np.log(total) + np.add.reduceat(share * g, first)
+        summed = np.add.reduceat(np.add.reduceat(share[:, None] * prior * share, first, 0), first, 1)
+        weights = share * np.linalg.solve(summed + np.diag(noise**2 + data.spread**2), residual)[data.owner]
         g = prior @ weights
     return weights
 
 
 def _base(kernel: Kernel, rates: dict[str, Array]) -> float:
-    row = rates.get(kernel.kind, rates["of all"] if kernel.kind != "run" else np.zeros(4))
+    row = rates.get(kernel.kind, rates["of all"] if kernel.kind != "run" else np.zeros(_WIDTH))
     return max(float(row @ _columns(kernel)), 1e-7)
 
 
 def _columns(kernel: Kernel) -> Array:
-    return np.array([1.0, kernel.macs, kernel.bytes_moved, kernel.bytes_weights])
+    return np.array([1.0, kernel.macs, kernel.bytes_moved, kernel.bytes_weights, kernel.curved])
 
 
 def _rates(samples: Sequence[Sample]) -> dict[str, Array]:
     """Coefficients of each kind that is there, and "of all": one set for all kinds together, for those that are not."""
     kinds = [kind for kind in KINDS if any(k.kind == kind for s in samples for k in s.kernels)]
-    table = np.zeros((len(samples), len(kinds), 4))
+    table = np.zeros((len(samples), len(kinds), _WIDTH))
     for row, sample in enumerate(samples):
         for kernel in sample.kernels:
             table[row, kinds.index(kernel.kind)] += _columns(kernel)
     times = np.array([sample.ms for sample in samples])
-    floors = np.zeros((len(kinds), 4))
+    floors = np.zeros((len(kinds), _WIDTH))
     macs = table[:, :, 1].sum(1)
     if macs.any():
         floors[[kind in WORK for kind in kinds], 1] = (times / np.maximum(macs, 1))[macs > 0].min() / _FASTER
+    moved = table[:, :, 2].sum(1)
+    if moved.any():
+        quickest = (times / np.maximum(moved, 1))[moved > 0].min() / _FASTER
+        floors[[kind not in (*WORK, "input", "output", "run") for kind in kinds], 2] = quickest
     if "run" in kinds:  # an empty graph still is a call; nothing takes less than a share of the quickest network
         floors[kinds.index("run"), 0] = 0.3 * times.min()
-    width = len(kinds) * 4
-    found = floors + _non_negative(table.reshape(len(samples), width), times, floors.reshape(width)).reshape(-1, 4)
+    width = len(kinds) * _WIDTH
+    sure = 1 / (1 + np.array([sample.spread for sample in samples]) / 0.1)
+    found = floors + _robust(table.reshape(len(samples), width), times, floors.reshape(width), sure).reshape(-1, _WIDTH)
     whole = table[:, [kind != "run" for kind in kinds]].sum(1)
     rates = {kind: found[index] for index, kind in enumerate(kinds)}
-    return {**rates, "of all": _non_negative(whole, times, np.zeros(4))}
+    return {**rates, "of all": _robust(whole, times, np.zeros(_WIDTH), sure)}
 
 
-def _non_negative(columns: Array, times: Array, floors: Array) -> Array:
-    """x >= 0 with the least sum of ((columns (x + floors) - times) / times)^2: coordinate descent, a little ridge."""
+def _robust(columns: Array, times: Array, floors: Array, sure: Array) -> Array:
+    """Non-negative x with columns (x + floors) near the times, relative to them; outliers count less (Huber)."""
     scaled = columns / times[:, None]
-    target = 1.0 - scaled @ floors
+    target, weights, found = 1.0 - scaled @ floors, sure, floors
+    for _ in range(4):
+        found = _non_negative(scaled * weights[:, None], target * weights)
+        off = np.abs(scaled @ found - target)
+        weights = sure * np.sqrt(_OUTLIER / np.maximum(off, _OUTLIER))
+    return found
+
+
+def _non_negative(scaled: Array, target: Array) -> Array:
+    """x >= 0 with the least |scaled x - target|^2: coordinate descent, a little ridge."""
     size = np.sqrt((scaled**2).sum(0))
     alive = np.flatnonzero(size > 0)
     unit = scaled[:, alive] / size[alive]
@@ -218,6 +255,6 @@ def _non_negative(columns: Array, times: Array, floors: Array) -> Array:
             x[j] = max(0.0, x[j] + (aim[j] - gram[j] @ x) / gram[j, j])
         if np.abs(x - before).max(initial=0.0) < 1e-9 * max(1.0, np.abs(x).max(initial=0.0)):
             break
-    found = np.zeros(columns.shape[1])
+    found = np.zeros(scaled.shape[1])
     found[alive] = x / size[alive]
     return found

@@ -83,10 +83,21 @@ def save(table: Mapping[str, Any], file: Path) -> None:
 def samples(table: Mapping[str, Any], runtime: str, precision: str) -> list[operator_fit.Sample]:
     """The measured networks of one runtime and precision, for a fit."""
     return [
-        operator_fit.Sample(tuple(operators.from_row(row) for row in entry["kernels"]), float(entry["ms"]))
+        operator_fit.Sample(
+            tuple(operators.from_row(row) for row in entry["kernels"]), float(entry["ms"]), spread(entry)
+        )
         for entry in table["entries"]
         if (entry["runtime"], entry["precision"], entry["status"]) == (runtime, precision, "measured")
     ]
+
+
+def spread(entry: Mapping[str, Any]) -> float:
+    """How far the rounds of an entry lie apart: (90th - 10th percentile) / median of the round medians."""
+    rounds = entry.get("round_medians")
+    if not rounds:
+        return 0.0
+    low, high = np.percentile(rounds, [10, 90])
+    return float((high - low) / entry["ms"])
 
 
 def mismatch(table: Mapping[str, Any], target: Target, runtime: str, precision: str) -> str:

@@ -54,13 +54,17 @@ FUSED: Mapping[str, frozenset[str]] = {
     "litert": frozenset(("Relu", "Clip")),
     "ncnn": frozenset(("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "Mish")),
 }
+_CURVED = frozenset((
+    "Elu", "Erf", "Exp", "Gelu", "Log", "Mish", "Pow", "Sigmoid", "Silu", "Softmax", "Softplus", "Tanh",
+))  # fmt: skip
 SHORTCUTS = frozenset(("onnxruntime", "openvino", "tensorrt", "coreml"))
 
 
 @dataclass(frozen=True)
 class Kernel:
     """Work of one kernel. bytes_in, bytes_weights, bytes_out in its precision; height, width, kernel: of the output and
-    of the window (for matrices: rows and 1). fused: operations that cost nothing of their own here."""
+    of the window (for matrices: rows and 1). fused: operations that are part of it. curved:
+    elements that an exponential or the like is taken of."""
 
     kind: str
     macs: int = 0
@@ -75,6 +79,7 @@ class Kernel:
     stride: int = 1
     groups: int = 1
     precision: str = "fp32"
+    curved: int = 0
     name: str = ""
     fused: tuple[str, ...] = ()
 
@@ -183,7 +188,8 @@ class _Reader:
             shape = {"channels_in": depth, "channels_out": cost.output_shape[-1], "height": rows, "groups": batch}
         return Kernel(
             kind, cost.macs, size * (math.prod(first) + extra + (0 if cost.weight else math.prod(second))),
-            size * cost.params, size * math.prod(out), precision=precision, name=node.name, fused=fused, **shape,
+            size * cost.params, size * math.prod(out), precision=precision, name=node.name, fused=fused,
+            curved=math.prod(out) * len(_CURVED & set(fused)), **shape,
         )  # fmt: skip
 
     def _precision(self, node: Any, weighted: bool) -> str:
@@ -276,7 +282,7 @@ class _Reader:
             size * params, size * sum(self._size(name) for name in outputs),
             before[1] if len(before) == 4 else channels, channels, space[0], space[1],
             _window(node), precision=self.plan.rest if self.plan.precision == "int8" else self.plan.precision,
-            name=node.name, fused=(op,),
+            name=node.name, fused=(op,), curved=self._size(end) * (op in _CURVED),
         )  # fmt: skip
 
     def _left(self, name: str) -> list[Any]:

@@ -33,6 +33,8 @@ def sample(count: int, seed: int = 0) -> list[Probe]:
         for make in STRATA:
             number += 1
             made = make(random.Random(f"{seed} {number}"))
+            if make not in LARGE:  # a small output: whether large ones cost page faults depends on what ran before
+                made["layers"] = [*made["layers"], ["mean"] if len(made["input"]) == 3 else ["pool", "global"]]
             found.append({**made, "name": f"{make.__name__.strip('_')} {number}"})
     return found[:count]
 
@@ -76,7 +78,7 @@ def _size(rng: random.Random, widths: Sequence[int], spaces: Sequence[int], most
 
 def _conv(rng: random.Random, window: int, stride: int = 1, acts: tuple[str, ...] = _ACTS) -> Probe:
     def draw() -> tuple[Probe, float]:
-        into, space = rng.choice(_WIDTHS), rng.choice(_SPACES)
+        into, space = _size(rng, _WIDTHS, _SPACES, 8e5)
         out = rng.choice((into, into, rng.choice(_WIDTHS)))
         act = rng.choice(acts)
         times = rng.choice((1, 2, 4)) if stride == 1 else 1
@@ -116,6 +118,14 @@ def _depthwise(rng: random.Random) -> Probe:
     act, window = rng.choice(_ACTS), rng.choice((3, 3, 5, 7))
     layers: Layers = [["conv", width, window, 1, width, act] for _ in range(3)]
     return _probe("", [1, width, space, space], [*layers, ["conv", width, window, rng.choice((1, 2)), width, act]])
+
+
+def _heavy(rng: random.Random) -> Probe:
+    """Weights that fill the caches."""
+    width, space = _size(rng, (192, 256, 320, 384, 512), (7, 8, 14, 16, 28), 2.1e5)
+    out = rng.choice((width, width, min(640, 2 * width)))
+    layers: Layers = [["conv", out, rng.choice((1, 3, 3)), 1, 1, "relu"]]
+    return _probe("", [1, width, space, space], layers + layers[: rng.choice((0, 1))])
 
 
 def _grouped(rng: random.Random) -> Probe:
@@ -191,7 +201,8 @@ def _normed(rng: random.Random) -> Probe:
 def _pooled(rng: random.Random) -> Probe:
     width, space = _size(rng, _WIDTHS, _SPACES[2:], 1e6)
     how = rng.choice(("max 3", "max 2", "avg 2", "avg 3"))
-    layers = [["conv", width, 1, 1, width, "relu"], ["pool", how], ["pool", "global"], ["conv", 4 * width, 1, 1, 1, ""]]
+    layers: Layers = [["conv", width, 1, 1, width, "relu"], ["pool", how], ["pool", "global"]]
+    layers.append(["conv", 4 * width, 1, 1, 1, ""])
     return _probe("", [1, width, space, space], layers)
 
 
@@ -217,8 +228,9 @@ def _copied(rng: random.Random) -> Probe:
 
 STRATA = (
     _conv3, _conv1, _inverted, _basic, _transformer, _depthwise, _strided, _bottleneck, _large, _copied, _normed,
-    _linear, _convnext, _enlarge, _grouped, _conv3, _elementwise, _pooled, _moved, _conv1, _inverted,
+    _linear, _convnext, _enlarge, _grouped, _heavy, _elementwise, _pooled, _moved, _conv1, _inverted, _conv3, _enlarge,
 )  # fmt: skip
+LARGE = (_copied, _large, _enlarge)
 
 
 def stage(probe: Probe, seed: int = 0) -> Stage:

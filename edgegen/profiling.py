@@ -23,6 +23,7 @@ Progress = Callable[[str, float], None]
 Pair = tuple[str, str]
 LIMITS = measuring.Limits(seconds=180.0)
 SAMPLES = 100
+UNSTEADY = 0.3  # spread of rounds; what lies farther apart is measured again by the next call
 SPARE = 2.0  # our own threads count in the load average as well
 
 
@@ -32,7 +33,7 @@ class Settings:
     networks that are loaded at the same time. seconds: of runs of each network in each round."""
 
     minutes: float = 20.0
-    count: int = 120
+    count: int = 150
     batch: int = 6
     rounds: int = 5
     seconds: float = 0.05
@@ -134,7 +135,7 @@ def _pair(
 ) -> None:  # fmt: skip
     runtime, precision = pair
     done = {files.key(e["probe"]["input"], e["probe"]["layers"]) for e in table["entries"]
-            if (e["runtime"], e["precision"]) == pair and not e.get("busy")}  # fmt: skip
+            if (e["runtime"], e["precision"]) == pair and not e.get("busy") and not _again(e)}  # fmt: skip
     left = [probe for probe in wanted[: how.count] if files.key(probe["input"], probe["layers"]) not in done]
     with profiling_builds.building(runtime, target, how.limits) as build:
         for start in range(0, len(left), how.batch):
@@ -155,6 +156,11 @@ def _pair(
             table["machine"]["busy"] = any(e.get("busy") for e in table["entries"])
             operator_table.save(table, file)
     progress(f"{runtime} {precision}", 1.0)
+
+
+def _again(entry: Mapping[str, Any]) -> bool:
+    """Whether something disturbed the timing, so that another call repeats it."""
+    return entry["status"] == "measured" and operator_table.spread(entry) > UNSTEADY
 
 
 def _built(
@@ -179,8 +185,10 @@ def _timed(
     times = iter(time_them([artifact for _, artifact in alive], feeds, target, how) if alive else [])
     entries = []
     for probe, (graph, artifact, why) in zip(batch, made, strict=True):
-        entry = {"runtime": pair[0], "precision": pair[1], "plan": plan.label, "probe": dict(probe),
-                 "date": time.strftime("%Y-%m-%d"), "kernels": [], "status": "not measured", "reason": why}  # fmt: skip
+        entry: dict[str, Any] = {
+            "runtime": pair[0], "precision": pair[1], "plan": plan.label, "probe": dict(probe),
+            "date": time.strftime("%Y-%m-%d"), "status": "not measured", "reason": why, "kernels": [],
+        }  # fmt: skip
         if graph is not None:
             entry["kernels"] = [operators.to_row(kernel) for kernel in operators.kernels(graph.onnx, pair[0], plan)]
         if graph is not None and artifact is not None:

@@ -6,7 +6,7 @@ move the channels there and back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,13 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c))
 
 
+class Mean(nn.Module):
+    """(N, tokens, channels) to (N, channels)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
 class Permute(nn.Module):
     """Axes in another order."""
 
@@ -96,7 +103,7 @@ def network(shape: Sequence[int], layers: Sequence[Sequence[Any]]) -> nn.Sequent
 
 
 def _layer(op: str, rest: list[Any], shape: Shape) -> nn.Module:
-    maker = _MAKERS.get(op)
+    maker: Callable[..., nn.Module] | None = _MAKERS.get(op)  # type: ignore[assignment]  # of different arguments
     if maker is None:
         raise UsageError(f"a probe's layer must be one of {', '.join(_MAKERS)}, got {op!r}")
     return maker(shape, *rest)
@@ -157,6 +164,7 @@ _MAKERS = {
     "layernorm": lambda shape: nn.LayerNorm(shape[-1]),
     "attention": lambda shape, heads: Attention(shape[-1], heads),
     "excite": lambda shape, reduction: Excite(shape[1], reduction),
+    "mean": lambda shape: Mean(),
     "last": lambda shape: Permute(0, 2, 3, 1),
     "first": lambda shape: Permute(0, 3, 1, 2),
     "residual": lambda shape, body, act: Residual(network(shape, body), _act(shape, act)),
