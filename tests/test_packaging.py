@@ -23,7 +23,7 @@ DISTRIBUTIONS = {
     "onnx_ir": "onnx-ir",
     "google": "onnx",  # google.protobuf, which onnx requires
     "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "torch_pruning": "torch-pruning",
-    "torch_fidelity": "torch-fidelity",
+    "torch_fidelity": "torch-fidelity", "litert_converter": "litert-torch",
 }  # fmt: skip
 # torchvision asks for one exact torch; whatever asks for torchvision may bring another torch along
 NEED_TORCHVISION = {"torchvision", "timm", "torch-fidelity"}
