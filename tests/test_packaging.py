@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
     "google": "onnx",  # google.protobuf, which onnx requires
     "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "torch_pruning": "torch-pruning",
     "torch_fidelity": "torch-fidelity", "litert_converter": "litert-torch",
+    "threadpoolctl": "scikit-learn",
 }  # fmt: skip
 # torchvision asks for one exact torch; whatever asks for torchvision may bring another torch along
 NEED_TORCHVISION = {"torchvision", "timm", "torch-fidelity"}
