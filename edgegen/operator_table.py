@@ -22,6 +22,8 @@ from edgegen.types import Target
 SCHEMA = "edgegen operator table 1"
 _FIELDS = {"schema": str, "target": str, "device": str, "machine": dict, "threads": int, "created": str,
            "edgegen": str, "versions": dict, "entries": list, "validation": dict}  # fmt: skip
+LEAST = 30
+"""Networks of a runtime and precision below which a table makes no estimate."""
 _ENTRY = ("runtime", "precision", "probe", "kernels", "status")
 
 
@@ -114,7 +116,7 @@ def mismatch(table: Mapping[str, Any], target: Target, runtime: str, precision: 
     if wanted and measured and _short(measured) != _short(wanted):
         return f"measured with {runtime} {measured}, not {wanted}"
     count = len(samples(table, runtime, precision))
-    return "" if count >= operator_fit.LEAST else f"holds {count} networks of {runtime} {precision}"
+    return "" if count >= LEAST else f"holds only {count} networks of {runtime} {precision}"
 
 
 def _short(version: str) -> tuple[str, ...]:

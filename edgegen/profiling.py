@@ -6,11 +6,13 @@ Exports and builds are kept in the cache folder: they may be made while the mach
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ Pair = tuple[str, str]
 LIMITS = measuring.Limits(seconds=180.0)
 SAMPLES = 100
 UNSTEADY = 0.3  # spread of rounds; what lies farther apart is measured again by the next call
-SPARE = 2.0  # our own threads count in the load average as well
+SPARE = 0.5  # our own threads count in the load average as well
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,30 @@ def time_them(artifacts: Sequence[Artifact], feeds: Sequence[Any], target: Targe
     if how.device != "local":
         settings = on_device.Settings(how.rounds, None, how.seconds, how.warm_seconds, cold=1, seed=how.seed)
         return on_device.time_artifacts(artifacts, target.name, how.device, settings=settings)
-    return measuring.time_interleaved(
-        artifacts, feeds, rounds=how.rounds, seconds=how.seconds, warm_seconds=how.warm_seconds, seed=how.seed,
-        limits=how.limits,
-    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        return measuring.time_interleaved(
+            _opened(artifacts, how.limits, stack), feeds, rounds=how.rounds, seconds=how.seconds,
+            warm_seconds=how.warm_seconds, seed=how.seed, limits=how.limits,
+        )  # fmt: skip
+
+
+def _opened(
+    artifacts: Sequence[Artifact], limits: measuring.Limits, stack: contextlib.ExitStack
+) -> list[Artifact | measuring.Worker]:
+    """Workers, started side by side, as imports take longer than timing; what does not start stays an artifact."""
+
+    def start(artifact: Artifact) -> Artifact | measuring.Worker:
+        try:
+            return measuring.Worker(artifact, limits).__enter__()
+        except errors.RuntimeFailed:
+            return artifact
+
+    pool = stack.enter_context(ThreadPoolExecutor(local.cores()))  # its threads live as long as the workers must
+    items = list(pool.map(start, artifacts))
+    for item in items:
+        if isinstance(item, measuring.Worker):
+            stack.callback(item.__exit__)
+    return items
 
 
 def open_table(file: Path, target: Target, device: str = "local") -> dict[str, Any]:

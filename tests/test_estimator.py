@@ -166,7 +166,7 @@ def test_an_estimate_comes_from_the_table_with_its_error_beside_it(tmp_path: Pat
     [
         ({"target": "other"}, BOARD, "measured on other, not on board"),
         ({"threads": 4}, BOARD, "with 4 threads, not 2"),
-        ({"entries": []}, BOARD, "holds 0 networks of onnxruntime fp32"),
+        ({"entries": []}, BOARD, "holds only 0 networks of onnxruntime fp32"),
         ({"machine": {"cpu_model": "synthetic", "busy": True}}, BOARD, "while the machine was busy"),
         ({}, dataclasses.replace(BOARD, is_host=True), r"on another machine \(synthetic\)"),
         ({}, dataclasses.replace(BOARD, versions={"onnxruntime": "1.3.0"}), "with onnxruntime 1.2.3, not 1.3.0"),
