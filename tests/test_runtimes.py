@@ -338,3 +338,9 @@ def test_the_sample_script_of_a_bundle_answers_as_the_runtime_does(runtime: str,
     found, image = code["load"](), exported["residual"].image
     assert np.array_equal(found(image), run(artifact, image))
     assert not np.array_equal(found(1 - image), run(artifact, image))
+
+
+@pytest.mark.parametrize("name", registry.names("runtimes"))
+def test_a_runtime_with_an_app_names_its_folder(name: str) -> None:
+    module = registry.module("runtimes", name)
+    assert hasattr(module, "project") == isinstance(getattr(module, "PROJECT", None), str)

@@ -22,6 +22,7 @@ from edgegen.runtimes._coreml_files import PACKAGE, TWIN_FILE, digest, digest_of
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Preprocessing, Problem, Target
 
 NAME, TWIN, NEEDS_PROGRAM = "coreml", "onnxruntime", True
+PROJECT = "ios"
 _PLANS = (
     PrecisionPlan("fp16"),
     PrecisionPlan("fp32"),
