@@ -75,7 +75,8 @@ def whole(
         for start in range(0, len(specs), how.batch):
             made = []
             for spec in specs[start : start + how.batch]:
-                row = {"network": name_of(spec), "runtime": runtime, "precision": precision, "status": "not measured"}
+                row: dict[str, Any] = {"network": name_of(spec), "runtime": runtime, "precision": precision}
+                row["status"] = "not measured"
                 try:
                     graph = dataclasses.replace(graph_of(spec, runtime), plan=plan)
                     out = graph.onnx.parent / f"{runtime}-{files.key(dataclasses.asdict(plan))}"
