@@ -2,11 +2,13 @@
 
 So a pruned network reloads without pickle and without the code that pruned it: `rebuild(create(), description)` has the
 pruned shapes and attributes, and `weights.load_into` then fits exactly. Told are parameter and buffer shapes, plain
-attributes of any module (channel counts, heads, normalised shapes), modules replaced by `Identity` and modules removed.
+attributes of any module (channel counts, heads, normalised shapes), modules replaced by `Identity` and modules removed,
+and the blocks of `edgegen.nn` that stand in the place of others (see `blocks`).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgegen import blocks
 from edgegen.errors import ModelError
 
 SCHEMA = 1
@@ -27,26 +30,31 @@ def describe(module: nn.Module, original: nn.Module) -> dict[str, Any]:
     """The differences of `module` from `original`, as JSON values.
 
     Returns:
-        {"schema": 1, "removed": [path], "replaced": {path: class it had}, "modules": {path: {"class", "attributes",
-        "tensors": {name: {"shape", "was", "dtype"}}, "values"}}, "shapes": hash of all names and shapes}.
+        {"schema": 1, "blocks": [see `blocks.describe`], "removed": [path], "replaced": {path: class it had}, "modules":
+        {path: {"class", "attributes", "tensors": {name: {"shape", "was", "dtype"}}, "values"}}, "shapes": hash of all
+        names and shapes}.
     Raises:
         ModelError: a difference that this form cannot tell, such as a module of another class.
     """
-    old, new = dict(original.named_modules(remove_duplicate=False)), dict(module.named_modules(remove_duplicate=False))
+    base = copy.deepcopy(original)
+    made = blocks.describe(module, base)
+    old, new = dict(base.named_modules(remove_duplicate=False)), dict(module.named_modules(remove_duplicate=False))
     replaced = {path: _class(old[path]) for path in new if path in old and _became_identity(new[path], old[path])}
     inside = tuple(f"{path}." for path in replaced)
     removed = [path for path in old if path not in new and not (inside and path.startswith(inside))]
     removed = [path for path in removed if not any(path.startswith(f"{other}.") for other in removed)]
-    modules = {}
+    modules, told = {}, set()
     for path, part in new.items():
-        if path in replaced:
+        if path in replaced or id(part) in told:  # a shared module is told at its first path
             continue
+        told.add(id(part))
         if path not in old or _class(part) != _class(old[path]):
             was = f"was {_class(old[path])}" if path in old else "is not in the original"
             raise ModelError(f"cannot describe {path or 'the network'}: it is a {_class(part)} and {was}")
         if change := _differences(part, old[path], path):
             modules[path] = {"class": _class(part), **change}
-    return {"schema": SCHEMA, "removed": removed, "replaced": replaced, "modules": modules, "shapes": _shapes(module)}
+    return {"schema": SCHEMA, "blocks": made, "removed": removed, "replaced": replaced, "modules": modules,
+            "shapes": _shapes(module)}  # fmt: skip
 
 
 def rebuild(fresh: nn.Module, description: Mapping[str, Any]) -> nn.Module:
@@ -60,6 +68,7 @@ def rebuild(fresh: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     if description.get("schema") != SCHEMA:
         raise ModelError(f"architecture description has schema {description.get('schema')!r}, known is {SCHEMA}")
     try:
+        blocks.apply(fresh, description.get("blocks", ()))
         for path in description["removed"]:
             _remove(fresh, path)
         for path, kind in description["replaced"].items():
