@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgegen import cli_device, cli_doctor, cli_export, cli_options, cli_profile_device, errors, registry
+from edgegen import cli_device, cli_doctor, cli_export, cli_options, cli_profile_device, errors, faults, registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("edgegen: interrupted; finished steps are kept: run the same command with --resume", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        print(f"edgegen: {faults.told(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _usage(error: Any) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgegen import bundle, checking, pipeline, registry, serial, targets
+from edgegen import bundle, checking, faults, pipeline, registry, serial, targets
 from edgegen.errors import BundleError, EdgegenError, TargetError, UsageError
 from edgegen.request import Request, check_out
 
@@ -84,6 +84,8 @@ def export(request: Request, names: Sequence[str], out: Path, progress: Progress
             if isinstance(error, UsageError) and not number:
                 raise  # the model or the data: it would be the same for every target
             rows.append(Exported(name, folder, failure=str(error)))
+        except Exception as error:  # the other targets must not pay for a fault in one of them
+            rows.append(Exported(name, folder, failure=faults.told(error)))
     return rows
 
 
@@ -92,8 +94,10 @@ def _one(name: str, request: Request, out: Path, progress: Progress) -> Exported
     report = json.loads((made.path / "report.json").read_text(encoding="utf-8"))
     artifact = bundle.artifacts(made)[0]
     module = registry.module("runtimes", artifact.runtime)
-    twin = module.twin(artifact).runtime if hasattr(module, "twin") and module.missing() else ""
-    checked = f"its twin in {twin}" if twin else f"ran here in {artifact.runtime}"
+    ran = module.twin(artifact).runtime if hasattr(module, "twin") else artifact.runtime
+    # A runtime that is here may still have files for another device's delegate.
+    elsewhere = ran != artifact.runtime and (module.missing() or "delegate" in artifact.options)
+    checked = f"its twin in {ran}" if elsewhere else f"ran here in {artifact.runtime}"
     findings = tuple(str(finding) for finding in checking.verify(made.path))
     return Exported(name, out, report, artifact.label, checked, findings)
 

@@ -48,6 +48,21 @@ def test_a_target_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path, monke
     assert not any(row.good for row in rows)
 
 
+def test_a_fault_of_ours_is_a_row_with_its_traceback_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compress(request: Request, progress: object) -> object:
+        raise AttributeError("no PROJECT")
+
+    monkeypatch.setattr(exporting.pipeline, "compress", compress)
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
+    rows = exporting.export(Request(model="edsr"), ["cpu"], tmp_path, lambda *_: None)
+    assert "a fault in edgegen, not in your input: AttributeError: no PROJECT; the traceback is in" in rows[0].failure
+    kept = list((tmp_path / "cache").rglob("faults/*.txt"))
+    assert len(kept) == 1 and "in compress" in kept[0].read_text()
+    monkeypatch.setenv("EDGEGEN_TRACEBACK", "1")
+    with pytest.raises(AttributeError):
+        exporting.export(Request(model="edsr"), ["cpu"], tmp_path / "b", lambda *_: None)
+
+
 def test_what_is_wrong_with_the_model_is_said_once(tmp_path: Path) -> None:
     with pytest.raises(errors.ModelError, match="unknown model 'edsrr'"):
         exporting.export(Request(model="edsrr"), ["cpu", "jetson"], tmp_path, lambda *_: None)
