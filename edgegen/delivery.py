@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import bundle, calibration_sets, decide, measuring, recipe, registry, serial, summary
+from edgegen import bundle, calibration_sets, decide, layer_rows, measuring, recipe, registry, serial, summary
 from edgegen.decide import Final
 from edgegen.errors import RuntimeFailed
 from edgegen.images import unit_range
@@ -19,6 +19,7 @@ from edgegen.run import Run
 from edgegen.types import Artifact, Bundle, Model
 
 SHOWN, WORST = 3, 2
+AMPLIFIED = 8  # one grey step of 8 bits is barely seen; eight are
 
 
 def deliver(
@@ -33,6 +34,7 @@ def deliver(
     folder = run.folder / "report"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     content["images"] = pictures(run, final, folder)
+    content |= layers(run, final)
     content["reproduce"] = f"edgegen reproduce {run.out}"
     html.write_report(folder, schema.normalise(content))
     report = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -57,6 +59,23 @@ def deliver(
     )
     run.progress("bundle", str(run.out), 1.0)
     return result
+
+
+def layers(run: Run, final: Final) -> dict[str, Any]:
+    """The layers of the chosen build, timed where it runs here and its runtime tells; the target's own figures."""
+    artifact, graph = final.chosen.artifact, final.chosen.graph
+    if artifact is None:
+        raise RuntimeFailed(f"{final.chosen.label} was not built")
+    times: list[dict[str, Any]] = []
+    reason = "the target is not this machine"
+    if run.bench.here and not run.bench.device:
+        try:
+            with measuring.Worker(artifact, run.bench.limits) as worker:
+                times, reason = worker.layer_times(run.bench.feeds)
+        except RuntimeFailed as error:
+            reason = str(error)
+    rows = layer_rows.rows(graph, final.chosen.inspection, times)
+    return {"layers": rows, "layers_reason": "" if times else reason, "roof": layer_rows.roof(run.target)}
 
 
 def _project(model: Model, artifact: Artifact) -> dict[str, str]:
@@ -120,6 +139,8 @@ def _rows(run: Run, final: Final, indices: list[int]) -> tuple[list[str], list[l
         columns["reference"] = [_picture(s.reference, _output_range(run)) for s in samples]
     columns["teacher"] = [_picture(teacher[i], _output_range(run)) for i in indices]
     columns["student"] = [_picture(image, _output_range(run)) for image in student]
+    gaps = [np.abs(a - b).mean(axis=2) for a, b in zip(columns["teacher"], columns["student"], strict=True)]
+    columns[f"difference x{AMPLIFIED}"] = [np.clip(gap * AMPLIFIED, 0.0, 1.0) for gap in gaps]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 

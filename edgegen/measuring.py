@@ -178,6 +178,12 @@ class Worker:
         """What the built file contains, read back by its runtime."""
         return serial.from_json(Inspection, self._request("inspect")["inspection"])
 
+    def layer_times(self, feeds: Feeds, iterations: int = 20) -> tuple[list[dict[str, Any]], str]:
+        """({"name", "op", "kernel", "ms": samples} of each kernel, why there is none); counting costs time itself."""
+        self.feed(feeds)
+        reply = self._request("layers", iterations=iterations)
+        return reply["layers"], reply["reason"]
+
     def _open(self) -> Process:
         if self._process is None:
             raise errors.RuntimeFailed(f"{self.artifact.label}: the worker is not open; use it in a with statement")

@@ -133,6 +133,13 @@ class Session:
         self._loaded()
         return {"inspection": serial.to_json(self._module.inspect(self._artifact))}
 
+    def layers(self, iterations: int) -> dict[str, Any]:
+        """Times of each kernel on the feeds, where the runtime tells them; else why not."""
+        self._loaded()
+        if not hasattr(self._module, "layer_times"):
+            return {"layers": [], "reason": "this runtime tells no times of single layers"}
+        return {"layers": self._module.layer_times(self._artifact, self._feeds, iterations), "reason": ""}
+
     def close(self) -> None:
         """Leave the artifact's context."""
         self._stack.close()
@@ -147,7 +154,7 @@ class Session:
         return shape[0] if shape and isinstance(shape[0], int) else count
 
 
-REQUESTS = ("build", "open", "host", "feed", "run", "run_many", "time", "warm", "memory", "inspect")
+REQUESTS = ("build", "open", "host", "feed", "run", "run_many", "time", "warm", "memory", "inspect", "layers")
 
 
 def main() -> int:

@@ -1,4 +1,7 @@
-"""report.html: one page without scripts, nothing from a network; report.json beside it holds every sample."""
+"""report.html: one page without scripts, nothing from a network; report.json beside it holds every sample.
+
+The frame is a Jinja2 template; what goes into it is escaped where it is made (`parts`, `layers`, `svg`).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
 from edgegen import files
 from edgegen.errors import BundleError
-from edgegen.report import parts, svg, text
+from edgegen.report import advice, layers, parts, svg, svg_plots, text
 from edgegen.report.schema import Report, normalise
 
 EMBED_BYTES = 3_400_000  # pictures in the page; base64 makes a third more of it, and the page stays under 5 MB
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+_KINDS_OF_ROW = (("baseline", "base"), ("result", "result"))
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -40,45 +47,62 @@ def write_html(out: Path, report: Mapping[str, Any] | Report) -> None:
 
 def page(report: dict[str, Any], folder: Path) -> str:
     """The whole page as text; `report` as `schema.normalise` returns it."""
-    title = f"{report['model']} on {report['target']}"
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    stamps = "".join(f'<p class="stamp">{escape(stamp)}</p>' for stamp in report["stamps"])
-    pictures = _pictures(report, folder)
-    samples = svg.strip([(report[s]["label"], kind, report[s]["latency"]) for s, kind in _KINDS_OF_ROW])
-    body = (
-        f'<p class="over">{escape(title)} · {escape(report["task"])} · {escape(report["date"])}</p>'
-        f"<h1>{escape(report['headline'])}</h1>{stamps}{_asked(report)}"
-        + _section("Result", parts.figures_table(report) + _legend(report))
-        + _section("Pictures", pictures)
-        + _section("Steps", parts.steps(report))
-        + _section("Builds tried", parts.candidates(report))
-        + _section("Latency samples", samples and samples + _samples_note())
-        + _section("Precision obtained", _precision(report))
-        + _section("Data", _data(report))
-        + _section("Where it comes from", parts.lines(report["provenance"]))
-        + _section("Machine and versions", parts.lines(report["machine"] | report["versions"]))
-        + _section("Do it again", _again(report))
+    here = Path(__file__).parent
+    template = _environment().from_string((here / "page.html.j2").read_text(encoding="utf-8"))
+    sections = (
+        ("Result", "result", parts.figures_table(report) + _legend(report) + _next(report)),
+        ("Pictures", "pictures", _pictures(report, folder)),
+        ("Steps", "steps", parts.steps(report)),
+        ("Builds tried", "builds", parts.candidates(report)),
+        ("Latency samples", "samples", _samples(report)),
+        ("Layers of the result", "layers", layers.section(report)),
+        ("Precision obtained", "precision", _precision(report)),
+        ("Calibration", "calibration", _calibration(report)),
+        ("Data", "data", _data(report)),
+        ("Where it comes from", "provenance", parts.lines(report["provenance"])),
+        ("Machine and versions", "machine", parts.lines(report["machine"] | report["versions"])),
+        ("Do it again", "again", _again(report)),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - edgegen</title><style>\n{style}</style></head>\n<body><main>{body}"
-        "<footer>Written by edgegen. report.json beside this page holds every sample.</footer></main></body></html>\n"
+    return template.render(
+        report=report,
+        policy=Markup(_POLICY),
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        title=f"{report['model']} on {report['target']}",
+        asked=_asked(report),
+        parts=[{"title": title, "id": name, "content": Markup(content)} for title, name, content in sections],
     )
 
 
-_KINDS_OF_ROW = (("baseline", "base"), ("result", "result"))
-
-
-def _section(title: str, content: str) -> str:
-    return f"\n<section><h2>{title}</h2>{content}</section>" if content else ""
+def _environment() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def _asked(report: dict[str, Any]) -> str:
     budget = ", ".join(f"{text.words(k)} {text.plain(v)}" for k, v in report["budget"].items() if v is not None)
-    asked = f"<pre>{escape(report['command'])}</pre>"
-    return asked + f'<p class="soft">Limits: {escape(budget or "none given")}. Seed {report["seed"]}.</p>'
+    return f"limits: {budget or 'none given'}; seed {report['seed']}."
+
+
+def _next(report: dict[str, Any]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in advice.next_steps(report))
+    return f'<div class="next"><h3>What to do next</h3><ul>{items}</ul></div>' if items else ""
+
+
+def _samples(report: dict[str, Any]) -> str:
+    rows = [(report[side]["label"], kind, report[side]["latency"]) for side, kind in _KINDS_OF_ROW]
+    drawn = svg.strip(rows)
+    return drawn and drawn + _samples_note()
+
+
+def _calibration(report: dict[str, Any]) -> str:
+    """The curve where there is one; else on how many samples it was calibrated, where that is known."""
+    if drawn := svg_plots.curve(report["calibration_curve"]):
+        said = f'{parts.mark("measured")} the same build, calibrated on more and more samples.'
+        return f'<p class="soft">{said}</p>{drawn}'
+    part = report["data"].get("calibration")
+    if part is None:
+        return ""
+    absent = f"{parts.mark('not measured')} how quality changes with their number: this run calibrated once."
+    return f"<p>{part['count']:,} samples were there to calibrate on. {absent}</p>"
 
 
 def _legend(report: dict[str, Any]) -> str:
@@ -86,7 +110,8 @@ def _legend(report: dict[str, Any]) -> str:
     how = f"Latency: {escape(text.plain(conditions))}. " if conditions else ""
     return (
         f'<p class="soft">{how}{parts.mark("measured")} on the built file, with its 95% interval. '
-        f"{parts.mark('estimated')} calculated, with its error band. {parts.mark('not measured')} with the reason. "
+        f"{parts.mark('estimated')} from a model of the device, with its error band. "
+        f"{parts.mark('not measured')} with the reason. "
         "The baseline is the best unquantized build of the same network on this target.</p>"
     )
 
@@ -105,7 +130,9 @@ def _pictures(report: dict[str, Any], folder: Path) -> str:
         content = base64.b64encode(file.read_bytes()).decode()
         source = f"data:{_KINDS[file.suffix.lower()]};base64,{content}"
         picture = f'<img class="wide" alt="{escape(image["caption"])}" src="{source}">'
-        shown.append(f'<figure><div class="scroll" tabindex="0">{picture}</div>{caption}</figure>')
+        label = escape(f"enlarge: {image['caption']}")
+        zoom = f'<label class="zoom"><input type="checkbox" aria-label="{label}"><span>enlarge</span>{picture}</label>'
+        shown.append(f'<figure><div class="scroll" tabindex="0">{zoom}</div>{caption}</figure>')
     return "".join(shown)
 
 

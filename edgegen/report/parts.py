@@ -46,7 +46,7 @@ def figure(path: str, value: Report | None, *, with_mark: bool = True) -> str:
 def figures_table(report: Report) -> str:
     """The one table: a row a figure, the baseline, the result, and what changed."""
     base, result = report["baseline"], report["result"]
-    rows = _latency_rows(base, result)
+    rows = _latency_rows(base, result) + _throughput_rows(base, result)
     for name, label, form in (
         ("macs", "MACs", text.count),
         ("params", "parameters", text.count),
@@ -108,6 +108,30 @@ def _latency_rows(base: Report, result: Report) -> list[str]:
             shown_text = "–" if value is None else f"{text.number(value)} {latencies[side]['unit']}"
             cells.append(shown(f"{side}.latency.percentiles.{name}", value, shown_text))
         rows.append(_row(f"latency {name}", cells, ""))
+    return rows
+
+
+def _throughput_rows(base: Report, result: Report) -> list[str]:
+    """Samples a second one after the other, which is 1000 / p50 over the batch, then each batch that was measured."""
+    cells, rates = [], []
+    for side in (base, result):
+        latency, batch = side["latency"], side["latency"]["conditions"].get("batch", 1)
+        known = latency["status"] == "measured" and latency["value"] and latency["unit"] == "ms"
+        rates.append(1000 * batch / latency["value"] if known else None)
+        sub = f'<span class="sub">{mark("calculated")} 1000 / p50, batch {text.plain(batch)}</span>'
+        cells.append(f"{text.number(rates[-1])}/s{sub}" if known else mark("not measured"))
+    if not any(rates):
+        return []
+    rows = [_row("samples a second", cells, "")]
+    batches = sorted({f["conditions"].get("batch", 0) for side in (base, result) for f in side["throughput"]})
+    for batch in batches:
+        cells = []
+        for name, side in zip(_SIDES, (base, result), strict=True):
+            found = [i for i, f in enumerate(side["throughput"]) if f["conditions"].get("batch") == batch]
+            cells.append(figure(f"{name}.throughput.{found[0]}", side["throughput"][found[0]]) if found else _DASH)
+        rows.append(_row(f"samples a second, batch {batch}", cells, ""))
+    if not batches:
+        rows.append(_row("samples a second, larger batches", [mark("not measured")] * 2, ""))
     return rows
 
 

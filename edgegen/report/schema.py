@@ -69,7 +69,8 @@ class Row(_Part):
     """One build of the network: the baseline (best unquantized build on the target) or the result.
 
     label: such as "openvino bf16". ratio: latency divided by the baseline's, from one interleaved run (below 1 is
-    faster); None for the baseline itself. artifacts: file name -> bytes.
+    faster); None for the baseline itself. artifacts: file name -> bytes. throughput: samples a second with many at
+    once, a figure for each batch size that was measured (`conditions["batch"]`).
     """
 
     label: str
@@ -82,6 +83,7 @@ class Row(_Part):
     quality: list[Figure] = []
     precision: Precision = Precision()
     artifacts: dict[str, int] = {}
+    throughput: list[Figure] = []
 
 
 class Step(_Part):
@@ -112,6 +114,43 @@ class Candidate(_Part):
     quality: Figure | None = None
     verdict: Literal["baseline", "chosen", "rejected", "failed"]
     reason: str = ""
+
+
+class Layer(_Part):
+    """One layer of the result; None: not known.
+
+    macs: multiply-accumulates a run. params: weights. bytes: read and written a run, calculated from shapes and the
+    precision obtained. ms: median of `n` runs with the runtime's own counters on, which cost time themselves. kernel:
+    what ran it, as the runtime tells. promised, obtained: precision that the plan asks for, and read back. sqnr_db:
+    signal to quantization noise of its output. recovers: quality that comes back when it alone is left in float.
+    """
+
+    name: str
+    op: str = ""
+    macs: int | None = None
+    params: int | None = None
+    bytes: int | None = None
+    ms: float | None = None
+    n: int = 0
+    kernel: str = ""
+    promised: str = ""
+    obtained: str = ""
+    sqnr_db: float | None = None
+    recovers: float | None = None
+
+
+class Roof(_Part):
+    """What the target states about itself: MACs a second by precision, bytes a second; empty and 0: not stated."""
+
+    peak_macs_per_s: dict[str, float] = {}
+    bytes_per_s: float = 0.0
+
+
+class CalibrationPoint(_Part):
+    """Quality of the same build calibrated on `images` samples."""
+
+    images: int
+    quality: Figure
 
 
 class Image(_Part):
@@ -146,6 +185,10 @@ class Report(_Part):
     steps: list[Step] = []
     candidates: list[Candidate] = []
     images: list[Image] = []
+    layers: list[Layer] = []
+    layers_reason: str = Field(default="", description="why the layers have no times")
+    roof: Roof = Roof()
+    calibration_curve: list[CalibrationPoint] = []
     data_source: str = ""
     data: dict[str, DataPart] = {}
     skipped_files: dict[str, str] = {}

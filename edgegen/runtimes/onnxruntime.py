@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -145,6 +146,26 @@ def inspect(artifact: Artifact) -> Inspection:
     sizes = {name: len(onnx.numpy_helper.to_array(consts[name]).tobytes()) for name in weights}
     stored = sum(size for name, size in sizes.items() if consts[name].data_type == onnx.TensorProto.INT8)
     return Inspection(layers, stored / max(1, sum(sizes.values())), macs / max(1, total.macs))
+
+
+def layer_times(artifact: Artifact, feeds: Mapping[str, np.ndarray], iterations: int) -> list[dict[str, Any]]:
+    """Milliseconds of each kernel in each run, as ONNX Runtime's profiler tells them; see openvino.layer_times."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(int(artifact.options["threads"]))
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        session = _session(artifact.path, options, artifact.plan)
+        for _ in range(iterations + 3):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        name = event.get("name", "")
+        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
+            continue
+        name = re.sub(r"_token_\d+$", "", name.removesuffix("_kernel_time"))
+        row = {"name": name, "op": event["args"]["op_name"], "kernel": event["args"].get("provider", ""), "ms": []}
+        found.setdefault(name, row)["ms"].append(event["dur"] / 1e3)
+    return [{**row, "ms": row["ms"][3:]} for row in found.values()]  # the first ones warm up
 
 
 def _promised(graph: Graph, plan: PrecisionPlan) -> float:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,30 @@ def inspect(artifact: Artifact) -> Inspection:
     return Inspection(got, small / max(1, stored), macs / max(1, total))
 
 
+def layer_times(artifact: Artifact, feeds: Mapping[str, np.ndarray], iterations: int) -> list[dict[str, Any]]:
+    """Milliseconds of each kernel in each run, as OpenVINO counts them: {"name", "op", "kernel", "ms": samples}.
+
+    `name` is the first weighted layer that went into the kernel, else the kernel's own. Counting itself costs time, so
+    the sum is no latency.
+    """
+    compiled = _compiled(artifact, {"PERF_COUNT": True})
+    weighted = {layer.name for layer in _ir.weighted_layers(_ir.core().read_model(artifact.path))}
+    made_of = {}
+    for operation in compiled.get_runtime_model().get_ordered_ops():
+        names = operation.get_rt_info()["originalLayersNames"].astype(str).split(",")
+        made_of[operation.get_friendly_name()] = next((name for name in names if name in weighted), "")
+    request = compiled.create_infer_request()
+    found: dict[str, dict[str, Any]] = {}
+    for turn in range(iterations + 3):
+        request.infer(feeds)
+        for told in request.get_profiling_info() if turn >= 3 else ():  # the first ones warm up
+            if told.status == told.Status.EXECUTED:
+                name = made_of.get(told.node_name) or told.node_name
+                row = {"name": name, "op": told.node_type, "kernel": told.exec_type, "ms": []}
+                found.setdefault(told.node_name, row)["ms"].append(told.real_time.total_seconds() * 1e3)
+    return list(found.values())
+
+
 def _hint(plan: PrecisionPlan) -> str:
     """What is not quantized runs in this; FP16 is only a way to store weights on a CPU."""
     rest = plan.rest if plan.precision == "int8" else plan.precision
@@ -202,12 +227,13 @@ class _Samples:
         return onnx_qdq.calibration_feeds(self.graph.inputs, self.calibration)
 
 
-def _compiled(artifact: Artifact) -> Any:
+def _compiled(artifact: Artifact, more: Mapping[str, Any] = MappingProxyType({})) -> Any:
     options = artifact.options
     config = {
         "PERFORMANCE_HINT": options["performance_hint"],
         "INFERENCE_NUM_THREADS": int(options["threads"]),
         "INFERENCE_PRECISION_HINT": options["inference_precision"],
+        **more,
     }
     return _ir.core().compile_model(str(artifact.path), "CPU", config)
 

@@ -1,0 +1,60 @@
+"""What a reader can do next, from what the report says and what it lacks. Only facts of the report decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgegen.report import text
+
+FEW = 100
+"""Fewer held-out samples than this leave intervals so wide that small losses cannot be told from none."""
+
+Report = dict[str, Any]
+
+
+def next_steps(report: Report) -> list[str]:
+    """Sentences, the most useful first; empty when nothing is open."""
+    return [*_latency(report), *_quality(report), *_steps(report)]
+
+
+def _latency(report: Report) -> list[str]:
+    base, result = report["baseline"], report["result"]
+    folder = report["reproduce"].removeprefix("edgegen reproduce ") or "BUNDLE"
+    found = []
+    if result["latency"]["status"] != "measured":
+        found.append(
+            f"The latency on {report['target']} is not measured. Measure it there: edgegen profile {folder} --device "
+            "ssh://user@device (or adb)."
+        )
+    elif result["label"] == base["label"]:
+        found.append(
+            "Nothing faster kept the limits. Allow more loss (--max-quality-drop), give more data to learn from"
+            " (--data) or a stronger recipe (edgegen list recipes)."
+        )
+    ratio = result["ratio"]
+    if ratio and ratio["interval"] and ratio["status"] == "measured" and ratio["interval"][1] >= 1:
+        low, high = (text.number(end) for end in ratio["interval"])
+        found.append(f"The interval of the ratio ({low} to {high}) holds 1: the gain may be none. Measure again on a "
+                     f"quiet machine: edgegen profile {folder}")
+    if result["latency"]["conditions"].get("load_before", 0) > 0.8 * result["latency"]["conditions"].get("cores", 1):
+        found.append("The machine was busy while this was measured: the ratio holds, since both ran in turns, but the "
+                     "milliseconds are higher than on a quiet machine.")
+    return found
+
+
+def _quality(report: Report) -> list[str]:
+    quality, tested = report["result"]["quality"], report["data"].get("test")
+    if not quality:
+        return ["No quality was measured. Give images to judge on (--data or --eval-data) before this goes anywhere."]
+    if tested is not None and tested["count"] < FEW:
+        return [f"Quality was judged on {tested['count']} held-out samples. Give more (--eval-data) for narrower "
+                "intervals."]
+    return []
+
+
+def _steps(report: Report) -> list[str]:
+    forced = [step["name"] for step in report["steps"] if step["status"] == "forced"]
+    if forced:
+        return [f"{', '.join(forced)} was kept only because --keep asked for it: without it the result would be better "
+                "by the figures here."]
+    return []

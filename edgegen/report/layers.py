@@ -1,0 +1,80 @@
+"""The layers of report.html: where the time goes, what each layer reached, precision promised and obtained."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from edgegen.report import svg_plots, text
+from edgegen.report.parts import mark, shown
+
+Report = dict[str, Any]
+_OPTIONAL = (("sqnr_db", "SQNR"), ("recovers", "recovers if left in float"))
+
+
+def section(report: Report) -> str:
+    """Plots and table of the layers, with what is measured, calculated and not known said above; '' without layers."""
+    layers = report["layers"]
+    if not layers:
+        return ""
+    timed = [layer for layer in layers if layer["ms"]]
+    pictures = svg_plots.gap(layers, report["roof"]) + svg_plots.waterline(layers, report["roof"])
+    return _told(report, timed) + (f'<div class="plots">{pictures}</div>' if pictures else "") + _table(report, timed)
+
+
+def _told(report: Report, timed: list[Report]) -> str:
+    parts = []
+    if timed:
+        parts.append(f"{mark('measured')} times of single layers, with the runtime's own counters on ({timed[0]['n']} "
+                     "runs, median); counting costs time, so their sum is more than the latency.")
+    else:
+        reason = report["layers_reason"] or "this report holds none"
+        parts.append(f"{mark('not measured')} times of single layers: {escape(reason)}.")
+    parts.append(f"{mark('calculated')} MACs and bytes, from shapes and the precision obtained.")
+    absent = [label for key, label in _OPTIONAL if all(layer[key] is None for layer in report["layers"])]
+    if absent:
+        parts.append(f"{mark('not measured')} {escape(' and '.join(absent))} of single layers: no pass of this run "
+                     "reported it.")
+    return f'<p class="soft">{" ".join(parts)}</p>'
+
+
+def _table(report: Report, timed: list[Report]) -> str:
+    layers, roof = report["layers"], report["roof"]
+    total = sum(layer["ms"] for layer in timed)
+    longest = max((layer["ms"] for layer in timed), default=0.0)
+    shares, named = svg_plots.reached(layers, roof)
+    columns = [key for key, _ in _OPTIONAL if any(layer[key] is not None for layer in layers)]
+    names = ["layer", "time", "MACs", "bytes", f"reached{'*' if named else ''}", "precision", "ran as"]
+    names += [label for key, label in _OPTIONAL if key in columns]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = []
+    for index, (layer, share) in enumerate(zip(layers, shares, strict=True)):
+        path = f"layers.{index}"
+        bar = f'<span class="bar" style="width:{100 * layer["ms"] / longest:.1f}%"></span>' if layer["ms"] else ""
+        part = f'<span class="sub">{text.share(layer["ms"] / total)}</span>' if layer["ms"] else ""
+        time = shown(f"{path}.ms", layer["ms"], "–" if layer["ms"] is None else f"{text.number(layer['ms'])} ms")
+        cells = [
+            time + part + bar,
+            shown(f"{path}.macs", layer["macs"], "–" if layer["macs"] is None else text.count(layer["macs"])),
+            shown(f"{path}.bytes", layer["bytes"], "–" if layer["bytes"] is None else text.size(layer["bytes"])),
+            "–" if share is None else text.share(share),
+            _precision(layer),
+            escape(layer["kernel"] or "–"),
+        ]
+        cells += [shown(f"{path}.{key}", layer[key], text.number(layer[key])) for key in columns]
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        body.append(f'<tr><th scope="row">{escape(layer["name"])}<span class="sub">{escape(layer["op"])}</span></th>'
+                    f"{row}</tr>")
+    table = f'<table class="layers"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    note = f'<p class="soft">* Share {escape(named)}.</p>' if named else ""
+    card = f'<div class="card" tabindex="0" role="region" aria-label="layers">{table}</div>{note}'
+    return f"<details open><summary>{len(layers)} layers</summary>{card}</details>"
+
+
+def _precision(layer: Report) -> str:
+    promised, obtained = layer["promised"], layer["obtained"]
+    if not obtained:
+        return "–" if not promised else f'{escape(promised)} asked<span class="sub">not read back</span>'
+    if not promised or promised == obtained:
+        return escape(obtained)
+    return f'<span class="worse">{escape(obtained)}</span><span class="sub">asked: {escape(promised)}</span>'
