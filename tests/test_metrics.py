@@ -12,6 +12,7 @@ import torch
 
 from edgegen import images, registry, stats
 from edgegen.errors import DataError
+from edgegen.metrics import _mmd
 from edgegen.metrics import fid as fid_module
 from edgegen.metrics import kid as kid_module
 from edgegen.metrics.agreement import agreement
@@ -284,7 +285,7 @@ def test_fid_agrees_with_torch_fidelity_on_the_same_features(n, width):
     ids=["subsets of one kernel", "all at once", "a kernel each"],
 )
 def test_kid_agrees_with_torch_fidelity_on_the_same_features(n, size, whole, monkeypatch):
-    monkeypatch.setattr(kid_module, "_WHOLE_KERNEL_IMAGES", whole)
+    monkeypatch.setattr(_mmd, "_WHOLE_KERNEL_IMAGES", whole)
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     rng = np.random.default_rng(3)
@@ -334,11 +335,17 @@ def test_fid_error_is_that_of_repeated_draws():
     assert np.mean(bounds) == pytest.approx(np.std(values), rel=0.35)
 
 
-def test_fid_keeps_features_only_where_the_interval_is_cheap(monkeypatch):
+def test_fid_leaves_out_groups_where_a_bootstrap_would_be_too_much(monkeypatch):
     monkeypatch.setattr(fid_module, "_MAX_FEATURES", 4)
-    moments = Moments()
-    moments.add(np.zeros((3, 5)), keep=True)
-    assert moments.rows is None
+    values, bounds = [], []
+    for i in range(25):
+        rng = np.random.default_rng(i)
+        a, b = (rng.normal(shift, 1, (200, 1, 1, 5)).astype(np.float32) for shift in (0, 0.7))
+        found = fid([a], [b], features=identity(1))
+        values.append(found.value)
+        bounds.append((found.interval[1] - found.interval[0]) / 2 / 2.262)
+    assert "jackknife" in found.conditions["interval"]
+    assert np.mean(bounds) == pytest.approx(np.std(values), rel=0.35)
 
 
 def test_distributions_need_two_images_a_side():

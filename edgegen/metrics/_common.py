@@ -9,6 +9,7 @@ import numpy as np
 
 from edgegen import stats
 from edgegen.errors import DataError
+from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
 Batches = Iterable[np.ndarray]
@@ -86,12 +87,62 @@ def per_image(
 
 
 def feature_name(features: Any) -> dict[str, str]:
-    """Conditions that name a feature extractor and its weights."""
-    return {"extractor": features.name, "extractor_sha256": features.sha256}
+    """Conditions that name a feature extractor, its weights, and what it does to images before it sees them."""
+    return {
+        "extractor": features.name,
+        "extractor_sha256": features.sha256,
+        "resize": features.resize,
+        "pixels": features.pixels,
+    }
 
 
-def pooled_features(images: Batches, features: Any) -> Iterator[np.ndarray]:
-    """Pooled features (n, D), float64, of each batch of images (n, C, H, W) in 0..1."""
-    for batch in images:
-        if len(batch):
-            yield np.asarray(features(np.asarray(batch, dtype=np.float32))[1], dtype=np.float64)
+def feature_rows(images: Batches | Rows, features: Any) -> Rows:
+    """Pooled features of all images (n, C, H, W) in 0..1, on disk; `Rows` that were made before are taken as they are.
+
+    Raises:
+        DataError: rows of another extractor.
+    """
+    if isinstance(images, Rows):
+        if images.label and images.label != features.sha256:
+            raise DataError(f"these features are not of {features.name}: its weights have another hash; make them anew")
+        return images
+    pooled = (features(np.asarray(batch, dtype=np.float32))[1] for batch in images if len(batch))
+    return Rows.of(pooled, features.sha256)
+
+
+def two_sides(name: str, reference: Batches | Rows, candidate: Batches | Rows, features: Any) -> tuple[Rows, Rows]:
+    """`feature_rows` of both sides.
+
+    Raises:
+        DataError: fewer than two images on a side, or features of different widths.
+    """
+    a, b = feature_rows(reference, features), feature_rows(candidate, features)
+    if min(len(a), len(b)) < 2:
+        raise DataError(f"{name} needs at least two images on each side, got {len(a)} and {len(b)}")
+    if a.width != b.width:
+        raise DataError(f"{name}: features of {a.width} and {b.width} values; both sides need one extractor")
+    return a, b
+
+
+def too_few(name: str, n: int) -> dict[str, str]:
+    """{"warning": text} where a metric is given fewer images than it needs, else {}."""
+    needed, why = FEWEST.get(name, (0, ""))
+    return {"warning": f"{n} images, fewer than {needed}: {why}"} if n < needed else {}
+
+
+# What a metric needs, and what goes wrong below it. KID and CMMD are unbiased at every number: their interval says all.
+FEWEST = {
+    "fid": (2048, "biased upwards, compare at equal n only; KID decides"),
+    "cafd": (2048, "biased upwards, compare at equal n only; KID decides"),
+    "inception_score": (5000, "biased downwards, compare at equal n only"),
+    "precision": (1000, "the neighbourhoods of few images are wide; compare at equal n only"),
+    "recall": (1000, "the neighbourhoods of few images are wide; compare at equal n only"),
+}
+
+
+def with_error(value: float, error: float | None, *, least: float | None = None, t: float = 1.96) -> Any:
+    """(value - t error, value + t error), no lower than `least`; None without an error or a finite value."""
+    if error is None or not np.isfinite([value, error]).all():
+        return None
+    low = value - t * error
+    return (low if least is None else max(least, low)), value + t * error

@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from edgegen.errors import DataError
-from edgegen.metrics._common import Batches, feature_name, pooled_features
+from edgegen.metrics._common import Batches, feature_name, too_few, two_sides, with_error
+from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
 FULL_RANK = 2048
-# The interval needs an eigendecomposition a resample and all features in memory: only where both are cheap.
-_RESAMPLES, _MAX_FEATURES, _MAX_VALUES = 100, 256, 1 << 24
+# A bootstrap resample costs an eigendecomposition and all features in memory; where that is too much, whole groups of
+# images are left out instead, which streams.
+_RESAMPLES, _MAX_FEATURES, _MAX_VALUES, _GROUPS = 100, 256, 1 << 24, 10
+_T_OF_GROUPS = 2.262  # Student's t for 95 %, 9 degrees of freedom
 
 
-def fid(reference: Batches, candidate: Batches, *, features: Any, seed: int = 0, interval: bool = True) -> Measurement:
+def fid(
+    reference: Batches | Rows, candidate: Batches | Rows, *, features: Any, seed: int = 0, interval: bool = True
+) -> Measurement:
     """Frechet distance of pooled features.
 
     Args:
@@ -28,58 +32,74 @@ def fid(reference: Batches, candidate: Batches, *, features: Any, seed: int = 0,
         candidate: batches of images; need not be as many.
         features: `nn.features.FeatureExtractor`.
         seed: of the bootstrap.
-        interval: give value +- 1.96 bootstrap standard errors, where there are at most 256 features (percentiles would
-            not do: resampling repeats images, which moves every resample upwards).
+        interval: give value +- 1.96 bootstrap standard errors (percentiles would not do: resampling repeats images,
+            which moves every resample upwards); with more than 256 features, the error of a delete-a-group jackknife.
+            The interval says how much the value scatters; the bias of few images is not in it.
     Returns:
         Measurement without unit, lower is better; NaN when features are not finite. `conditions["warning"]` says when
-        there are fewer than 2,048 images.
+        there are fewer than 2,048 images, or fewer than features.
     Raises:
         DataError: fewer than two images on a side.
     """
-    a, b = Moments(), Moments()
-    for moments, images in ((a, reference), (b, candidate)):
-        for batch in pooled_features(images, features):
-            moments.add(batch, keep=interval)
-        if moments.n < 2:
-            raise DataError(f"fid needs at least two images on each side, got {moments.n}")
-    value = frechet(a.mean, a.covariance, b.mean, b.covariance)
-    conditions = {"n": (a.n, b.n), "seed": seed, "implementation": "edgegen", **feature_name(features)}
-    if min(a.n, b.n) < FULL_RANK:
-        conditions["warning"] = (
-            f"{min(a.n, b.n)} images, fewer than {FULL_RANK}: biased upwards, compare at equal n only"
-        )
-    spread = _spread(a, b, seed) if interval and np.isfinite(value) else None
-    bounds = None if spread is None else (max(0.0, value - 1.96 * spread), value + 1.96 * spread)
+    a, b = two_sides("fid", reference, candidate, features)
+    value = distance(a, b)
+    n = min(len(a), len(b))
+    conditions = {"n": (len(a), len(b)), "seed": seed, "implementation": "edgegen", **feature_name(features)}
+    conditions |= too_few("fid", n)
+    if n < a.width and "warning" not in conditions:
+        conditions["warning"] = f"{n} images, fewer than the {a.width} features: biased upwards"
+    bounds = None
+    if interval and np.isfinite(value):
+        cheap = a.width <= _MAX_FEATURES and (len(a) + len(b)) * a.width <= _MAX_VALUES
+        conditions["interval"] = "bootstrap" if cheap else f"jackknife, {_GROUPS} groups"
+        error = _bootstrap_error(a, b, seed) if cheap else _jackknife_error(a, b)
+        bounds = with_error(value, error, least=0.0, t=1.96 if cheap else _T_OF_GROUPS)
     return Measurement("fid", "", value, bounds, direction="lower", conditions=conditions)
 
 
 @dataclass
 class Moments:
-    """Streaming mean and scatter matrix (Chan et al., 1979); the rows themselves too while they are few."""
+    """Streaming mean and scatter matrix (Chan et al., 1979), float64."""
 
     n: int = 0
     mean: Any = 0.0
     scatter: Any = 0.0
-    rows: list[np.ndarray] | None = None
 
-    def add(self, batch: np.ndarray, *, keep: bool = False) -> None:
+    def add(self, batch: np.ndarray) -> None:
         """Take in features (n, D)."""
+        if not len(batch):
+            return
         batch = np.asarray(batch, dtype=np.float64)
-        keep = keep and batch.shape[1] <= _MAX_FEATURES and (self.n + len(batch)) * batch.shape[1] <= _MAX_VALUES
-        if keep and (self.n == 0 or self.rows is not None):
-            self.rows = [*(self.rows or []), batch]
-        else:
-            self.rows = None
         own = batch.mean(axis=0)
-        centred, shift, total = batch - own, own - self.mean, self.n + len(batch)
-        self.scatter = self.scatter + centred.T @ centred + np.outer(shift, shift) * (self.n * len(batch) / total)
-        self.mean = self.mean + shift * (len(batch) / total)
+        centred = batch - own
+        self.merge(Moments(len(batch), own, centred.T @ centred))
+
+    def merge(self, other: Moments) -> None:
+        """Take in the moments of other rows."""
+        shift, total = other.mean - self.mean, self.n + other.n
+        apart = np.outer(shift, shift) * (self.n * other.n / total)
+        self.scatter = self.scatter + other.scatter + apart
+        self.mean = self.mean + shift * (other.n / total)
         self.n = total
 
     @property
     def covariance(self) -> np.ndarray:
         """Unbiased covariance (D, D)."""
         return np.atleast_2d(self.scatter / (self.n - 1))
+
+
+def moments(rows: Rows) -> Moments:
+    """Mean and covariance of all rows."""
+    found = Moments()
+    for block in rows.blocks():
+        found.add(block)
+    return found
+
+
+def distance(a: Rows, b: Rows) -> float:
+    """Frechet distance of two sets of rows."""
+    of_a, of_b = moments(a), moments(b)
+    return frechet(of_a.mean, of_a.covariance, of_b.mean, of_b.covariance)
 
 
 def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -98,15 +118,23 @@ def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np
     return float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2.0 * trace)
 
 
-def _spread(a: Moments, b: Moments, seed: int) -> float | None:
-    """Bootstrap standard error, or None where the features were not kept."""
-    if a.rows is None or b.rows is None:
-        return None
+def _bootstrap_error(a: Rows, b: Rows, seed: int) -> float:
     rng = np.random.default_rng(seed)
-    sides = [np.concatenate(side.rows) for side in (a, b) if side.rows is not None]
+    sides = [np.concatenate(list(side.blocks())).astype(np.float64) for side in (a, b)]
     found = []
     for _ in range(_RESAMPLES):
         drawn = [side[rng.integers(0, len(side), len(side))] for side in sides]
-        moments = [(rows.mean(axis=0), np.atleast_2d(np.cov(rows, rowvar=False))) for rows in drawn]
-        found.append(frechet(*moments[0], *moments[1]))
+        pair = [(rows.mean(axis=0), np.atleast_2d(np.cov(rows, rowvar=False))) for rows in drawn]
+        found.append(frechet(*pair[0], *pair[1]))
     return float(np.std(found, ddof=1))
+
+
+def _jackknife_error(a: Rows, b: Rows) -> float | None:
+    """Standard error from leaving out every tenth of the images; None where there are too few for it."""
+    if min(len(a), len(b)) < 3 * _GROUPS:
+        return None
+    found = []
+    for group in range(_GROUPS):
+        kept = [side.only(np.flatnonzero(np.arange(len(side)) % _GROUPS != group)) for side in (a, b)]
+        found.append(distance(*kept))
+    return float(np.sqrt((_GROUPS - 1) / _GROUPS * np.square(np.array(found) - np.mean(found)).sum()))

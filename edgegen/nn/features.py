@@ -18,6 +18,7 @@ AT_ONCE = 32
 ALLOWED = "cifar, mnist, inception, inception:FILE, mobilenet_v1_025:FILE.safetensors, or a path to an .onnx file"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 SMALLEST = 32  # the shipped encoders see nothing in less; smaller images are enlarged to it
+_ENLARGED = f"shorter side enlarged to {SMALLEST} where it is less, bilinear"
 
 Run = Callable[[np.ndarray], tuple[list[np.ndarray], np.ndarray]]
 
@@ -27,6 +28,8 @@ class FeatureExtractor:
     """Images (N, C, H, W) in 0..1, float32 -> (list of maps (N, C', H', W'), pooled (N, D)), float32.
 
     name: what figures state. sha256: of the weights file. channels: what it takes; grey is repeated, colour averaged.
+    resize, pixels: what happens to images before the network sees them, for figures. head: pooled (N, D) -> logits
+    (N, classes), where the network is a classifier.
     """
 
     name: str
@@ -34,6 +37,9 @@ class FeatureExtractor:
     run: Run
     channels: int = 3
     at_once: int = AT_ONCE
+    resize: str = "none"
+    pixels: str = "float32, not rounded"
+    head: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __call__(self, images: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
@@ -82,7 +88,17 @@ def _shipped(name: str) -> FeatureExtractor:
     path = encoders.weights_path(name)
     if not path.is_file():
         raise DataError(f"the weights of the encoder {name!r} are not at {path}; install edgegen again")
-    return FeatureExtractor(f"{name} encoder", files.sha256(path), _of_module(encoders.create(name), enlarge=SMALLEST))
+    module = encoders.create(name)
+    classifier: Any = module.body.head if name == "cifar" else module.head
+    run = _of_module(module, enlarge=SMALLEST)
+    return FeatureExtractor(f"{name} encoder", files.sha256(path), run, resize=_ENLARGED, head=linear_head(classifier))
+
+
+def linear_head(layer: torch.nn.Linear, bias: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+    """A linear layer as a function of pooled features, float32 (N, D) -> (N, classes)."""
+    weight = layer.weight.detach().numpy().astype(np.float32)
+    offset = layer.bias.detach().numpy().astype(np.float32) if bias and layer.bias is not None else np.float32(0)
+    return lambda pooled: np.asarray(pooled, np.float32) @ weight.T + offset
 
 
 def _mobilenet(path: Path) -> FeatureExtractor:
@@ -97,7 +113,7 @@ def _mobilenet(path: Path) -> FeatureExtractor:
     except (SafetensorError, OSError, RuntimeError) as error:
         raise DataError(f"{path} does not hold MobileNetV1 0.25 ({str(error).splitlines()[0]})") from error
     run = _of_module(module.eval().requires_grad_(False), enlarge=SMALLEST)
-    return FeatureExtractor("MobileNetV1 0.25, ImageNet", files.sha256(path), run)
+    return FeatureExtractor("MobileNetV1 0.25, ImageNet", files.sha256(path), run, resize=_ENLARGED)
 
 
 def _of_module(module: torch.nn.Module, enlarge: int) -> Run:
@@ -138,7 +154,14 @@ def _inception(path: Path | None) -> FeatureExtractor:
             pooled = module(pixels)[0].numpy()
         return [], pooled
 
-    return FeatureExtractor("Inception-v3 (torch-fidelity)", files.sha256(path), run)
+    return FeatureExtractor(
+        "Inception-v3 (torch-fidelity)",
+        files.sha256(path),
+        run,
+        resize="299 x 299, bilinear as in TensorFlow 1",
+        pixels="rounded to 8 bit",
+        head=linear_head(module.fc, bias=False),  # "logits_unbiased", on which the Inception Score is defined
+    )
 
 
 def _refuse_code(path: Path) -> None:
