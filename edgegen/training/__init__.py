@@ -1,13 +1,13 @@
 """The one training loop: the same seed gives the same weights bit for bit, also after being killed and resumed.
 
 A batch is a pure function of its step, and so is the learning rate; everything else that a step depends on lies in the
-checkpoint.
+checkpoint. Under `torchrun` several processes train one network (`distributed`); `adversarial` has two players.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 from edgegen import files
+from edgegen.training import distributed
 from edgegen.training.feed import Reporter, place, prefetched
+from edgegen.training.loop import Loop, Losses
 from edgegen.training.settings import Settings, autocast, has_bf16, resolve_precision
-from edgegen.training.state import Checkpoint, Loop, Losses
+from edgegen.training.state import Checkpoint
 
 __all__ = ["TrainResult", "autocast", "has_bf16", "place", "resolve_precision", "train", "use_threads"]
 
-_BN = nn.modules.batchnorm._BatchNorm
+EVALUATIONS = 10  # in a run, where nobody says how often
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class TrainResult:
     """The trained module (eval mode), the loss curve as (step, mean loss since the point before), and how it went.
 
     steps: optimizer steps done. stopped: why it ended before its time, else "". seconds: of this call alone.
+    scores: (step, value) of each evaluation; best_step: the step whose weights these are, None without evaluations.
     """
 
     module: nn.Module
@@ -39,6 +42,8 @@ class TrainResult:
     precision: str
     seconds: float
     stopped: str = ""
+    scores: tuple[tuple[int, float], ...] = ()
+    best_step: int | None = None
 
 
 def train(
@@ -63,6 +68,11 @@ def train(
     bn_momentum: float | None = None,
     threads: int = 0,
     device: str = "cpu",
+    accumulate: int = 1,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    every: int = 0,
+    patience: int = 0,
+    rates: Mapping[str, float] | None = None,
 ) -> TrainResult:
     """Train `module` in place and return it in eval mode.
 
@@ -75,32 +85,53 @@ def train(
         ema: decay of an exponential moving average of the weights, which is then the result; 0: none.
         warmup: fraction of the steps with a rising rate. grad_clip: largest gradient norm, 0: no limit.
         batchnorm: "train" (statistics move by `bn_momentum`; None: slowly, yet they settle within the run) or "frozen".
+        precision: "auto" (bf16 where it is computed natively), "bf16", "fp32", or "fp16" on CUDA, with a scaled loss.
+        accumulate: batches to a step; step s takes those of s * accumulate and the following ones.
+        evaluate: module (in eval mode; the average, where there is one) -> score, lower is better. It is asked `every`
+            steps (0: ten times in a run) and at the end; the best weights are the result. Training ends early after
+            `patience` evaluations in a row that are no better; 0: never.
+        rates: name of a parameter -> factor of its learning rate (`scaling.rates`).
     Returns:
         TrainResult. When a loss or a gradient is not finite, training stops and the last good weights are kept.
     Raises:
         ValueError: a setting out of range.
     """
+    device = distributed.own_device(device)
+    if (every or patience) and evaluate is None:
+        raise ValueError("every and patience are for evaluations, and there is no evaluate")
+    every = every or max(1, steps // EVALUATIONS) if evaluate else 0
     resolved = resolve_precision(precision, device)
     if bn_momentum is None:
         bn_momentum = min(0.5, max(0.01, 5 / max(1, steps)))  # the old statistics weigh e^-5 at the end, or less
     settings = Settings(steps, lr, seed, ema, resolved, schedule, warmup, optimizer, weight_decay, grad_clip,
-                         batchnorm, bn_momentum)
+                         batchnorm, bn_momentum, accumulate, every, patience, tuple(sorted((rates or {}).items())))
     settings.check()
     begin = time.monotonic()
-    loop = Loop(module, settings, device)
-    file = Checkpoint(checkpoint, every_s, files.key(vars(settings), loop.shapes()))
-    with use_threads(threads), torch.random.fork_rng(devices=[]), _layout(module, device), _mode(module, settings):
+    with distributed.joined(device), use_threads(threads), in_training(module, settings, device):
+        loop = Loop(module, settings, device, loss_step, evaluate)
+        file = Checkpoint(checkpoint, every_s, files.key(settings.named(), loop.shapes()))
         if (state := file.load()) is not None:
             loop.restore(*state)
-        report = Reporter(progress, steps, loop.step)
-        for step, batch in prefetched(batch_at, loop.step, steps, device):
-            loop.advance(step, batch, loss_step)
+        distributed.check_agree("the step to go on from", loop.step)
+        report = Reporter(progress if distributed.first() else None, steps, loop.step)
+        for step, batches in prefetched(batch_at, loop.step, steps, device, accumulate):
+            loop.advance(step, batches)
             if loop.stopped:
                 break
             report(loop.step, loop.last)
             file.save_if_due(loop.state)
         loop.finish()
-    return TrainResult(module.eval(), tuple(loop.curve), loop.step, resolved, time.monotonic() - begin, loop.stopped)
+    scores = tuple(loop.judge.scores)
+    return TrainResult(module.eval(), tuple(loop.curve), loop.step, resolved, time.monotonic() - begin, loop.stopped,
+                       scores, loop.judge.best_step if scores else None)  # fmt: skip
+
+
+@contextmanager
+def in_training(module: nn.Module, settings: Settings, device: str) -> Iterator[None]:
+    """A module as it is while it learns, and a random state of its own; the caller's comes back."""
+    with torch.random.fork_rng(devices=[]), _layout(module, device), _mode(module, settings), \
+            distributed.synced(module):  # fmt: skip
+        yield
 
 
 @contextmanager
@@ -129,7 +160,7 @@ def _layout(module: nn.Module, device: str) -> Iterator[None]:
 def _mode(module: nn.Module, settings: Settings) -> Iterator[None]:
     """Training mode with slow (or frozen) batch-norm statistics; each layer's own momentum comes back afterwards."""
     module.train()
-    norms = [part for part in module.modules() if isinstance(part, _BN)]
+    norms = [part for part in module.modules() if isinstance(part, distributed.BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = settings.bn_momentum

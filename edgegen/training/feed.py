@@ -13,15 +13,22 @@ import torch
 PREFETCH = 3  # batches prepared ahead
 
 
-def prefetched(batch_at: Callable[[int], Any], first: int, steps: int, device: str) -> Iterator[tuple[int, Any]]:
-    """(step, batch) in order, prepared ahead in one background thread."""
+def prefetched(
+    batch_at: Callable[[int], Any], first: int, steps: int, device: str, each: int = 1
+) -> Iterator[tuple[int, list[Any]]]:
+    """(step, its `each` batches) in order, prepared ahead in one background thread."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="edgegen-batches")
     queue: list[Future] = []
+    asked, end = first * each, steps * each
     try:
         for step in range(first, steps):
-            while len(queue) < PREFETCH and step + len(queue) < steps:
-                queue.append(pool.submit(lambda at: place(batch_at(at), device), step + len(queue)))
-            yield step, queue.pop(0).result()
+            batches = []
+            for _ in range(each):
+                while len(queue) < PREFETCH and asked < end:
+                    queue.append(pool.submit(lambda at: place(batch_at(at), device), asked))
+                    asked += 1
+                batches.append(queue.pop(0).result())
+            yield step, batches
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 BATCHNORM = ("train", "frozen")
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp32")  # and "fp16" on CUDA
+BETAS = (0.9, 0.999)
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,16 @@ class Settings:
     grad_clip: float
     batchnorm: str
     bn_momentum: float
+    accumulate: int = 1
+    every: int = 0
+    patience: int = 0
+    rates: tuple[tuple[str, float], ...] = ()  # parameter name -> factor of its learning rate
+    betas: tuple[float, float] = BETAS
+
+    def named(self) -> dict[str, Any]:
+        """What a checkpoint must agree with. A default that came later is left out: older checkpoints stay valid."""
+        later = {field.name: field.default for field in fields(self)[12:]}
+        return {name: value for name, value in vars(self).items() if later.get(name, ...) != value}
 
     def check(self) -> None:
         for name, allowed in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("batchnorm", BATCHNORM)):
@@ -46,6 +59,15 @@ class Settings:
         for name in ("grad_clip", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        if min(self.every, self.patience) < 0:
+            raise ValueError(f"every and patience must be 0 or more, got {self.every} and {self.patience}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        for name, factor in self.rates:
+            if not 0 < factor < math.inf:
+                raise ValueError(f"the rate of {name} must be a factor above 0, got {factor}")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a half cosine down to 0."""
@@ -66,16 +88,19 @@ def has_bf16(device: str = "cpu") -> bool:
 
 
 def resolve_precision(precision: str, device: str = "cpu") -> str:
-    """"bf16" or "fp32" for "auto", "bf16" or "fp32".
+    """"bf16", "fp16" or "fp32" for "auto" or one of them. fp16 is for CUDA: no CPU trains faster in it.
 
     Raises:
         ValueError: another name.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    allowed = (*PRECISIONS, "fp16") if device.startswith("cuda") else PRECISIONS
+    if precision not in allowed:
+        raise ValueError(f"precision must be one of {', '.join(allowed)}, got {precision!r}")
     return ("bf16" if has_bf16(device) else "fp32") if precision == "auto" else precision
 
 
 def autocast(precision: str, device: str = "cpu") -> AbstractContextManager:
-    """bf16 autocast on `device`, or nothing for fp32."""
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """bf16 or fp16 autocast on `device`, or nothing for fp32."""
+    if precision not in _HALF:
+        return nullcontext()
+    return torch.autocast(device.split(":")[0], dtype=_HALF[precision])
