@@ -120,7 +120,9 @@ def _check_inside(folder: Path, name: str) -> None:
 
 def _used(manifest: _Manifest) -> Iterator[str]:
     for artifact in manifest.artifacts:
-        yield artifact.path
+        below = f"{artifact.path}/"  # the main path may be a folder of its files: model.mlpackage
+        if not any(name.startswith(below) for name in artifact.files):
+            yield artifact.path
         yield from artifact.files
     yield from (case.file for case in manifest.golden)
     yield from (manifest.torch or {}).values()
@@ -131,4 +133,5 @@ def _used(manifest: _Manifest) -> Iterator[str]:
 
 def _names(manifest: _Manifest) -> Iterator[str]:
     yield from manifest.files
+    yield from (artifact.path for artifact in manifest.artifacts)
     yield from _used(manifest)

@@ -222,6 +222,22 @@ def test_artifact_files_that_belong_together_stay_together(contents: Contents, t
     ]
 
 
+def test_an_artifact_whose_main_path_is_a_folder_is_read_again(contents: Contents, tmp_path: Path) -> None:
+    package = tmp_path / "cm" / "model.mlpackage"
+    for name in ("Manifest.json", "Data/weight.bin"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(name, encoding="utf-8")
+    (tmp_path / "cm" / "twin.onnx").write_text("twin", encoding="utf-8")
+    inside = (package / "Manifest.json", package / "Data" / "weight.bin", tmp_path / "cm" / "twin.onnx")
+    one = dataclasses.replace(contents.artifacts[0], runtime="coreml", path=package, files=inside)
+    made = bundle.write(tmp_path / "b", dataclasses.replace(contents, artifacts=(one,), golden=()))
+    (artifact,) = bundle.artifacts(bundle.read(made.path))
+    assert artifact.path.is_dir() and artifact.path.name == "model.mlpackage"
+    assert sorted(file.name for file in artifact.files) == ["Manifest.json", "twin.onnx", "weight.bin"]
+    _edit(made.path, lambda m: m["artifacts"][0].update(path="model.coreml/other.mlpackage"))
+    assert "not among its files" in _refused(made.path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
