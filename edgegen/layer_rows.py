@@ -7,9 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import onnx
+
 from edgegen import estimate, onnx_cost
 from edgegen.types import Graph, Inspection, PassResult, Target
 
+_FUSED = 3
+"""How many operations behind a layer a runtime may fuse to it."""
 _FIGURES = ("sqnr_db", "recovers")
 """Keys of `PassResult.notes` that hold a figure a layer: {layer: number}."""
 
@@ -26,12 +30,15 @@ def rows(
         times: as `measuring.Worker.layer_times` gives them; empty where the runtime tells none.
         results: passes whose notes may hold figures a layer.
     """
-    costs = {layer.name: layer for layer in onnx_cost.cost(graph.onnx).layers}
+    model = onnx.load(graph.onnx)
+    costs = {layer.name: layer for layer in onnx_cost.cost(model).layers}
     work = {layer.name: layer for layer in estimate.layers_of(graph.onnx)}
-    obtained = dict(inspection.layers) if inspection is not None else {}
+    known = _aliases(model)
+    obtained = {known.get(name, name): got for name, got in (inspection.layers if inspection else {}).items()}
     timed: dict[str, list[Mapping[str, Any]]] = {}
     for row in times:
-        timed.setdefault(row["name"], []).append(row)
+        name = row["name"].removesuffix("_nchwc")  # ONNX Runtime names its blocked kernels after their output
+        timed.setdefault(known.get(name, name), []).append(row)
     noted = {key: _noted(results, key) for key in _FIGURES}
     found = []
     for name in [*costs, *(name for name in timed if name not in costs)]:
@@ -55,6 +62,27 @@ def rows(
             **{key: noted[key].get(name) for key in _FIGURES},
         })  # fmt: skip
     return found
+
+
+def _aliases(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of a tensor that a weighted layer, or what a runtime fuses to it, gives out -> the layer's name."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type not in onnx_cost.WEIGHTED:
+            continue
+        behind = node
+        for _ in range(_FUSED + 1):
+            found.setdefault(behind.output[0], node.name)
+            following = readers.get(behind.output[0], [])
+            if len(following) != 1 or following[0].op_type in onnx_cost.WEIGHTED:
+                break
+            behind = following[0]
+    names = {node.name for node in model.graph.node}
+    return {alias: name for alias, name in found.items() if alias not in names}
 
 
 def roof(target: Target) -> dict[str, Any]:

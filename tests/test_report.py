@@ -6,17 +6,17 @@ import io
 import json
 import math
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
 from rich.console import Console
 
 from edgegen.errors import BundleError
-from edgegen.report import svg, text
+from edgegen.report import advice, svg, svg_plots, text
 from edgegen.report.grid import BROKEN, CAPTION, GAP, MARGIN, image_grid
 from edgegen.report.html import EMBED_BYTES, write_html, write_report
 from edgegen.report.schema import Figure, figure, normalise, percentiles
@@ -486,36 +486,131 @@ def test_grid_refuses_what_is_no_picture() -> None:
         image_grid([], [])
 
 
-def draw(file: Path, width: int) -> np.ndarray:
-    """The page as pixels (5000, width, 3), in headless Chromium."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium (.ci/setup installs it)")
-    shot = file.with_suffix(".shot.png")
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        f"--user-data-dir={file.parent / 'chr'}",
+def full_sample() -> dict[str, Any]:
+    """`sample` with layers, throughput, a calibration curve and a device that states its peak."""
+    report = sample()
+    report["layers"] = [
+        {"name": "head", "op": "Conv", "macs": 4_000_000, "params": 900, "bytes": 80_000, "ms": 0.04, "n": 20,
+         "kernel": "jit_int8", "promised": "int8", "obtained": "int8", "sqnr_db": 31.5},
+        {"name": "tail", "op": "Conv", "macs": 8_000_000, "bytes": 2_000_000, "ms": 0.4, "n": 20,
+         "promised": "int8", "obtained": "fp32", "recovers": 0.02},
+        {"name": "grow", "op": "Resize", "ms": 0.06, "n": 20, "kernel": "ref"},
+    ]  # fmt: skip
+    report["roof"] = {"peak_macs_per_s": {"int8": 2e11, "fp32": 5e10}, "bytes_per_s": 1e10}
+    batches = [measured("throughput", 90.0, "1/s", direction="higher", conditions={"batch": 8})]
+    report["result"]["throughput"] = batches
+    report["calibration_curve"] = [
+        {"images": n, "quality": measured("PSNR", value, "dB", interval=(value - 0.1, value + 0.1))}
+        for n, value in ((8, 27.1), (32, 27.6), (128, 27.8))
     ]
-    command = [browser, *flags, f"--screenshot={shot}", f"--window-size={width},5000", file.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return read(shot.read_bytes())
+    return report
 
 
-def runs_over(drawn: np.ndarray) -> bool:
-    """Whether anything but the paper is on the right edge."""
-    return len(np.unique(drawn[:, -4:].reshape(-1, 3), axis=0)) > 1
+def test_layers_tell_time_share_of_the_peak_and_broken_promises(folder: Path) -> None:
+    write_report(folder, full_sample())
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    words = " ".join(page.words)
+    assert mismatches(page, json.loads((folder / "report.json").read_text(encoding="utf-8"))) == []
+    # 4e6 MACs in 0.04 ms are 1e11 a second, half of 2e11; 8e6 in 0.4 ms are 2e10, two fifths of 5e10
+    for expected in ("50.0%", "40.0%", "asked: int8", "31.5", "jit_int8", "80.0%", "12.0% of it went to kernels"):
+        assert expected in words, expected
+    assert "90.0" in words
+    assert "calibrated on more and more" in words
+    paths = {path for path, _, _ in page.data}
+    assert {"layers.0.ms", "layers.1.macs", "layers.0.sqnr_db", "result.throughput.0.value"} <= paths
 
 
-def test_a_browser_draws_the_page_within_a_phone(folder: Path) -> None:
-    write_report(folder, sample())
-    drawn = draw(folder / "report.html", 500)
-    assert drawn.shape == (5000, 500, 3)
-    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 50, "an empty page has one colour"
-    assert not runs_over(drawn)
-    source = (folder / "report.html").read_text(encoding="utf-8")
-    wide = '<p style="width:2000px;background:red">x</p>'
-    (folder / "wide.html").write_text(source.replace("<h1>", wide + "<h1>"), encoding="utf-8")
-    assert runs_over(draw(folder / "wide.html", 500)), "the check can fail"
+def test_what_layers_lack_is_said(folder: Path) -> None:
+    report = full_sample()
+    for layer in report["layers"]:
+        layer |= {"ms": None, "sqnr_db": None, "recovers": None}
+    report |= {"layers_reason": "this runtime tells no times", "calibration_curve": [], "roof": {}}
+    report["data"]["calibration"] = {"count": 37}
+    write_report(folder, report)
+    words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
+    for expected in ("this runtime tells no times", "SQNR and recovers if left in float", "this run calibrated once"):
+        assert expected in words, expected
+    assert 'aria-label="efficiency gap"' not in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_peak_is_the_makers_or_the_fastest_layer() -> None:
+    rows = [{"macs": 10, "ms": 1.0, "obtained": "int8"}, {"macs": 10, "ms": 4.0, "obtained": "int8"}]
+    assert svg_plots.reached(rows, {"peak_macs_per_s": {"int8": 20_000.0}, "bytes_per_s": 0})[0] == [0.5, 0.125]
+    shares, named = svg_plots.reached(rows, {"peak_macs_per_s": {"fp32": 1.0}, "bytes_per_s": 0})
+    assert shares == [1.0, 0.25]
+    assert "fastest layer" in named
+    assert svg_plots.reached([{"macs": 10, "ms": None, "obtained": ""}], {"peak_macs_per_s": {}})[0] == [None]
+
+
+def test_layers_below_the_waterline_are_marked() -> None:
+    rows = full_sample()["layers"][:2]
+    roof = {"peak_macs_per_s": {"int8": 1e11, "fp32": 1e11}, "bytes_per_s": 1e10}
+    drawn = svg_plots.waterline(rows, roof)  # 50 and 4 MACs a byte around the device's 10
+    assert (drawn.count('circle class="result"'), drawn.count('circle class="base"')) == (1, 1)
+
+
+def test_what_to_do_next_comes_from_the_report() -> None:
+    report = normalise(sample())
+    assert advice.next_steps(report)[-1].startswith("quantize was kept only because")
+    report["result"]["latency"] |= {"status": "not measured", "value": None, "reason": "no device"}
+    assert "edgegen profile out/demo --device" in advice.next_steps(report)[0]
+    report["data"]["test"]["count"] = 4
+    assert any("4 held-out samples" in text for text in advice.next_steps(report))
+    report["result"]["quality"] = []
+    assert any("No quality was measured" in text for text in advice.next_steps(report))
+
+
+MADE = Path(__file__).parents[1] / "out"
+PAGES = {name: MADE / name for name in ("demo", "goals/resnet56", "goals/style-mosaic", "goals/taef2", "goals/ddpm")}
+
+
+def wrong_in(seen: Any, report: dict[str, Any]) -> list[str]:
+    """What a browser saw that a page must not do."""
+    found = [*seen.errors, *(f"asks for {url}" for url in seen.requests)]
+    found += [f"not loaded: {name}" for name, good in seen.answer["images"] if not good]
+    found += [f"not drawn: {name}" for name, good in seen.answer["plots"] if not good]
+    found += [f"{seen.answer['wide']} pixels too wide"] * (seen.answer["wide"] > 0)
+    values = seen.answer["numbers"]
+    return found + [f"{path}: {value}" for path, value in values if float(value) != float(at(report, path))]
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with browser.browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+def test_a_browser_finds_the_page_whole_in_every_light(folder: Path, tab: Any) -> None:
+    report = write_report(folder, full_sample())
+    for options in ({}, {"dark": True}, {"width": 390, "height": 844}):
+        seen = tab.open(folder / "report.html", **options)
+        assert wrong_in(seen, report) == []
+        names = [name for name, _ in seen.answer["plots"]]
+        assert names == ["latency samples", "efficiency gap", "waterline", "calibration curve"]
+        assert len(seen.answer["images"]) == 1
+        assert len(seen.answer["numbers"]) > 40
+        assert seen.answer["focus"] > 15, "reached by the keyboard"
+
+
+def test_the_browser_notices_what_is_wrong(folder: Path, tab: Any) -> None:
+    report = write_report(folder, full_sample())
+    source = (folder / "report.html").read_text(encoding="utf-8").replace("default-src 'none'; img-src data:; ", "")
+    bad = '<img alt="gone" src="http://127.0.0.1:9/x.png"><script>console.error("x"); throw 1</script>'
+    bad += '<data data-path="seed" value="8">8</data><div style="width:3000px">w</div><svg aria-label="empty"></svg>'
+    (folder / "bad.html").write_text(source.replace("<main>", "<main>" + bad), encoding="utf-8")
+    found = " ".join(wrong_in(tab.open(folder / "bad.html"), report))
+    for expected in ("asks for http://127.0.0.1:9", "not loaded: gone", "not drawn: empty", "too wide", "seed: 8"):
+        assert expected in found, expected
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_of_real_bundles(name: str, tmp_path: Path, tab: Any) -> None:
+    """Drawn anew from the bundle's report.json, as this version draws it."""
+    if not (PAGES[name] / "report.json").is_file():
+        pytest.skip(f"out/{name} is not here (make demo, make bench)")
+    shutil.copytree(PAGES[name], tmp_path / "b", ignore=shutil.ignore_patterns("*.onnx", "*.bin", "*.safetensors"))
+    report = write_report(tmp_path / "b", json.loads((PAGES[name] / "report.json").read_text(encoding="utf-8")))
+    assert (tmp_path / "b" / "report.html").stat().st_size < 5_000_000
+    seen = tab.open(tmp_path / "b" / "report.html")
+    assert wrong_in(seen, report) == []
+    assert len(seen.answer["numbers"]) > 20

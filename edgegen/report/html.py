@@ -23,6 +23,7 @@ from edgegen.report.schema import Report, normalise
 EMBED_BYTES = 3_400_000  # pictures in the page; base64 makes a third more of it, and the page stays under 5 MB
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _KINDS_OF_ROW = (("baseline", "base"), ("result", "result"))
+_CONDITIONS = ("device", "cpu_model", "cores", "threads", "batch", "io", "rounds", "iterations", "method", "tool")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -106,7 +107,8 @@ def _calibration(report: dict[str, Any]) -> str:
 
 
 def _legend(report: dict[str, Any]) -> str:
-    conditions = report["result"]["latency"]["conditions"]
+    told = report["result"]["latency"]["conditions"]
+    conditions = {key: told[key] for key in _CONDITIONS if told.get(key) not in (None, "")}
     how = f"Latency: {escape(text.plain(conditions))}. " if conditions else ""
     return (
         f'<p class="soft">{how}{parts.mark("measured")} on the built file, with its 95% interval. '

@@ -9,6 +9,8 @@ from edgegen.report import svg_plots, text
 from edgegen.report.parts import mark, shown
 
 Report = dict[str, Any]
+_FIRST = 10
+"""Rows that are open; the rest is one press away."""
 _OPTIONAL = (("sqnr_db", "SQNR"), ("recovers", "recovers if left in float"))
 
 
@@ -26,7 +28,8 @@ def _told(report: Report, timed: list[Report]) -> str:
     parts = []
     if timed:
         parts.append(f"{mark('measured')} times of single layers, with the runtime's own counters on ({timed[0]['n']} "
-                     "runs, median); counting costs time, so their sum is more than the latency.")
+                     "runs, median); counting costs time, so their sum is more than the latency."
+                     + _beside(timed))
     else:
         reason = report["layers_reason"] or "this report holds none"
         parts.append(f"{mark('not measured')} times of single layers: {escape(reason)}.")
@@ -38,7 +41,14 @@ def _told(report: Report, timed: list[Report]) -> str:
     return f'<p class="soft">{" ".join(parts)}</p>'
 
 
+def _beside(timed: list[Report]) -> str:
+    """How much of the time went to kernels without MACs, which the plot of MACs cannot show."""
+    total, beside = (sum(layer["ms"] for layer in kind) for kind in (timed, [x for x in timed if not x["macs"]]))
+    return f" {text.share(beside / total)} of it went to kernels without MACs, such as resizing." if beside else ""
+
+
 def _table(report: Report, timed: list[Report]) -> str:
+    """Slowest layers first where times are known, else in the order of the network."""
     layers, roof = report["layers"], report["roof"]
     total = sum(layer["ms"] for layer in timed)
     longest = max((layer["ms"] for layer in timed), default=0.0)
@@ -48,8 +58,8 @@ def _table(report: Report, timed: list[Report]) -> str:
     names += [label for key, label in _OPTIONAL if key in columns]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = []
-    for index, (layer, share) in enumerate(zip(layers, shares, strict=True)):
-        path = f"layers.{index}"
+    for index in sorted(range(len(layers)), key=lambda i: -(layers[i]["ms"] or 0.0)):
+        layer, share, path = layers[index], shares[index], f"layers.{index}"
         bar = f'<span class="bar" style="width:{100 * layer["ms"] / longest:.1f}%"></span>' if layer["ms"] else ""
         part = f'<span class="sub">{text.share(layer["ms"] / total)}</span>' if layer["ms"] else ""
         time = shown(f"{path}.ms", layer["ms"], "–" if layer["ms"] is None else f"{text.number(layer['ms'])} ms")
@@ -65,10 +75,15 @@ def _table(report: Report, timed: list[Report]) -> str:
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         body.append(f'<tr><th scope="row">{escape(layer["name"])}<span class="sub">{escape(layer["op"])}</span></th>'
                     f"{row}</tr>")
-    table = f'<table class="layers"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
     note = f'<p class="soft">* Share {escape(named)}.</p>' if named else ""
-    card = f'<div class="card" tabindex="0" role="region" aria-label="layers">{table}</div>{note}'
-    return f"<details open><summary>{len(layers)} layers</summary>{card}</details>"
+    more = body[_FIRST:]
+    rest = f"<details><summary>{len(more)} more layers</summary>{_card(head, more)}</details>" if more else ""
+    return _card(head, body[:_FIRST]) + note + rest
+
+
+def _card(head: str, body: list[str]) -> str:
+    table = f'<table class="layers"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="card" tabindex="0" role="region" aria-label="layers">{table}</div>'
 
 
 def _precision(layer: Report) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import re
@@ -29,6 +30,10 @@ _PLANS = (
     PrecisionPlan("int8", rest="fp32", ranges="mean"),
     PrecisionPlan("int8", rest="fp32", ranges="minmax"),
 )
+_NARROW = tuple(
+    PrecisionPlan(precision, weights=weights) for precision in ("bf16", "fp32") for weights in ("int8", "int4")
+)
+_GROUP = 32  # weights of a row that share an INT4 scale
 # NNCF would quantize what goes into a normalisation. One scale for all channels is coarse there, and the normalisation
 # then enlarges the error of the quiet channels. style-mosaic, to its own FP32 output: 23.7 dB with it, 31.6 dB without,
 # and 32.3 dB when sums of normalised tensors are left alone too, which no INT8 convolution could absorb anyway; the
@@ -38,6 +43,8 @@ _NORMALISATION, _SUMS = "MVN", "Add"
 _TWO_SIDED = frozenset(
     ("Sigmoid", "HardSigmoid", "HardSwish", "Erf", "Gelu", "LeakyRelu", "PRelu", "Elu", "Selu", "Mish")
 )
+
+_STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -57,6 +64,12 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
     avoided = ("int8", "fp32") if native else ("int8", "bf16")
     offered = (p for p in _PLANS if (p.precision, p.rest) != avoided and (native or p.precision != "bf16"))
     return _common.allowed(offered, target)
+
+
+def weights_only(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
+    """Plans that narrow weights alone; BF16 arithmetic where the processor has it, else FP32."""
+    arithmetic = "bf16" if _BF16_FLAGS & cpu_flags and "bf16" in target.precisions else "fp32"
+    return _common.allowed((plan for plan in _NARROW if plan.precision == arithmetic), target)
 
 
 def supports(graph: Graph, target: Target) -> list[Problem]:
@@ -89,22 +102,27 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.RuntimeFailed: OpenVINO or NNCF fails, or the precision read back is not the promised one.
     """
     plan = graph.plan
-    _common.check_plan(NAME, plan, _PLANS, calibration)
+    _common.check_plan(NAME, plan, (*_PLANS, *_NARROW), calibration)
     small = "bf16" in (plan.precision, plan.rest if plan.precision == "int8" else "") or plan.precision == "fp16"
     options = {"threads": _common.threads(target), "performance_hint": "LATENCY", "inference_precision": _hint(plan)}
-    packages = ("openvino", "nncf") if plan.precision == "int8" else ("openvino",)
+    packages = ("openvino", "nncf") if plan.quantized else ("openvino",)
     with files.whole(out) as folder:
         folder.mkdir()
         try:
             model, promised = _ir.convert(graph.onnx), 0.0
             if plan.precision == "int8" and calibration is not None:
                 source = onnx.load(graph.onnx)
-                model = _quantized(model, source, graph, plan, calibration)
+                if plan.scales:
+                    model = _learned(source, graph, plan, calibration, folder)
+                else:
+                    model = _quantized(model, source, graph, plan, calibration)
                 promised = _promised(source, plan)
+            elif plan.weights:
+                model = _narrowed(model, onnx.load(graph.onnx), plan)
             _ir.save(model, folder / "model.xml", graph.onnx, halve=small)
             built = _common.artifact(NAME, folder / "model.xml", graph, plan, options, packages)
             _common.check_promise(built, inspect(built), promised)
-        except _errors(plan.precision) as error:
+        except _errors("int8" if plan.quantized else "") as error:
             raise errors.RuntimeFailed(f"{NAME} {plan.label}: {_line(error)}") from error
     return _common.artifact(NAME, out / "model.xml", graph, plan, options, packages)
 
@@ -145,9 +163,11 @@ def inspect(artifact: Artifact) -> Inspection:
         precision = next((executed[name] for name in (layer.name, *layer.aliases) if name in executed), "unknown")
         halved = layer.weight_type == "f16" and precision == "fp32"
         got[layer.name] = f"fp16 weights, {precision}" if halved else precision
+        if artifact.plan.weights and layer.weight_type in _STORED:
+            got[layer.name] = f"{precision} (weights {_STORED[layer.weight_type]})"
     total, stored = sum(layer.macs for layer in layers), sum(layer.weight_bytes for layer in layers)
     macs = sum(layer.macs for layer in layers if got[layer.name] == "int8")
-    small = sum(layer.weight_bytes for layer in layers if layer.weight_type in ("i8", "u8"))
+    small = sum(layer.weight_bytes for layer in layers if layer.weight_type in _STORED)
     return Inspection(got, small / max(1, stored), macs / max(1, total))
 
 
@@ -158,11 +178,13 @@ def layer_times(artifact: Artifact, feeds: Mapping[str, np.ndarray], iterations:
     the sum is no latency.
     """
     compiled = _compiled(artifact, {"PERF_COUNT": True})
-    weighted = {layer.name for layer in _ir.weighted_layers(_ir.core().read_model(artifact.path))}
+    weighted = {}
+    for layer in _ir.weighted_layers(_ir.core().read_model(artifact.path)):
+        weighted |= dict.fromkeys((layer.name, *layer.aliases), layer.name)
     made_of = {}
     for operation in compiled.get_runtime_model().get_ordered_ops():
         names = operation.get_rt_info()["originalLayersNames"].astype(str).split(",")
-        made_of[operation.get_friendly_name()] = next((name for name in names if name in weighted), "")
+        made_of[operation.get_friendly_name()] = next((weighted[name] for name in names if name in weighted), "")
     request = compiled.create_infer_request()
     found: dict[str, dict[str, Any]] = {}
     for turn in range(iterations + 3):
@@ -187,6 +209,33 @@ def _promised(source: onnx.ModelProto, plan: PrecisionPlan) -> float:
     total = sum(layer.macs for layer in layers)
     kept = (*plan.float_layers, *(layer.name for layer in layers if layer.op in plan.float_types))
     return sum(layer.macs for layer in layers if layer.weight and layer.name not in kept) / max(1, total)
+
+
+def _narrowed(model: Any, source: onnx.ModelProto, plan: PrecisionPlan) -> Any:
+    """NNCF's weight compression: INT8 symmetric by row (convolutions too), or INT4 in groups (matrix products alone).
+
+    NNCF leaves INT4 layers whose depth the group does not divide in INT8, and all convolutions.
+    """
+    onnx_qdq.check_layers(source, plan)
+    nodes = {node.name for node in source.graph.node if node.op_type in plan.float_types} | set(plan.float_layers)
+    with _ir.quiet():
+        import nncf
+
+        mode = nncf.CompressWeightsMode.INT4_SYM if plan.weights == "int4" else nncf.CompressWeightsMode.INT8_SYM
+        more: dict[str, Any] = {"group_size": _GROUP, "all_layers": True} if plan.weights == "int4" else {}
+        ignored = nncf.IgnoredScope(names=_ir.operations(model, nodes), validate=False)
+        return nncf.compress_weights(model, mode=mode, ignored_scope=ignored, **more)
+
+
+def _learned(source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path, folder: Path) -> Any:
+    """A model with the learned ranges of the plan: standard Q/DQ in the ONNX file, which OpenVINO reads."""
+    chosen = dataclasses.replace(plan, format="u8s8")
+    file = folder / "quantized.onnx"
+    try:
+        onnx_qdq.insert_qdq(graph, file, calibration=calibration, plan=chosen, placement="openvino")
+        return _ir.convert(file)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _quantized(model: Any, source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path) -> Any:
