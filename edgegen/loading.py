@@ -101,7 +101,10 @@ def _origin(kind: str, spec: str, options: ModelOptions) -> dict[str, Any]:
 def _raw_record(origin: Mapping[str, Any], options: ModelOptions) -> Mapping[str, Any]:
     """RECORD of a built-in or of a user's file (RECORDS[factory] goes first), or what timm states."""
     if origin["kind"] == "builtin":
-        raw = dict(registry.module("models", origin["name"]).RECORD)
+        code = registry.module("models", origin["name"])
+        if options.config and hasattr(code, "record"):
+            return code.record(**options.config)
+        raw = dict(code.RECORD)
         return {**raw, "output": {**raw.get("output", {}), "shape": None}} if options.config else raw
     if origin["kind"] == "timm":
         return _timm_record(origin["name"])
@@ -151,8 +154,9 @@ def _network(
         raise ModelError(
             f"{name} comes without trained weights: give --weights FILE, or --latency-only for timing without quality"
             f"{state_it if origin['kind'] == 'file' else ''}"
+            f"{f'. Published weights: {record.source}' if origin['kind'] == 'builtin' else ''}"
         )
-    state = read_state(Path(weights)) if weights is not None else None
+    state = _published(origin, read_state(Path(weights))) if weights is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = origins.create(origin)
@@ -162,6 +166,14 @@ def _network(
     if state is not None:
         load_into(module, state, str(weights))
     return module
+
+
+def _published(origin: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """Weights in a layout that others publish, under the names of the built-in network (its `from_published`)."""
+    if origin["kind"] != "builtin":
+        return state
+    convert = getattr(registry.module("models", origin["name"]), "from_published", None)
+    return convert(state, dict(origin["config"])) if convert is not None else state
 
 
 def _randomise_norms(module: nn.Module) -> None:
