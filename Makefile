@@ -7,7 +7,7 @@
 # The first interpreter that is new enough; python3 is tried first.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
-EXTRAS ?= torch,timm,onnxruntime,openvino,quality,dev
+EXTRAS ?= torch,timm,onnxruntime,openvino,quality,diffusion,dev
 OUT ?= out/demo
 NETWORKS ?= resnet20 resnet56 style-mosaic taef2-decoder rlfn mobilenet_v2 efficientformer_l1 deit_tiny
 T ?= tests
@@ -18,11 +18,12 @@ STAMP := .venv/.installed
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder wheel clean
+.PHONY: help setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder wheel clean train-mnist-ddpm train-cifar-ddpm
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
-	@echo "targets: setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder wheel clean"
+	@echo "targets: setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder \
+		train-mnist-ddpm train-cifar-ddpm wheel clean"
 
 setup: $(STAMP)
 
@@ -56,6 +57,9 @@ bench: $(STAMP)
 
 train-edsr train-dcgan train-cifar train-encoder: train-%: $(STAMP)
 	$(BIN)/python benchmarks/train/$*.py
+
+train-mnist-ddpm train-cifar-ddpm: train-%-ddpm: $(STAMP)
+	$(BIN)/python benchmarks/train/diffusion.py $*
 
 wheel: $(STAMP)
 	$(BIN)/uv build --wheel --out-dir dist

@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Compress image generators and vision backbones for edge devices, and prove it with measurements.",
 )
-LISTED = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes", "rewrites")
+LISTED = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes", "rewrites", "samplers")
 
 
 # The base class of what typer raises for wrong arguments; its own name is private to typer.

@@ -15,7 +15,9 @@ from types import ModuleType
 from edgegen import errors
 
 PACKAGE = Path(__file__).parent
-KINDS = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "devices", "recipes", "rewrites")
+KINDS = (
+    "models", "passes", "targets", "runtimes", "metrics", "calibration", "devices", "recipes", "rewrites", "samplers",
+)  # fmt: skip
 _DATA_KINDS = ("targets", "calibration", "recipes")
 _ERRORS: dict[str, type[errors.UsageError]] = {
     "models": errors.ModelError,

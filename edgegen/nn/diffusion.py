@@ -1,0 +1,53 @@
+"""What a denoiser learns from: images noised to a level, and the output that it should give there.
+
+x = alpha x0 + sigma eps (Ho et al., 2020, arXiv:2006.11239); v = alpha eps - sigma x0 (Salimans & Ho, 2022,
+arXiv:2202.00512).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from edgegen.samplers import _core
+
+
+class Levels:
+    """The noise levels of a network's training steps as float32 tensors; `facts` are the model's options."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        known = {**_core.OF_NETWORK, **{key: facts[key] for key in _core.OF_NETWORK if key in facts}}
+        bars = torch.from_numpy(_core.alpha_bars(known["schedule"], known["train_steps"]))
+        self.prediction, self.labels, self.count = str(known["prediction"]), int(known["labels"]), len(bars)
+        self.alphas, self.sigmas = bars.sqrt().float(), (1 - bars).sqrt().float()
+
+    def at(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(alpha, sigma) of times t (N,), shaped for multiplying `like` (N, ...); linear between training steps."""
+        shape = (-1, *[1] * (like.ndim - 1))
+        low = t.floor().long().clamp(0, self.count - 1)
+        high = (low + 1).clamp(max=self.count - 1)
+        share = (t - low).to(self.sigmas.dtype)
+        angle = torch.atan2(self.sigmas.to(t.device), self.alphas.to(t.device))
+        between = torch.lerp(angle[low], angle[high], share).view(shape)
+        return between.cos(), between.sin()
+
+    def noised(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Images x0 at times t (N,) with noise eps."""
+        alpha, sigma = self.at(t, x0)
+        return alpha * x0 + sigma * eps
+
+    def target(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """What the network should give for `noised(x0, t, eps)`."""
+        if self.prediction == "epsilon":
+            return eps
+        alpha, sigma = self.at(t, x0)
+        return alpha * eps - sigma * x0 if self.prediction == "v" else x0
+
+    def image(self, made: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The image that the network's output stands for."""
+        alpha, sigma = self.at(t, x)
+        if self.prediction == "epsilon":
+            return (x - sigma * made) / alpha.clamp_min(1e-4)
+        return alpha * x - sigma * made if self.prediction == "v" else made

@@ -1,0 +1,71 @@
+"""Samplers by name: host-side loops over any runtime's `run` that turn a denoiser into a generator of images.
+
+The settings are plain data: a model's options hold "sampler" (what the user chooses) and, beside it, the facts of the
+training: "prediction", "schedule", "train_steps", "labels".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import registry
+from edgegen.errors import UsageError
+from edgegen.samplers import _core
+from edgegen.samplers._core import Denoiser, Level, Run, alpha_bars, epsilon, estimate, levels
+
+__all__ = [
+    "Denoiser", "Level", "Run", "alpha_bars", "calls", "complete", "epsilon", "estimate", "generate", "levels", "nfe",
+    "of", "sources",
+]  # fmt: skip
+
+
+def of(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The complete settings of a model's options; None where the model makes its output in one run.
+
+    Raises:
+        UsageError: unknown sampler or setting, a value out of range.
+    """
+    if not options.get("sampler"):
+        return None
+    facts = {key: options[key] for key in _core.OF_NETWORK if key in options}
+    return complete({**facts, **options["sampler"]})
+
+
+def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with every default filled in.
+
+    Raises:
+        UsageError: as for `of`.
+    """
+    registry.check("samplers", str(given.get("name", _core.SHARED["name"])))
+    try:
+        return _core.complete(given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"sampler settings: {error}") from error
+
+
+def generate(
+    settings: Mapping[str, Any], run: Run | Mapping[str, Run], latents: np.ndarray, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """`_core.generate`, with settings checked: images (N, C, H, W) float32 from latents N(0, 1)."""
+    return _core.generate(complete(settings), run, latents, labels)
+
+
+def calls(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """(NFE: runs of the network for one image, how many of them are of the partial graph)."""
+    return _core.calls(complete(settings))
+
+
+def nfe(settings: Mapping[str, Any]) -> int:
+    """Runs of the network for one image; guidance counts twice where it is applied."""
+    return calls(settings)[0]
+
+
+def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
+    """The files that make images without edgegen: name below `samplers/` in a bundle -> file."""
+    folder = Path(_core.__file__).parent
+    return {name: folder / name for name in ("_core.py", f"{complete(settings)['name']}.py")}
