@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgegen import cli_device, cli_doctor, cli_export, cli_options, cli_profile_device, errors, faults, registry
+from edgegen import cli_compare, cli_device, cli_doctor, cli_export, cli_options, cli_profile_device, errors, faults, registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -260,6 +260,7 @@ def run(
 
 # Commands in files of their own; importing them puts them on `app`.
 app.command()(cli_export.export)
+app.command()(cli_compare.compare)
 app.command()(cli_doctor.doctor)
 app.command()(cli_device.profile)
 app.command(name="profile-device")(cli_profile_device.profile_device)
