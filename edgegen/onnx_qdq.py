@@ -21,10 +21,11 @@ from edgegen.onnx_cost import constants
 from edgegen.types import Graph, PrecisionPlan, TensorSpec
 
 FORMATS = ("u8s8", "s8s8")
-PLACEMENTS = ("onnxruntime", "tensorrt")
+PLACEMENTS = ("onnxruntime", "tensorrt", "openvino")
 
 # ONNX Runtime has INT8 kernels for these and none for ConvTranspose, which would run between DQ and Q in float.
-_CORE = {"onnxruntime": ("Conv", "Gemm", "MatMul"), "tensorrt": ("Conv", "ConvTranspose", "Gemm", "MatMul")}
+_EVERY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_CORE = {"onnxruntime": ("Conv", "Gemm", "MatMul"), "tensorrt": _EVERY, "openvino": _EVERY}
 # What ONNX Runtime computes or moves in INT8, so that a chain of layers need not go back to float between them.
 # Softmax and normalisations are absent: in INT8 they lose accuracy, and ONNX Runtime has no INT8 normalisation.
 _BETWEEN = frozenset(
@@ -126,7 +127,7 @@ def quantized_nodes(model: onnx.ModelProto, plan: PrecisionPlan, *, placement: s
         if node.name in plan.float_layers or node.op_type in plan.float_types:
             continue
         core = node.op_type in _CORE[placement] and computed and _is_float_core(node, consts)
-        between = placement == "onnxruntime" and node.op_type in _BETWEEN and computed and carried.issuperset(computed)
+        between = placement != "tensorrt" and node.op_type in _BETWEEN and computed and carried.issuperset(computed)
         if core or between:
             quantized.append(node.name)
             # MatMul's result stays float: ONNX Runtime adds the bias to it before the next rounding
@@ -164,7 +165,7 @@ def insert_qdq(
         calibration: folder with one `<input name>.npy` an input, first axis the samples.
         plan: default `graph.plan`. Its format is "u8s8" or "s8s8" (symmetric, zero point 0).
         placement: "onnxruntime" quantizes results too and biases to INT32 (its INT8 kernels ask for it); "tensorrt"
-            quantizes inputs and weights only, biases stay float.
+            quantizes inputs and weights only, biases stay float; "openvino" as "onnxruntime", with float biases.
         threads: for the calibration runs.
     Raises:
         errors.UsageError: unknown format, placement or layer.
@@ -185,7 +186,7 @@ def insert_qdq(
     if done or not nodes:
         reason = "the graph is already quantized" if done else "the plan leaves no layer to quantize"
         raise errors.RuntimeFailed(f"{graph.stage}: cannot build {plan.label}: {reason}")
-    found = ranges(graph, calibration, _activations(model, nodes), threads=threads)
+    found = _found_ranges(model, graph, calibration, _activations(model, nodes), plan, threads)
     data = {n: TensorData(lowest=np.float32(a), highest=np.float32(b)) for n, (a, b) in found.items()}
     symmetric = plan.format == "s8s8"
     activation = QuantType.QInt8 if symmetric else QuantType.QUInt8
@@ -199,12 +200,23 @@ def insert_qdq(
     return dataclasses.replace(graph, onnx=out, plan=plan, sha256=sha256)
 
 
+def _found_ranges(
+    model: onnx.ModelProto, graph: Graph, calibration: Path, tensors: Sequence[str], plan: PrecisionPlan, threads: int
+) -> dict[str, tuple[float, float]]:
+    """Range of each tensor: the plan's where it has one, by the node that makes it; the others are calibrated."""
+    learned = {name: (low, high) for name, low, high in plan.scales}
+    places = {name: name for name in tensors} | {name: node.name for node in model.graph.node for name in node.output}
+    known = {name: learned[places[name]] for name in tensors if places[name] in learned}
+    open_ = [name for name in tensors if name not in known]
+    return known | (ranges(graph, calibration, open_, threads=threads) if open_ else {})
+
+
 def _options(placement: str, symmetric: bool) -> dict[str, Any]:
     return {
         "ActivationSymmetric": symmetric,
         "WeightSymmetric": True,
         "QuantizeBias": placement == "onnxruntime",
-        "OpTypesToExcludeOutputQuantization": ["MatMul"] if placement == "onnxruntime" else list(_CORE["tensorrt"]),
+        "OpTypesToExcludeOutputQuantization": ["MatMul"] if placement != "tensorrt" else list(_EVERY),
         "QDQOpTypePerChannelSupportToAxis": {"MatMul": -1},
     }
 

@@ -58,7 +58,9 @@ class PrecisionPlan:
     `rest`; float_types: ONNX operation types left in `rest`. ranges: how activation ranges are found where a runtime
     offers a choice: "mean" (of each sample's extremes: robust, clips rare values such as white skies) or "minmax".
     weights: how weights are stored where that is narrower than the arithmetic: "" (as `precision` says), "int8",
-    "palette6" or "palette4" (a table of 64 or 16 values a tensor).
+    "int4" (each block of a row with a scale of its own), "palette6" or "palette4" (a table of 64 or 16 values a
+    tensor). scales: ranges of activations that were learned: (graph node whose output it is, or graph input; low;
+    high); a build takes these and calibrates what is not among them.
     """
 
     precision: str = "fp32"
@@ -68,6 +70,7 @@ class PrecisionPlan:
     float_types: tuple[str, ...] = ()
     ranges: str = ""
     weights: str = ""
+    scales: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def quantized(self) -> bool:
@@ -79,7 +82,8 @@ class PrecisionPlan:
         """Short name for tables, such as `int8 (u8s8, rest fp32)`."""
         if self.precision != "int8":
             return f"{self.precision} (weights {self.weights})" if self.weights else self.precision
-        parts = [part for part in (self.format, self.ranges, f"rest {self.rest}") if part]
+        learned = "learned ranges" if self.scales else self.ranges
+        parts = [part for part in (self.format, learned, f"rest {self.rest}") if part]
         if self.float_types:
             parts.append(f"{'+'.join(self.float_types)} in float")
         if self.float_layers:
@@ -104,7 +108,8 @@ class Model:
 
     origin: how to make the unchanged architecture again, as JSON: {"kind": "builtin", "name": "edsr", "config": {}},
     {"kind": "timm", "name": ...}, {"kind": "file", "path": ..., "factory": ..., "sha256": ...}, {"kind": "pt2"|"onnx",
-    "path": ...}. options: task settings such as {"scale": 4} for super-resolution or {"calibration": "photos"}.
+    "path": ...}. options: task settings such as {"scale": 4} for super-resolution or {"calibration": "photos"}; of a
+    denoiser {"sampler": {"name": "ddim", "steps": 50}} with "prediction", "schedule", "train_steps" and "labels".
     """
 
     name: str
@@ -113,7 +118,6 @@ class Model:
     preprocessing: Preprocessing = Preprocessing()
     provenance: Provenance = Provenance("unknown")
     plan: PrecisionPlan = PrecisionPlan()
-    sampler: Any = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,7 +139,8 @@ class Graph:
 
     program: the same stage as a torch program (`torch.export`, .pt2) for runtimes that convert from torch; None where
     there is none: a model that came as .onnx, or a graph that was rewritten in ONNX. preprocessing: how an image
-    becomes the input, for runtimes that take images themselves (Core ML); None: they take tensors.
+    becomes the input, for runtimes that take images themselves (Core ML); None: they take tensors. sampler: complete
+    settings of the loop that makes an image from runs of this graph (see samplers/); None: one run makes the output.
     """
 
     stage: str
@@ -148,6 +153,7 @@ class Graph:
     sha256: str = ""
     program: Path | None = None
     preprocessing: Preprocessing | None = None
+    sampler: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,11 @@ def check_plan(runtime: str, plan: PrecisionPlan, known: Iterable[PrecisionPlan]
     Raises:
         errors.UsageError: says which plans there are, or what is missing.
     """
-    kinds = {(p.precision, p.format, p.rest if p.precision == "int8" else "") for p in known}
-    if (plan.precision, plan.format, plan.rest if plan.precision == "int8" else "") not in kinds:
+
+    def kind(p: PrecisionPlan) -> tuple[str, str, str, str]:
+        return p.precision, p.format, p.rest if p.precision == "int8" else "", p.weights
+
+    if kind(plan) not in {kind(p) for p in known}:
         labels = ", ".join(p.label for p in known)
         raise errors.UsageError(f"{runtime} cannot build {plan.label}; it can build: {labels}")
     if plan.precision == "int8" and calibration is None:
@@ -59,7 +62,8 @@ def check_promise(artifact: Artifact, found: Inspection, promised_macs_share: fl
     """Precision is read back, not believed.
 
     An INT8 build must store INT8 weights, and compute in INT8 at least half of the MACs it was meant to: single layers
-    that a runtime's fusion misses are told by `Inspection.layers`, and cost what they cost when the build is timed.
+    that a runtime's fusion misses are told by `Inspection.layers`, and cost what they cost when the build is timed. A
+    build with narrow weights must have a layer that says so, such as "fp32 (weights int4)".
 
     Raises:
         errors.RuntimeFailed: the built file does not have the precision that the plan asked for.
@@ -68,6 +72,8 @@ def check_promise(artifact: Artifact, found: Inspection, promised_macs_share: fl
     if plan.precision != "int8":
         if found.layers and not any(precision.startswith(plan.precision) for precision in got):
             raise errors.RuntimeFailed(f"{artifact.label}: promised {plan.precision}, layers are {got}")
+        if plan.weights and not any(f"(weights {plan.weights})" in precision for precision in got):
+            raise errors.RuntimeFailed(f"{artifact.label}: promised weights in {plan.weights}, layers are {got}")
     elif found.int8_weight_share == 0 or found.int8_macs_share < 0.5 * promised_macs_share:
         raise errors.RuntimeFailed(
             f"{artifact.label}: promised int8 for {promised_macs_share:.0%} of the MACs, obtained "

@@ -1,4 +1,5 @@
-"""ONNX Runtime on the CPU: FP32, and INT8 by Q/DQ with unsigned (u8s8) or symmetric signed (s8s8) activations."""
+"""ONNX Runtime on the CPU: FP32, INT8 by Q/DQ with unsigned (u8s8) or symmetric signed (s8s8) activations, and FP32
+with the weights of matrix products in INT8 or INT4."""
 
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ import numpy as np
 import onnx
 
 from edgegen import errors, files, onnx_cost, onnx_files, onnx_qdq
-from edgegen.runtimes import _common
+from edgegen.runtimes import _common, _weights_only
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
 
 NAME = "onnxruntime"
 _PLANS = (PrecisionPlan("fp32"), PrecisionPlan("int8", "u8s8"), PrecisionPlan("int8", "s8s8"))
+_NARROW = (PrecisionPlan("fp32", weights="int8"), PrecisionPlan("fp32", weights="int4"))
 _INT8_KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"))
 
 # Two of ONNX Runtime's own rewrites spoil INT8 files (1.31.1). MatMulAddFusion makes a Gemm with a float bias of a
@@ -54,6 +56,11 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
     return _common.allowed(_PLANS, target)
 
 
+def weights_only(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
+    """Plans that narrow weights alone: built when a recipe asks for them, as they need matrix products to be of use."""
+    return _common.allowed(_NARROW, target)
+
+
 def supports(graph: Graph, target: Target) -> list[Problem]:
     """Operations without a CPU kernel, one problem at a time: ONNX Runtime names only the first it meets."""
     try:
@@ -80,7 +87,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.RuntimeFailed: ONNX Runtime fails, or the precision read back is not the promised one.
     """
     plan, count = graph.plan, _common.threads(target)
-    _common.check_plan(NAME, plan, _PLANS, calibration)
+    _common.check_plan(NAME, plan, (*_PLANS, *_NARROW), calibration)
     settings = {"threads": count, "execution": "sequential", "graph_optimization": "all"}
     if plan.precision == "int8":
         settings["disabled_optimizers"] = list(DISABLED)
@@ -93,6 +100,10 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
                 # Signed activations are for other engines (TensorRT, Arm): on x86 ONNX Runtime runs many such layers
                 # in float, and forced to integers (session.qdqisint8allowed) takes twice as long. Told, not refused.
                 promised = _promised(graph, plan) if plan.format == "u8s8" else 0.0
+            elif plan.weights:
+                source = onnx.load(graph.onnx)
+                onnx_qdq.check_layers(source, plan)
+                onnx_files.write(_weights_only.compress(source, plan), folder / "model.onnx")
             else:
                 onnx_files.write(onnx.load(graph.onnx), folder / "model.onnx")
             built = _common.artifact(NAME, folder / "model.onnx", graph, plan, settings, ("onnxruntime",))
@@ -132,6 +143,8 @@ def inspect(artifact: Artifact) -> Inspection:
     weights is of the file.
     """
     model = onnx.load(artifact.path)
+    if artifact.plan.weights:
+        return _weights_only.inspect(model)
     with tempfile.TemporaryDirectory() as folder:
         options = _options(1)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
