@@ -21,6 +21,7 @@ and all read them, so the folder must be one that all machines see. The `edgegen
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -153,8 +154,10 @@ def wrapped(module: nn.Module, loss_step: Callable[[nn.Module, Any, int], Any]) 
     step = Step(module, loss_step)
     if group().count == 1:
         return step
-    # Not every loss uses every parameter in every step (adversarial losses begin late).
-    return nn.parallel.DistributedDataParallel(step, find_unused_parameters=True, broadcast_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # `synced` keeps buffers equal
+    # Not every loss uses every parameter in every step, and a network may hold some that it never uses.
+    return ddp(step, find_unused_parameters=True, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
 
 
 def without_sync(module: nn.Module, last: bool) -> Any:
