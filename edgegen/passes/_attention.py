@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgegen import graph
-from edgegen.nn import attention
+from edgegen.nn import attention, tokens
 from edgegen.types import Job, Model
 
 _MAX_PREFIX = 16  # class and register tokens in front of the grid
@@ -71,7 +71,11 @@ def find(module: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, Site]:
         graph.outputs(module, inputs)
     grids = [tuple(part.grid_size) for part in module.modules() if _is_pair(getattr(part, "grid_size", None))]
     found = {path: sites[path] for path in dict.fromkeys(order)}
+    fewer = {path: part for path, part in module.named_modules() if isinstance(part, tokens.TokenStages)}
     for path, site in found.items():
+        if any(path.startswith(f"{at}.") and int(path[len(at) + 1 :].split(".")[0]) > min(part.counts, default=0)
+               for at, part in fewer.items()):  # fmt: skip
+            site.problem = "its tokens were merged or dropped before: they are no grid"
         site.problem = site.problem or _problem(module.get_submodule(path), site, given)
         if not site.problem and not _place(site, grids):
             site.problem = f"its {site.tokens} tokens are no grid"
@@ -170,8 +174,9 @@ def _problem(part: nn.Module, site: Site, given: dict[str, torch.Tensor]) -> str
 def _place(site: Site, grids: Sequence[tuple[int, ...]]) -> bool:
     """Find the grid of the tokens: a map around them, the patches of the network, else a square."""
     for height, width in site.maps:
-        if height * width == site.tokens:
-            site.grid, site.prefix = (height, width), 0
+        patch = math.isqrt(height * width // site.tokens)  # one token may be a square of the map around it
+        if patch and height * width == site.tokens * patch**2 and not height % patch and not width % patch:
+            site.grid, site.prefix = (height // patch, width // patch), 0
             return True
     for height, width in grids:
         if 0 <= site.tokens - height * width <= _MAX_PREFIX:
@@ -202,11 +207,14 @@ def put(module: nn.Module, path: str, part: nn.Module) -> None:
     holder._modules[name] = part.train(holder._modules[name].training)  # type: ignore[union-attr]
 
 
-def account(module: nn.Module, changed: dict[str, str], skipped: dict[str, str], other: str) -> dict[str, str]:
-    """Why each convolution and linear layer that is in no changed module stays as it is."""
-    told = {}
+def account(
+    module: nn.Module, changed: dict[str, str], skipped: dict[str, str], other: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(changed, skipped) with every convolution and linear layer: by the module that it is in, else `other`."""
     for layer in graph.layers(module):
-        if not any(layer == path or layer.startswith(f"{path}.") for path in changed):
-            inside = next((why for path, why in skipped.items() if layer.startswith(f"{path}.")), "")
-            told[layer] = inside or other
-    return {**skipped, **told}
+        inside = [part for part in (*changed, *skipped) if layer.startswith(f"{part}.")]
+        if layer in changed or any(part in changed for part in inside):
+            changed.setdefault(layer, next((changed[part] for part in inside if part in changed), ""))
+        else:
+            skipped.setdefault(layer, skipped[inside[0]] if inside else other)
+    return changed, skipped

@@ -69,8 +69,8 @@ def prune_tokens(
     before = graph.cost(module, inputs)
     notes = {"tokens": counts, "macs_before": before.macs, "macs_after": after.macs, "method": method}
     other = _OTHER if changed else _windows(module)
-    return PassResult(model.with_module(result), changed, _attention.account(module, changed, skipped, other),
-                      notes, bool(changed))  # fmt: skip
+    changed, skipped = _attention.account(module, changed, skipped, other)
+    return PassResult(model.with_module(result), changed, skipped, notes, bool(changed))
 
 
 def _check(ratio: float, method: str, by: str) -> None:
