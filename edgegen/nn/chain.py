@@ -38,7 +38,7 @@ def pointwise(inputs: int, outputs: int, *, bias: bool = False) -> Layer:
 
 def like(layer: nn.Conv2d, inputs: int, outputs: int, axes: str = "hw", **other: Any) -> Layer:
     """A convolution with the window, stride, dilation and padding of `layer`, along both axes or "h" or "w" alone."""
-    one = {axis: (1, 1, 1, 0) for axis in "hw"}
+    one: dict[str, Any] = dict.fromkeys("hw", (1, 1, 1, 0))
     padding: Any = layer.padding
     for at, axis in enumerate("hw"):
         if axis in axes:

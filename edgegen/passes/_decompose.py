@@ -25,8 +25,8 @@ def principal(second_moment: Tensor) -> tuple[Tensor, Tensor]:
 def tucker2(weight: Tensor, ranks: tuple[int, int], sweeps: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     """Core (a, b, kH, kW), outputs' basis (O, a) and inputs' basis (I, b) of a kernel (O, I, kH, kW).
 
-    Tucker-2 (Kim et al., 2016, arXiv:1511.06530): HOSVD, then `sweeps` of higher-order orthogonal iteration (De Lathauwer
-    et al., 2000), each of which cannot raise the error.
+    Tucker-2 (Kim et al., 2016, arXiv:1511.06530): HOSVD, then `sweeps` of higher-order orthogonal iteration (De
+    Lathauwer et al., 2000), each of which cannot raise the error.
     """
     full = weight.double().flatten(2)  # (O, I, K)
     left = principal(_gram(full, 0))[1][:, : ranks[0]]
@@ -137,8 +137,8 @@ def _sensitivity_weights(shape: Sequence[int], factors: Sequence[Tensor], mode: 
 def _normal(full: Tensor, factors: Sequence[Tensor], mode: int) -> tuple[Tensor, Tensor]:
     """Left and right side of the normal equations of one factor: (rank, rank) and (size, rank)."""
     a, b = (factors[other] for other in range(3) if other != mode)
-    partial = full.movedim(mode, 0) @ b  # (size, of a, rank)
-    return (a.T @ a) * (b.T @ b), torch.einsum("sar,ar->sr", partial, a)
+    pairs = (a[:, None] * b).flatten(0, 1)  # Khatri-Rao: small beside the tensor, and then one matrix product
+    return (a.T @ a) * (b.T @ b), full.movedim(mode, 0).flatten(1) @ pairs
 
 
 def balanced(factors: Sequence[Tensor]) -> Factors:

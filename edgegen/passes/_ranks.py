@@ -13,17 +13,18 @@ from typing import Any
 from torch import nn
 
 from edgegen import graph
-from edgegen.passes import _swap
+from edgegen.passes import _refit, _swap
 from edgegen.passes._swap import Place
 from edgegen.types import Job, Model, PassResult
 
+FITS = ("outputs", "weights")
 BY = ("ratio", "energy", "drop", "latency")
 _LEVELS = 6  # choices of a layer that are tried by running the network
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to factorize a layer. kept: share of the energy that it keeps, 0..1. make: the block, with its weights."""
+    """One way to factorize a layer. kept: share of the energy that it keeps, 0..1. make: the block with its weights."""
 
     text: str
     params: int
@@ -108,11 +109,14 @@ def choose(
 
 def carry_out(
     model: Model, module: nn.Module, menus: Sequence[Menu], rule: Rule, inputs: _swap.Inputs, job: Job,
-    skipped: Mapping[str, str], notes: Mapping[str, Any],
+    skipped: Mapping[str, str], notes: Mapping[str, Any], *, fit: str = "weights",
 ) -> PassResult:  # fmt: skip
-    """Choose, replace, and tell."""
+    """Choose, replace, and tell; with fit "outputs" the last layer of each block is fitted to the layer's outputs."""
     chosen, stay = choose(menus, rule, module, inputs, job)
-    new, refused = _swap.replace(module, {name: choice.make() for name, choice in chosen.items()}, inputs[0])
+    parts = {name: choice.make() for name, choice in chosen.items()}
+    if fit == "outputs":
+        _refit.refit(module, parts, inputs, job.seed)
+    new, refused = _swap.replace(module, parts, inputs[0])
     places = {entry.place.name: entry.place for entry in menus}
     changed = {
         name: f"{choice.text}, parameters {places[name].params} -> {choice.params}"
@@ -170,7 +174,7 @@ def _by_drop(
         middle = (low + high + 1) // 2
         fits = _moved(trial, after(moves[:middle]), wanted, inputs) <= drop
         low, high = (middle, high) if fits else (low, middle - 1)
-    taken, closed = moves[:low], set()
+    taken, closed = moves[:low], set[str]()
     for name, level in moves[low:]:  # what comes later may still fit
         if name in closed:
             continue
@@ -190,7 +194,8 @@ def _order(
     dense: Mapping[str, int], levels: Mapping[str, Sequence[Choice]], errors: Mapping[str, Sequence[float]]
 ) -> list[tuple[str, int]]:
     """All moves (layer, level), each the one that saves most MACs for the distance that it adds."""
-    at, moves = dict.fromkeys(levels, -1), []
+    at: dict[str, int] = dict.fromkeys(levels, -1)
+    moves: list[tuple[str, int]] = []
     while True:
         best: tuple[float, str] | None = None
         for name, level in at.items():
@@ -244,5 +249,6 @@ def _by_latency(menus: Sequence[Menu], ratio: float, job: Job) -> tuple[dict[str
         if picked is not None:
             found[name] = picked
         else:
-            skipped[name] = f"not faster enough on {job.target.name}: {fastest:.3g} ms at best, dense {dense.value:.3g} ms"
+            best = f"{fastest:.3g} ms at best, {dense.value:.3g} ms as it is"
+            skipped[name] = f"not fast enough on {job.target.name}: {best}"
     return found, skipped

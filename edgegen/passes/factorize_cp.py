@@ -34,6 +34,7 @@ def factorize_cp(
     ratio: float = 0.5,
     energy: float = 0.9,
     drop: float = 0.01,
+    fit: str = "outputs",
     sweeps: int = 60,
     stable: bool = True,
     growth: float = 10.0,
@@ -46,17 +47,18 @@ def factorize_cp(
 
     Args:
         model: one stage with a module. Not modified.
-        by, ratio, energy, drop, layers, skip, round_to, samples: as in `factorize_tucker`.
+        by, ratio, energy, drop, fit, layers, skip, round_to, samples: as in `factorize_tucker`.
         sweeps: of alternating least squares. stable: correct what diverges. growth: how often the terms' squared norms
             may make up the kernel's own before error is given up for it.
     Returns:
-        PassResult; `changed` has the number of terms of each layer; `notes` their growth, before and after the correction.
+        PassResult; `changed` has each layer's number of terms; `notes` their growth before and after the correction.
     Raises:
         ValueError: an option out of range, a model without a network, a name that does not exist, or by latency where
             nothing can be measured.
     """
     rule = Rule(by, ratio, energy, drop)
     rule.check()
+    _swap.check_choice("fit", fit, _ranks.FITS)
     if sweeps < 1 or not growth >= 1:
         raise ValueError(f"sweeps and growth must be at least 1, got {sweeps} and {growth}")
     multiple = _ranks.multiple(round_to, job)
@@ -66,28 +68,30 @@ def factorize_cp(
     with torch.no_grad(), training.use_threads(job.threads):
         places, skipped = _swap.find(model, module, inputs[0], layers=layers, skip=skip, kinds=(nn.Conv2d,))
         places, unfit = _swap.with_window(places)
-        fit = partial(_fit, sweeps=sweeps, seed=job.seed, growth=growth if stable else None)
-        menus = [_menu(place, multiple, fit, notes["growth"]) for place in places]
-        result = _ranks.carry_out(model, module, menus, rule, inputs, job, {**skipped, **unfit}, notes)
+        solve = partial(_fit, sweeps=sweeps, seed=job.seed, growth=growth if stable else None)
+        menus = [_menu(place, multiple, solve, notes["growth"]) for place in places]
+        result = _ranks.carry_out(model, module, menus, rule, inputs, job, {**skipped, **unfit}, notes, fit=fit)
     for name in notes["growth"].keys() - result.changed.keys():  # tried and not taken
         del notes["growth"][name]
     return result
 
 
-def _fit(kernel: Tensor, rank: int, *, sweeps: int, seed: int, growth: float | None) -> tuple[_decompose.Factors, float]:
+def _fit(
+    kernel: Tensor, rank: int, *, sweeps: int, seed: int, growth: float | None
+) -> tuple[_decompose.Factors, float]:
     """Factors of a kernel (O, I, kH * kW), and the growth of the terms of plain ALS."""
     plain = _decompose.cp(kernel, rank, sweeps=sweeps, seed=seed, tolerance=1e-5)
     before = _decompose.cp_growth(kernel, plain)
     return (plain if growth is None else _decompose.stable(kernel, plain, growth=growth)), before
 
 
-def _menu(place: Place, multiple: int, fit: Any, told: dict[str, Any]) -> _ranks.Menu:
+def _menu(place: Place, multiple: int, solve: Any, told: dict[str, Any]) -> _ranks.Menu:
     """All ranks of one layer; `told` gets the growth of the terms of what is made."""
     outputs, inputs, high, wide = place.layer.weight.shape
     kernel = place.layer.weight.detach().flatten(2).double()
     choices = []
     for rank in _ranks.steps(place.params // (outputs + inputs + high * wide), multiple):
-        factors = cache(partial(fit, kernel, rank))
+        factors = cache(partial(solve, kernel, rank))
 
         def kept(factors: Any = factors) -> float:
             return 1 - _decompose.cp_error(kernel, factors()[0])

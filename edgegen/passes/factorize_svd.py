@@ -25,7 +25,7 @@ from edgegen.passes._ranks import Choice, Rule
 from edgegen.passes._swap import Place
 from edgegen.types import Job, Model, PassResult
 
-FITS, KERNELS = ("outputs", "weights"), ("channel", "spatial")
+KERNELS = ("channel", "spatial")
 
 
 def factorize_svd(
@@ -65,7 +65,7 @@ def factorize_svd(
     """
     rule = Rule(by, ratio, energy, drop)
     rule.check()
-    _swap.check_choice("fit", fit, FITS)
+    _swap.check_choice("fit", fit, _ranks.FITS)
     _swap.check_choice("kernels", kernels, KERNELS)
     multiple = _ranks.multiple(round_to, job)
     module = _swap.network(model, "factorize_svd")
@@ -144,7 +144,7 @@ def _spatial(place: Place, multiple: int) -> _ranks.Menu:
 
 
 def _crossed(layer: nn.Conv2d, left: Tensor, values: Tensor, right: Tensor) -> nn.Module:
-    rank, (outputs, inputs, high, wide) = len(values), layer.weight.shape
+    rank, (outputs, inputs, _, wide) = len(values), layer.weight.shape
     bias, root = layer.bias is not None, values.sqrt()
     parts = [chain.like(layer, inputs, rank, "h"), chain.like(layer, rank, outputs, "w", bias=bias)]
     second = (right * root[:, None]).reshape(rank, outputs, 1, wide).transpose(0, 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ def factorize_tucker(
     ratio: float = 0.5,
     energy: float = 0.9,
     drop: float = 0.01,
+    fit: str = "outputs",
     sweeps: int = 4,
     layers: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -42,6 +44,7 @@ def factorize_tucker(
         model: one stage with a module. Not modified.
         by: what decides the ranks: "ratio", "energy", "drop" or "latency"; ratio, energy, drop: as in `factorize_svd`,
             energy being the share of the kernel's square.
+        fit: "outputs" (the last 1x1 is fitted to the layer's outputs on samples in the end) or "weights" (the kernel).
         sweeps: of higher-order orthogonal iteration; 0: HOSVD alone.
         layers, skip, round_to, samples: as in `factorize_svd`.
     Returns:
@@ -52,6 +55,7 @@ def factorize_tucker(
     """
     rule = Rule(by, ratio, energy, drop)
     rule.check()
+    _swap.check_choice("fit", fit, _ranks.FITS)
     if sweeps < 0:
         raise ValueError(f"sweeps must be at least 0, got {sweeps}")
     multiple = _ranks.multiple(round_to, job)
@@ -62,7 +66,7 @@ def factorize_tucker(
         places, unfit = _swap.with_window(places)
         menus = [_menu(place, multiple, sweeps) for place in places]
         return _ranks.carry_out(model, module, menus, rule, inputs, job, {**skipped, **unfit},
-                                {"inputs": source, "rank_multiple": multiple})  # fmt: skip
+                                {"inputs": source, "rank_multiple": multiple}, fit=fit)  # fmt: skip
 
 
 def _menu(place: Place, multiple: int, sweeps: int) -> _ranks.Menu:
@@ -77,12 +81,16 @@ def _menu(place: Place, multiple: int, sweeps: int) -> _ranks.Menu:
     for a, b in sorted(pairs):
         sides = (b * inputs if b < inputs else 0, a * b * high * wide, a * outputs if a < outputs else 0)
         factors = cache(partial(_decompose.tucker2, place.layer.weight.detach(), (a, b), sweeps))
-        choices.append(Choice(
-            f"ranks {a} of {outputs} outputs and {b} of {inputs} inputs", sum(sides),
-            place.places_in * sides[0] + place.places_out * (sides[1] + sides[2]),
-            lambda factors=factors: float(factors()[0].square().sum()) / power,
-            lambda factors=factors: three(place.layer, *factors()),
-        ))  # fmt: skip
+
+        def kept(factors: Any = factors) -> float:
+            return float(factors()[0].square().sum()) / power
+
+        def make(factors: Any = factors) -> nn.Module:
+            return three(place.layer, *factors())
+
+        text = f"ranks {a} of {outputs} outputs and {b} of {inputs} inputs"
+        macs = place.places_in * sides[0] + place.places_out * (sides[1] + sides[2])
+        choices.append(Choice(text, sum(sides), macs, kept, make))
     return _ranks.menu(place, choices)
 
 
