@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".bin")
 # Where training scripts put the weights; averaged weights first, since those are what their authors evaluate.
 _WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "ema", "g_ema", "state_dict", "model_state_dict", "params",
-             "model", "generator", "net")  # fmt: skip
+             "model", "generator", "net", "genA2B", "g")  # fmt: skip
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _SHOWN = 8
 
