@@ -11,7 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from edgegen import cli_compare, cli_device, cli_doctor, cli_export, cli_options, cli_profile_device, errors, faults, registry
+from edgegen import (
+    cli_compare,
+    cli_device,
+    cli_doctor,
+    cli_export,
+    cli_options,
+    cli_probe,
+    cli_profile_device,
+    errors,
+    faults,
+    registry,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +53,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("edgegen: interrupted; finished steps are kept: run the same command with --resume", file=sys.stderr)
         raise SystemExit(130) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last resort: nothing of ours may reach the user as a traceback
         print(f"edgegen: {faults.told(error)}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -96,6 +107,8 @@ def compress(
     std: Annotated[str, typer.Option(help="Divided by per channel.")] = "",
     resize: Annotated[int | None, typer.Option(help="Shorter side in pixels before the centre crop.")] = None,
     scale: Annotated[int | None, typer.Option(help="Enlargement of a super-resolution network.")] = None,
+    sampler: Annotated[str, typer.Option(help=cli_options.SAMPLER_HELP)] = "",
+    steps: Annotated[int, typer.Option(help="Steps of a denoiser's sampler (0: as the model says).", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port], adb[:serial] or local.")] = "",
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
@@ -143,6 +156,7 @@ def compress(
             std=cli_options.floats(std, "--std"),
             resize=resize,
             scale=scale,
+            sampler=cli_options.sampler(sampler, steps),
         ),
         device=device,
         command=shlex.join(["edgegen", *sys.argv[1:]]),
@@ -264,6 +278,7 @@ app.command()(cli_compare.compare)
 app.command()(cli_doctor.doctor)
 app.command()(cli_device.profile)
 app.command(name="profile-device")(cli_profile_device.profile_device)
+app.command()(cli_probe.probe)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def export(request: Request, names: Sequence[str], out: Path, progress: Progress
             if isinstance(error, UsageError) and not number:
                 raise  # the model or the data: it would be the same for every target
             rows.append(Exported(name, folder, failure=str(error)))
-        except Exception as error:  # the other targets must not pay for a fault in one of them
+        except Exception as error:  # noqa: BLE001 - the other targets must not pay for a fault in one of them
             rows.append(Exported(name, folder, failure=faults.told(error)))
     return rows
 

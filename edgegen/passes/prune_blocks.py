@@ -18,6 +18,9 @@ from edgegen.types import Job, Model, PassResult
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
+# Option sets that `edgegen probe` times before any training.
+PROBES = ({"ratio": 0.25}, {"ratio": 0.5})
+
 
 def prune_blocks(
     model: Model,

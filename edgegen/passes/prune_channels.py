@@ -24,6 +24,9 @@ SCOPES = ("local", "global")
 # pruned against masked, relative to the largest output: sums in another order
 TOLERANCE, TOLERANCE_FP32 = 1e-6, 1e-2
 
+# Option sets that `edgegen probe` times before any training.
+PROBES = ({"ratio": 0.25}, {"ratio": 0.5}, {"ratio": 0.75})
+
 
 def prune_channels(
     model: Model,
