@@ -1,0 +1,196 @@
+"""An INT8 build in torch: the same tensors are rounded to the same steps as in the Q/DQ file that runtimes build from.
+
+Where a build rounds is decided on the ONNX graph (`onnx_qdq`). So that graph is made and quantized, and each tensor
+with a QuantizeLinear is found again among the torch calls by its value on a real input: names of intermediate tensors
+mean nothing. Jacob et al., 2018, arXiv:1712.05877; gradients pass the rounding as if it were not there (Bengio et al.,
+2013, arXiv:1308.3432).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from edgegen import errors, onnx_graph, onnx_qdq
+from edgegen.passes import _flow, _scaling
+from edgegen.types import Graph, Model, PrecisionPlan
+
+PLAN = PrecisionPlan("int8", "u8s8")
+_CLOSE = 1e-3  # largest difference of a tensor in torch and in ONNX Runtime, as a fraction of its peak
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an INT8 build rounds. points: torch call (-1 - i: network input i) -> name of the graph node, or input.
+
+    ranges: name -> (low, high) of its 256 steps. layers: paths of layers with INT8 weights. missing: tensors that the
+    build rounds and torch has no call for.
+    """
+
+    points: dict[int, str]
+    ranges: dict[str, tuple[float, float]]
+    layers: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def placement(
+    model: Model, module: nn.Module, inputs: Sequence[tuple[torch.Tensor, ...]], plan: PrecisionPlan = PLAN
+) -> Placement:
+    """Quantize `module` as ONNX Runtime's INT8 build would, calibrated on `inputs`, and find the places in torch.
+
+    Raises:
+        ValueError: the network cannot be exported, or nothing in it can be INT8.
+    """
+    stage = dataclasses.replace(model.stage, module=module)
+    with tempfile.TemporaryDirectory(prefix="edgegen-") as name:
+        folder = Path(name)
+        for i, spec in enumerate(stage.inputs):
+            np.save(folder / f"{spec.name}.npy", np.concatenate([np.asarray(sample[i]) for sample in inputs]))
+        try:
+            graph = onnx_graph.to_onnx(stage, folder / "float.onnx")
+            made = onnx_qdq.insert_qdq(graph, folder / "int8.onnx", calibration=folder, plan=plan)
+        except errors.EdgegenError as error:
+            raise ValueError(f"no INT8 graph can be made of {model.name}: {error}") from error
+        source, quantized = onnx.load(graph.onnx), onnx.load(made.onnx)
+        tensors = _rounded(quantized, {spec.name for spec in stage.inputs} | _outputs(source))
+        values = _values(source, graph, sorted(tensors), inputs[0])
+    makers = {output: node for node in source.graph.node for output in node.output}
+    calls = _flow.record(module, inputs[0], values=True)
+    places = {spec.name: -1 - i for i, spec in enumerate(stage.inputs)}
+    points, ranges, missing = {}, {}, []
+    for tensor, span in tensors.items():
+        name = makers[tensor].name if tensor in makers else tensor
+        index = places[tensor] if tensor in places else _find(values[tensor], name, calls)
+        if index is None:
+            missing.append(name)
+        else:
+            points[index], ranges[name] = name, span
+    return Placement(points, ranges, _layers(quantized, module), tuple(missing))
+
+
+def _outputs(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.output}
+
+
+def _rounded(model: onnx.ModelProto, computed: set[str]) -> dict[str, tuple[float, float]]:
+    """Computed tensors that go through QuantizeLinear -> range of their steps; in the order of the graph."""
+    consts = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in computed:
+            scale, zero = float(consts[node.input[1]]), int(consts[node.input[2]])
+            found[node.input[0]] = (-zero * scale, (255 - zero) * scale)
+    return found
+
+
+def _values(
+    model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], sample: Sequence[torch.Tensor]
+) -> dict[str, np.ndarray]:
+    """Values of the named tensors in the float graph on one input."""
+    import onnxruntime
+
+    names = {spec.name for spec in graph.inputs}
+    wanted = [name for name in tensors if name not in names]
+    kinds = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
+    del model.graph.output[:]
+    model.graph.output.extend(kinds[name] for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {spec.name: np.asarray(value) for spec, value in zip(graph.inputs, sample, strict=True)}
+    return dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
+
+
+def _find(value: np.ndarray, node: str, calls: Sequence[_flow.Call]) -> int | None:
+    """The call whose result has this value; of several (a dropout changes nothing) one in the node's own module."""
+    close = _CLOSE * max(float(np.abs(value).max()), 1e-12)
+    alike = [call for call in calls if call.value is not None and call.shape == value.shape]
+    same = [call for call in alike if call.value is not None and np.abs(call.value.numpy() - value).max() < close]
+    own = [call for call in same if call.path == node.rpartition("/")[0]]
+    return next((call.index for call in (*own, *same)), None)
+
+
+def _layers(quantized: onnx.ModelProto, module: nn.Module) -> tuple[str, ...]:
+    """Paths of layers whose weight the file stores in INT8."""
+    consts = {t.name for t in quantized.graph.initializer}
+    stored = {n.output[0] for n in quantized.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in consts}
+    paths = dict(module.named_modules())
+    names = (node.name.rpartition("/")[0] for node in quantized.graph.node if len(node.input) > 1
+             and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in stored)
+    return tuple(dict.fromkeys(name for name in names if name in paths))
+
+
+def rounded(x: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+    """x on the 256 steps of [low, high], which holds 0; differentiable in x, low and high."""
+    step = (high - low) / 255
+    zero = _through(-low / step)
+    return (torch.clamp(_through(x / step) + zero, 0, 255) - zero) * step
+
+
+def _through(x: torch.Tensor) -> torch.Tensor:
+    """Round; the gradient is 1."""
+    return x + (x.round() - x).detach()
+
+
+def fake_weight(layer: Any, weight: torch.Tensor) -> torch.Tensor:
+    """The weight on the INT8 grid of its largest magnitudes by output channel; differentiable in the weight."""
+    steps = _scaling.grid(layer)
+    return weight + ((weight / steps).round().clamp(-127, 127) * steps - weight).detach()
+
+
+class Rounding(_flow.Counting):
+    """Every tensor of a placement is rounded while this is active; ranges may be learned tensors."""
+
+    def __init__(self, points: Mapping[int, str], ranges: Mapping[str, tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.points, self.ranges = points, ranges
+
+    def after(self, index: int, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+        """The result, rounded where the placement says so."""
+        return self.apply(index, out)
+
+    def apply(self, index: int, value: torch.Tensor) -> torch.Tensor:
+        """`value` of call (or input) `index`, rounded where the placement says so."""
+        if index not in self.points:
+            return value
+        low, high = (torch.as_tensor(v, dtype=torch.float32) for v in self.ranges[self.points[index]])
+        return rounded(value.float(), low, high)
+
+
+def run(
+    module: nn.Module, inputs: Sequence[torch.Tensor], found: Placement,
+    ranges: Mapping[str, tuple[Any, Any]] | None = None, *, weights: bool = True,
+) -> Any:  # fmt: skip
+    """The network's output as an INT8 build gives it; biases keep their float values."""
+    mode = Rounding(found.points, found.ranges if ranges is None else ranges)
+    given = [mode.apply(-1 - i, value) for i, value in enumerate(inputs)]
+    with int8_weights(module, found.layers if weights else ()), mode:
+        return module(*given)
+
+
+@contextmanager
+def int8_weights(module: nn.Module, layers: Sequence[str]) -> Any:
+    """The named layers compute with rounded weights inside; gradients reach the weights themselves."""
+    held = {name: module.get_submodule(name) for name in layers}
+    weights = {name: layer._parameters["weight"] for name, layer in held.items()}
+    try:
+        for name, layer in held.items():
+            value = fake_weight(layer, weights[name])
+            del layer._parameters["weight"]
+            layer.__dict__["weight"] = value
+        yield
+    finally:
+        for name, layer in held.items():
+            layer.__dict__.pop("weight", None)
+            layer._parameters["weight"] = weights[name]

@@ -1,0 +1,213 @@
+"""Train a network with the rounding of its INT8 build inside, against its float teacher, and hand the scales over.
+
+Jacob et al., 2018, arXiv:1712.05877, section 3 (training with simulated quantization, batch norms folded); Esser et
+al., 2020, LSQ, arXiv:1902.08153, and Jain et al., 2020, TQT, arXiv:1903.08066 (ranges learned by gradient, as logarithms);
+Hinton et al., 2015, arXiv:1503.02531 (the teacher's outputs as targets). Rounding is at the very tensors where ONNX
+Runtime's Q/DQ build rounds (`_simulate`). Afterwards it is taken off: the result is a plain float network whose weights
+lie on their INT8 grid, and `plan.scales` has the learned ranges, which the Q/DQ writer takes instead of calibrating. No
+module with rounding in it is ever exported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgegen import graph, training
+from edgegen.errors import PassError
+from edgegen.nn import losses as nn_losses
+from edgegen.passes import _flow, _lessons, _scaling, _simulate
+from edgegen.passes.correct_bias import error
+from edgegen.passes.equalize import batches
+from edgegen.types import Job, Model, PassResult
+
+_RATE_OF_RANGES = 10.0  # they are logarithms: a step of lr is that share of the range
+
+
+def quantize_aware(
+    model: Model,
+    job: Job,
+    *,
+    steps: int = 500,
+    batch: int = 8,
+    lr: float = 1e-4,
+    samples: int = 32,
+    labels: float = 0.0,
+    reference: float = 0.0,
+    crop: int | None = None,
+    temperature: float = 4.0,
+    learn_ranges: bool = True,
+    precision: str = "fp32",
+    warmup: float = 0.05,
+    grad_clip: float = 1.0,
+    optimizer: str = "adamw",
+) -> PassResult:
+    """Train `model` as an INT8 build against `job.teacher` (itself in float, where there is none).
+
+    Args:
+        samples: how many inputs the first ranges are calibrated on.
+        labels, reference: weight of the cross entropy to labels, of the difference to reference images; 0: without.
+        crop: train on random squares of this many input pixels (not for classification).
+        temperature: of softened logits. learn_ranges: or keep those of calibration.
+        precision: of the training: fp32; bf16 rounds coarser than INT8 does, so it blurs what is learned.
+    Returns:
+        PassResult; its model's plan has the ranges. Where the error only rose (and `labels` and `reference` are 0), the
+        model as it was. `notes` has the loss curve and the INT8 network's output error on
+        the samples before and after, relative to the teacher.
+    Raises:
+        ValueError: an option out of range, a loss without its data, a network that cannot be INT8.
+        PassError: the loss was never finite.
+    """
+    if min(batch, samples, steps) < 1 or labels < 0 or reference < 0 or not temperature > 0:
+        raise ValueError(
+            f"batch, samples, steps and temperature must be positive, labels and reference 0 or more, got {batch},"
+            f" {samples}, {steps}, {temperature}, {labels}, {reference}"
+        )
+    if crop is not None and (crop < 1 or model.task == "classification"):
+        raise ValueError(f"crop must be at least 1 pixel, and not for classification, got {crop} for {model.task}")
+    inputs, source = batches(model, job, samples, "quantize_aware")
+    if source == "data":
+        batch_at = _lessons.from_data(job.data, batch, job.seed, crop)
+    else:
+        batch_at, source = _lessons.made_up(model, batch, job.seed)
+    with training.use_threads(job.threads):
+        lesson = _Lesson(model, job, inputs, batch_at(0), labels, reference, temperature, learn_ranges)
+        before = lesson.error(inputs)
+    result = training.train(
+        lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, precision=precision,
+        checkpoint=job.checkpoints / "quantize_aware.safetensors" if job.checkpoints else None, progress=job.progress,
+        warmup=warmup, grad_clip=grad_clip, batchnorm="frozen", optimizer=optimizer, threads=job.threads,
+        device=job.device, rates=lesson.rates(), evaluate=lambda learner: lesson.error(inputs),
+    )  # fmt: skip
+    if result.stopped and not result.steps:
+        raise PassError(f"quantize_aware: {result.stopped}; check the value ranges of the inputs")
+    with training.use_threads(job.threads):
+        lesson.to_cpu()
+        after = lesson.error(inputs)
+        network, ranges = lesson.finished()
+    scales = tuple((name, *ranges[name]) for name in lesson.found.points.values())
+    changed = {
+        name: "trained, weights on the INT8 grid" if name in lesson.found.layers else "trained, stays in float"
+        for name in graph.layers(network)
+    }  # fmt: skip
+    notes = {
+        "inputs": source, "steps": result.steps, "seconds": round(result.seconds, 3), "stopped": result.stopped,
+        "loss_first": result.curve[0][1] if result.curve else None,
+        "loss_last": result.curve[-1][1] if result.curve else None, "curve": [list(point) for point in result.curve],
+        "ranges": len(scales), "calibrated_by_the_build": list(lesson.found.missing),
+        "output_error_before": before, "output_error_after": after,
+    }  # fmt: skip
+    if after > before and not labels and not reference:  # it has reached what its float teacher allows already
+        why = f"trained, the INT8 output's error rose from {before:.3g} to {after:.3g}: left as it was; try a smaller lr"
+        return PassResult(model, {}, dict.fromkeys(graph.layers(network), why), notes)
+    plan = dataclasses.replace(model.plan, scales=scales)
+    return PassResult(dataclasses.replace(model.with_module(network), plan=plan), changed, {}, notes)
+
+
+class _Learner(nn.Module):
+    """The network with rounding inside, and the ranges: parameters are shares of the first ranges, as logarithms."""
+
+    def __init__(self, network: nn.Module, found: _simulate.Placement, learn: bool) -> None:
+        super().__init__()
+        self.network, self.found = network, found
+        self.names = list(found.ranges)
+        for name, column in (("low", 0), ("high", 1)):
+            first = torch.tensor([found.ranges[point][column] for point in self.names])
+            self.register_buffer(f"first_{name}", first, persistent=False)
+            self.register_parameter(name, nn.Parameter(torch.zeros(len(self.names)), requires_grad=learn))
+
+    def ranges(self) -> dict[str, tuple[Any, Any]]:
+        """Name of the tensor -> (low, high), with gradients."""
+        low, high = self.first_low * self.low.exp(), self.first_high * self.high.exp()
+        return {name: (low[i], high[i]) for i, name in enumerate(self.names)}
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """The INT8 network's output."""
+        return _simulate.run(self.network, inputs, self.found, self.ranges())
+
+    def train(self, mode: bool = True) -> _Learner:
+        """The network itself stays in eval mode: dropped paths would shift the places where it is rounded."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+
+class _Lesson:
+    """Student with rounding inside, teacher, and what is asked of the student."""
+
+    def __init__(
+        self, model: Model, job: Job, inputs: Any, first: _lessons.Batch, labels: float, reference: float,
+        temperature: float, learn: bool,
+    ) -> None:  # fmt: skip
+        teacher = job.teacher.stage.module if job.teacher is not None else model.stage.module
+        if teacher is None:
+            raise ValueError("the teacher has no network (an ONNX file cannot teach); give the torch model")
+        for name, weight in (("label", labels), ("reference", reference)):
+            if weight and first[name] is None:
+                raise ValueError(f"the loss {name} needs samples with a {name}, and this data has none; leave it at 0")
+        self.task, self.temperature, self.labels, self.reference = model.task, temperature, labels, reference
+        low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
+        self.span = high - low
+        network = graph.clone(model.stage.module).eval()
+        with torch.no_grad():
+            _flow.fold(network, inputs[0])
+            self.found = _simulate.placement(model, network, inputs)
+        self.flags = [parameter.requires_grad for parameter in network.parameters()]
+        network.requires_grad_(True)
+        self.learner = _Learner(network, self.found, learn)
+        self.teacher = graph.clone(teacher).eval().requires_grad_(False).to(job.device)
+
+    def rates(self) -> dict[str, float]:
+        """Factors of the learning rate."""
+        return dict.fromkeys(("low", "high"), _RATE_OF_RANGES) if self.learner.low.requires_grad else {}
+
+    def losses(self, learner: nn.Module, batch: _lessons.Batch, step: int) -> dict[str, torch.Tensor]:
+        """Name -> weighted loss of a batch."""
+        found = graph.flatten(learner(*batch["input"]))
+        with torch.no_grad():
+            taught = graph.flatten(self.teacher(*batch["input"]))
+        parts = [self._compare(a, b) for a, b in zip(found, taught, strict=True)]
+        total = {"output": torch.stack(parts).mean()}
+        if self.labels:
+            total["labels"] = self.labels * nn_losses.cross_entropy(found[0], batch["label"])
+        if self.reference:
+            total["reference"] = self.reference * nn_losses.absolute(found[0], batch["reference"], self.span)
+        return total
+
+    def _compare(self, found: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        if self.task == "classification":
+            return nn_losses.divergence(found, taught, self.temperature)
+        return nn_losses.absolute(found, taught, self.span)
+
+    def to_cpu(self) -> None:
+        """Where results are compared and written."""
+        self.learner.cpu().eval()
+        self.teacher.cpu()
+
+    def error(self, inputs: Any) -> float:
+        """Squared error of the INT8 network's outputs, relative to the teacher's square."""
+        device = next(self.teacher.parameters()).device
+        wrong = power = 0.0
+        with torch.no_grad():
+            for sample in inputs:
+                given = [x.to(device) for x in sample]
+                exact = graph.flatten(self.teacher(*given))
+                size = sum(float(out.double().square().sum()) for out in exact)
+                wrong += error(exact, graph.flatten(self.learner(*given))) * max(1e-12, size)
+                power += size
+        return wrong / max(1e-12, power)
+
+    def finished(self) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
+        """The float network with its INT8 weights on their grid, and the learned ranges."""
+        network = self.learner.network.eval()
+        with torch.no_grad():
+            for name in self.found.layers:
+                layer = network.get_submodule(name)
+                layer.weight.data = _scaling.snapped(layer)
+            ranges = {name: (float(low), float(high)) for name, (low, high) in self.learner.ranges().items()}
+        for parameter, flag in zip(network.parameters(), self.flags, strict=True):
+            parameter.requires_grad_(flag)
+        return network, ranges
