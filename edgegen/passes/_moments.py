@@ -43,7 +43,7 @@ def of_weights(weight: Tensor) -> Moments:
 def of_outputs(module: nn.Module, inputs: _swap.Inputs, places: Sequence[_swap.Place]) -> dict[str, Moments]:
     """Layer -> moments of its outputs over all samples, positions and calls."""
     layers = {place.name: place.layer for place in places}
-    sums = {
+    sums: dict[str, list[Any]] = {
         name: [torch.zeros(w, dtype=torch.float64), torch.zeros(w, w, dtype=torch.float64), 0]
         for name, w in ((name, layer.weight.shape[0]) for name, layer in layers.items())
     }

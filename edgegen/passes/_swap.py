@@ -142,7 +142,8 @@ class hooked:
     """While it is open, `note(name, args, out)` is called after every call of one of the modules."""
 
     def __init__(self, parts: Mapping[str, nn.Module], note: Any) -> None:
-        self.parts, self.note, self.handles = parts, note, []
+        self.parts, self.note = parts, note
+        self.handles: list[Any] = []
 
     def __enter__(self) -> None:
         self.handles = [
@@ -185,10 +186,11 @@ def dress(part: nn.Module, layer: Any) -> nn.Module:
 def filled(layer: Any, parts: Sequence[chain.Layer], weights: Sequence[torch.Tensor]) -> nn.Module:
     """A chain with these weights, and the bias of `layer` on its last part."""
     block = chain.Chain(parts)
-    for part, weight in zip(block, weights, strict=True):
-        part.weight.copy_(weight.reshape(part.weight.shape))  # type: ignore[operator, union-attr]
+    made: list[Any] = list(block)
+    for part, weight in zip(made, weights, strict=True):
+        part.weight.copy_(weight.reshape(part.weight.shape))
     if layer.bias is not None:
-        block[-1].bias.copy_(layer.bias)  # type: ignore[operator, union-attr]
+        made[-1].bias.copy_(layer.bias)
     return dress(block, layer)
 
 

@@ -54,7 +54,8 @@ def commute_upsample(model: Model, job: Job, *, layers: Sequence[str] = (), skip
         }  # fmt: skip
         double = graph.clone(module).eval().double()
         exact = [tuple(x.double() if x.is_floating_point() else x for x in sample) for sample in inputs]
-        result, changed, worst = graph.clone(module).eval(), {}, 0.0
+        result, worst = graph.clone(module).eval(), 0.0
+        changed: dict[str, str] = {}
         for first, chain in _chains(module, inputs[0]):
             convs = [name for name in chain if isinstance(module.get_submodule(name), nn.Conv2d)]
             if reason := _unfit(module, first, chain, wanted):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ def two(layer: nn.Conv2d | nn.Linear, basis: Tensor, mean: Tensor) -> nn.Module:
     else:
         parts = [chain.like(layer, layer.in_channels, rank), chain.pointwise(rank, outputs, bias=has_bias)]
     block = chain.Chain(parts)
-    first, second = block[0], block[1]
+    first, second = (part for part in list[Any](block))
     first.weight.copy_((rows / scale[:, None]).reshape(first.weight.shape))
     second.weight.copy_((basis * scale).reshape(second.weight.shape))
     if has_bias:

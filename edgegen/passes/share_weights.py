@@ -7,6 +7,7 @@ neighbours that are nearest to each other, and nothing is sliced into groups. Th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def share_weights(
             raise ValueError(f"no block {name!r} in {model.name} that could share its weights{there}")
     _check_groups(module, groups)
     chosen = [list(group) for group in groups] or _nearest(module, rows, ratio, set(skip))
-    result, changed = graph.clone(module).eval(), {}
+    result = graph.clone(module).eval()
+    changed: dict[str, str] = {}
     with torch.no_grad(), training.use_threads(job.threads):
         for group in chosen:
             changed |= _share(result, group, norms)
@@ -109,12 +111,12 @@ def _check_groups(module: nn.Module, groups: Sequence[Sequence[str]]) -> None:
             if named.count(name) > 1:
                 raise ValueError(f"block {name!r} is named twice in groups")
             if _form(module.get_submodule(name)) != _form(module.get_submodule(group[0])):
-                raise ValueError(f"blocks {group[0]!r} and {name!r} have different shapes or settings; they cannot share")
+                raise ValueError(f"blocks {group[0]!r} and {name!r} differ in shapes or settings and cannot share")
 
 
 def _nearest(module: nn.Module, rows: Sequence[Sequence[str]], ratio: float, skip: set[str]) -> list[list[str]]:
     """Neighbours joined into groups, the nearest first, until a ratio of the blocks lost their own weights."""
-    pairs = [(a, b) for row in rows for a, b in zip(row, row[1:], strict=False) if not {a, b} & skip]
+    pairs = [(a, b) for row in rows for a, b in itertools.pairwise(row) if not {a, b} & skip]
     pairs.sort(key=lambda pair: _distance(*(module.get_submodule(name) for name in pair)))
     able = sum(len(row) - 1 for row in rows)  # in each row one has to keep its weights
     count = max(1, int(ratio * able)) if ratio and able else 0
@@ -126,21 +128,25 @@ def _nearest(module: nn.Module, rows: Sequence[Sequence[str]], ratio: float, ski
     return sorted(groups)
 
 
+def _layers(block: nn.Module) -> dict[str, Any]:
+    return dict(graph.layers(block))
+
+
 def _distance(a: nn.Module, b: nn.Module) -> float:
     """Squared distance of the weights of two blocks, relative to the sum of their squares."""
-    pairs = list(zip(graph.layers(a).values(), graph.layers(b).values(), strict=True))
-    apart = sum(float((x.weight - y.weight).detach().double().square().sum()) for x, y in pairs)  # type: ignore[operator]
-    power = sum(float(z.weight.detach().double().square().sum()) for pair in pairs for z in pair)  # type: ignore[operator]
+    first, second = ([layer.weight.detach().double() for layer in _layers(block).values()] for block in (a, b))
+    apart = sum(float((x - y).square().sum()) for x, y in zip(first, second, strict=True))
+    power = sum(float(x.square().sum()) for x in (*first, *second))
     return apart / max(power, 1e-12)
 
 
 def _share(module: nn.Module, group: Sequence[str], norms: bool) -> dict[str, str]:
     """Average the weights of a group into its first block and put that in the place of the others, in place."""
     blocks = [module.get_submodule(name) for name in group]
-    layers = [graph.layers(block) for block in blocks]
-    told = {}
+    layers = [_layers(block) for block in blocks]
+    told: dict[str, str] = {}
     for inner in layers[0]:
-        weights = torch.stack([own[inner].weight.detach().double() for own in layers])  # type: ignore[arg-type]
+        weights = torch.stack([own[inner].weight.detach().double() for own in layers])
         spread = float((weights - weights.mean(0)).square().sum() / weights.square().sum().clamp_min(1e-300))
         text = f"shares its weights with {len(group) - 1} other: size only; they were {spread:.2g} from their mean"
         told |= {f"{name}.{inner}": text for name in group}

@@ -122,7 +122,7 @@ def _grouped(place: Place, size: int) -> nn.Module | str:
 
 def _ghost(place: Place, ghosts: int) -> nn.Module | str:
     """The first channels as they are; of each of the others the depthwise kernel that makes its own kernel best."""
-    layer: nn.Conv2d = place.layer
+    layer = place.layer
     outputs, inputs = layer.weight.shape[:2]
     first = -(-outputs // ghosts)
     if outputs == first:
@@ -142,7 +142,7 @@ def _ghost(place: Place, ghosts: int) -> nn.Module | str:
     block.cheap.bias.zero_()  # type: ignore[union-attr]
     for ghost in range(outputs - first):
         source = ghost // times
-        kernel = _between(weight[source], weight[first + ghost], block.config["window"])
+        kernel = _between(weight[source], weight[first + ghost], block.cheap.kernel_size[0])
         block.cheap.weight[ghost, 0] = kernel
         block.cheap.bias[ghost] = own[first + ghost] - (kernel.sum() * own[source] if bias else 0)  # type: ignore[index]
     return block
