@@ -23,11 +23,15 @@ def profile(
     device_python: Annotated[str, typer.Option(help="Python on the device, such as /opt/venv/bin/python.")] = "",
     device_folder: Annotated[str, typer.Option(help="Where to write on the device.")] = "",
     ssh_config: Annotated[Path | None, typer.Option(help="As ssh -F.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw latency against quality: .html, .svg, .png.")] = None,
+    quality: Annotated[str, typer.Option(help="Figure of the reports to draw; default: FID, KID, top-1, PSNR.")] = "",
+    minutes: Annotated[float, typer.Option(help="Run one bundle this long: latency, clock, heat over time.")] = 0.0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the records instead of the table.")] = False,
 ) -> None:
     """Measure bundles on a device: cold load, first run, steady state, golden outputs, clocks, heat and power.
 
     Example: edgegen profile out/edsr-pi --device ssh://pi@raspberrypi.local --submit results.json
+    Example: edgegen profile out/edsr-small out/edsr-large --plot tradeoff.html
     """
     from rich.console import Console
 
@@ -35,7 +39,13 @@ def profile(
     from edgegen.devices._shell import Options
 
     errs = Console(stderr=True)
-    settings = on_device.Settings(rounds=rounds, iterations=iterations or None)
+    settings = _settings(on_device, bundles, rounds, iterations, minutes)
+    if plot is not None and plot.suffix != ".html":
+        raise errors.UsageError(f"--plot {plot}: must end in .html; the .svg and .png are written beside it")
+    if plot is not None:
+        from edgegen import profile_report
+
+        profile_report.check(bundles, quality)
     options = Options(device_python, device_folder, ssh_config)
     with errs.status(f"{device}: connect") as status:
         records = on_device.profile(
@@ -58,9 +68,24 @@ def profile(
     if submit is not None and good:
         held = device_records.submit(good, submit, by=by)
         errs.print(f"{submit}: {held} records", highlight=False, soft_wrap=True)
+    if plot is not None:
+        made = profile_report.write(plot, bundles, records, quality, minutes)
+        errs.print(f"drawn: {', '.join(map(str, made))}", highlight=False, soft_wrap=True)
     if bad := [record for record in records if record.status != "measured"]:
         counted = f"{len(bad)} of {len(records)} not measured: " if len(records) > 1 else "not measured: "
         raise errors.RuntimeFailed(f"{device}: {counted}{bad[0].reason}")
+
+
+def _settings(on_device: Any, bundles: list[Path], rounds: int, iterations: int, minutes: float) -> Any:
+    """How long to measure; a long run is one of many rounds of a second, whose clocks and heat are kept."""
+    if not minutes:
+        return on_device.Settings(rounds=rounds, iterations=iterations or None)
+    if minutes < 0 or len(bundles) != 1:
+        raise errors.UsageError(f"--minutes {minutes:g}: must be positive, with one bundle, got {len(bundles)} bundles")
+    # each round runs the network for `seconds` with copies and again without
+    seconds = 0.5
+    count = max(3, round(minutes * 60 / (2 * seconds)))
+    return on_device.Settings(rounds=count, seconds=seconds, most=4000, cold=1, limit_s=max(600.0, minutes * 60))
 
 
 def _table(device: str, records: list[Record]) -> Any:

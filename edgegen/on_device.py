@@ -32,12 +32,13 @@ Progress = Callable[[str, float], Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure. iterations: runs a round (None: as many as take `seconds`). cold: loads in fresh processes.
+    """How long to measure. iterations: runs a round (None: as many as take `seconds`, `most` at most). cold: loads in fresh processes.
     limit_s: longest time of one request, such as a load; runs that take longer are not measured."""
 
     rounds: int = 15
     iterations: int | None = None
     seconds: float = 0.15
+    most: int = 400
     warm_seconds: float = 0.3
     cold: int = 3
     seed: int = 0

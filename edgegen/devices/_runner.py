@@ -814,7 +814,7 @@ def _steady(folder: str, job: dict[str, Any], failed: dict[int, str], log: Log, 
                 warm = children[number].ask("warm")
                 log.add("warm", item=number, session=session, **warm)
                 wanted = round(1000 * settings["seconds"] / max(warm["last"], 1e-6))
-                iterations[number] = settings["iterations"] or max(3, min(400, wanted))
+                iterations[number] = settings["iterations"] or max(3, min(settings.get("most", 400), wanted))
         order = random.Random(settings["seed"])
         for turn in range(settings["rounds"]):
             for number in order.sample(left, len(left)):

@@ -1,0 +1,203 @@
+"""Latency against quality over bundles, with intervals and the Pareto front; a long run over time. Drawn by matplotlib.
+
+One page (HTML) with the pictures inside, in a light and a dark form, and the same picture as PNG and SVG files.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from edgegen import files
+from edgegen.errors import MissingExtra
+from edgegen.report import text
+
+_NAMES = ("paper", "ink", "soft", "line", "dot", "off")
+_INKS = {
+    False: dict(zip(_NAMES, ("#ffffff", "#1b1f24", "#5b636d", "#dfe1dd", "#0a6f69", "#7a828c"))),
+    True: dict(zip(_NAMES, ("#14171a", "#e8eaec", "#a2abb5", "#343a41", "#4fc7bd", "#8d96a1"))),
+}
+_LOG_FROM = 10.0
+"""A range of latencies of more than this factor is drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One artifact. latency, quality: (value, low, high), the ends equal to the value where there is no interval, or
+    None: not known, `reason` says why. facts: what tells it from the others, such as precision and batch."""
+
+    label: str
+    latency: tuple[float, float, float] | None
+    quality: tuple[float, float, float] | None
+    facts: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A part of a long run: seconds since its start, p50 and p99 of its samples in ms, clock (MHz), temperature."""
+
+    seconds: float
+    p50: float
+    p99: float
+    mhz: float | None = None
+    celsius: float | None = None
+
+
+def front(points: Sequence[Point], direction: str) -> list[int]:
+    """Positions of the points that no other one beats in latency and quality, from fast to slow.
+
+    direction: "higher" or "lower" quality is better. Points without one of the two figures are not on it.
+    """
+    sign = 1.0 if direction == "higher" else -1.0
+    known = [(p.latency[0], -sign * p.quality[0], i) for i, p in enumerate(points) if p.latency and p.quality]
+    best, found = math.inf, []
+    for _, loss, index in sorted(known):
+        if loss < best:
+            best = loss
+            found.append(index)
+    return found
+
+
+def draw(points: Sequence[Point], quality: str, direction: str, *, kind: str = "svg", dark: bool = False) -> bytes:
+    """The picture: a numbered dot for each point, its intervals, and the front as a line.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    inks, best = _INKS[dark], front(points, direction)
+    figure, axes = _figure(inks)
+    places = [(p.latency[0], p.quality[0]) for p in (points[i] for i in best) if p.latency and p.quality]
+    axes.step(*zip(*places), where="post", color=inks["dot"], linewidth=1.2, zorder=1) if len(places) > 1 else None
+    for index, point in enumerate(points):
+        if point.latency is None or point.quality is None:
+            continue
+        ink = inks["dot"] if index in best else inks["off"]
+        (x, *xs), (y, *ys) = point.latency, point.quality
+        errors = [[[x - xs[0]], [xs[1] - x]], [[y - ys[0]], [ys[1] - y]]]
+        axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", color=ink, markersize=6, elinewidth=1, zorder=2)
+        axes.annotate(str(index + 1), (x, y), xytext=(6, 6), textcoords="offset points", color=inks["ink"])
+    values = [p.latency[0] for p in points if p.latency and p.quality]
+    if values and max(values) > _LOG_FROM * min(values):
+        axes.set_xscale("log")
+    axes.set_xlabel("latency p50 (ms), less is better")
+    axes.set_ylabel(f"{quality}, {'more' if direction == 'higher' else 'less'} is better")
+    return _saved(figure, kind)
+
+
+def draw_run(moments: Sequence[Moment], *, kind: str = "svg", dark: bool = False) -> bytes:
+    """Latency, clock and temperature over the seconds of a long run; what the device does not tell is left out."""
+    inks = _INKS[dark]
+    rows: list[tuple[str, list[tuple[float, float]]]] = [
+        ("clock (MHz)", [(m.seconds, m.mhz) for m in moments if m.mhz is not None]),
+        ("temperature (°C)", [(m.seconds, m.celsius) for m in moments if m.celsius is not None]),
+    ]
+    known = [(label, values) for label, values in rows if values]
+    figure, axes = _figure(inks, rows=1 + len(known))
+    every = list(axes) if known else [axes]
+    every[0].plot([m.seconds for m in moments], [m.p50 for m in moments], color=inks["dot"], label="p50")
+    every[0].plot([m.seconds for m in moments], [m.p99 for m in moments], color=inks["off"], linewidth=0.8, label="p99")
+    every[0].set_ylabel("latency (ms)")
+    every[0].set_ylim(bottom=0)
+    every[0].legend(frameon=False, labelcolor=inks["ink"])
+    for axis, (label, values) in zip(every[1:], known):
+        axis.plot(*zip(*values), color=inks["dot"])
+        axis.set_ylabel(label)
+    every[-1].set_xlabel("seconds")
+    return _saved(figure, kind)
+
+
+def _figure(inks: dict[str, str], rows: int = 1) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "to draw the trade-off", "report") from error
+    figure = Figure(figsize=(8, 3.2 + 1.6 * rows), layout="constrained", facecolor=inks["paper"])
+    axes = figure.subplots(rows, sharex=True)
+    for axis in axes if rows > 1 else [axes]:
+        axis.set_facecolor(inks["paper"])
+        axis.grid(color=inks["line"], linewidth=0.6)
+        axis.tick_params(colors=inks["soft"])
+        axis.xaxis.label.set_color(inks["ink"])
+        axis.yaxis.label.set_color(inks["ink"])
+        for spine in axis.spines.values():
+            spine.set_color(inks["line"])
+    return figure, axes
+
+
+def _saved(figure: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    # no date and no random ids: the same figures give the same file
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "edgegen"}):
+        figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def write(
+    out: Path,
+    title: str,
+    points: Sequence[Point],
+    quality: str,
+    direction: str,
+    *,
+    notes: Sequence[str] = (),
+    run: Sequence[Moment] = (),
+) -> list[Path]:
+    """Write `out` (.html) and the pictures beside it as .svg and .png; the paths written.
+
+    Without a point that has both figures there is no picture of the trade-off, and the page says so.
+    """
+    pictures: list[tuple[str, str, str]] = []
+    made: list[Path] = []
+    drawers = {}
+    if any(p.latency and p.quality for p in points):
+        drawers["tradeoff"] = lambda kind, dark: draw(points, quality, direction, kind=kind, dark=dark)
+    if run:
+        drawers["run"] = lambda kind, dark: draw_run(run, kind=kind, dark=dark)
+    for name, drawer in drawers.items():
+        pictures.append((name, *(_inline(drawer("svg", dark)) for dark in (False, True))))
+        for kind in ("svg", "png"):
+            file = out.with_name(f"{out.stem}-{name}.{kind}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with files.whole(file) as temporary:
+                temporary.write_bytes(drawer(kind, False))
+            made.append(file)
+    best = front(points, direction)
+    rows = [
+        {"number": i + 1, "point": p, "best": i in best, "latency": _told(p.latency, "ms"), "quality": _told(p.quality)}
+        for i, p in enumerate(points)
+    ]
+    here = Path(__file__).parent
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
+        (here / "tradeoff.html.j2").read_text(encoding="utf-8")
+    )
+    style = Markup((here / "page.css").read_text(encoding="utf-8"))
+    names = list(dict.fromkeys(key for p in points for key in p.facts))
+    files.write_text(out, template.render(
+        title=title, style=style, pictures=pictures, rows=rows, quality=quality, names=names, notes=notes,
+        captions={"tradeoff": f"latency against {quality}; bars: 95% intervals; line: nothing here is better in both",
+                  "run": "one network run again and again"},
+    ))  # fmt: skip
+    return [out, *made]
+
+
+def _inline(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _told(figure: tuple[float, float, float] | None, unit: str = "") -> str:
+    if figure is None:
+        return text.NOT_MEASURED
+    value, low, high = (text.number(one, 4) for one in figure)
+    between = f" ({low} to {high})" if low != high else ""
+    return f"{value}{' ' * bool(unit)}{unit}{between}"

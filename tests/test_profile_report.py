@@ -1,0 +1,126 @@
+"""The trade-off page: the front by hand, intervals, what is not known; drawn, and opened in a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+from test_comparing import bundle, rewrite
+
+from edgegen import cli, device_records, profile_report
+from edgegen.errors import UsageError
+from edgegen.report import tradeoff
+from edgegen.report.tradeoff import Moment, Point
+
+pytest.importorskip("matplotlib", reason="needs the extra `report`")
+
+
+def point(latency: float, quality: float, label: str = "p") -> Point:
+    return Point(label, (latency, latency - 0.1, latency + 0.1), (quality, quality, quality), {"precision": "int8"})
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    points = [point(1, 20), point(2, 30), point(3, 25), point(4, 40), point(5, 40), Point("x", None, (9, 9, 9))]
+    assert tradeoff.front(points, "higher") == [0, 1, 3]
+    assert tradeoff.front(points, "lower") == [0]
+    assert tradeoff.front([], "higher") == []
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_the_same_figures_give_the_same_picture(kind: str) -> None:
+    points = [point(1, 20), point(200, 30)]
+    first, again = (tradeoff.draw(points, "PSNR", "higher", kind=kind) for _ in range(2))
+    assert first == again
+    assert first != tradeoff.draw([point(1, 20), point(200, 31)], "PSNR", "higher", kind=kind)
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    if kind == "png":
+        with image.open(io.BytesIO(first)) as opened:
+            assert opened.size[0] > 1000
+
+
+def test_the_page_has_every_point_and_is_whole_in_a_browser(tmp_path: Path) -> None:
+    points = [point(1.5, 20.25, "fast<b>"), point(2, 30), Point("lost", None, None, {}, "no device")]
+    run = [Moment(float(i), 1.0 + i / 100, 2.0, 2000.0 - i, 50.0 + i) for i in range(30)]
+    made = tradeoff.write(tmp_path / "t.html", "3 builds", points, "PSNR", "higher", notes=["a note"], run=run)
+    assert [file.name for file in made] == ["t.html", "t-tradeoff.svg", "t-tradeoff.png", "t-run.svg", "t-run.png"]
+    page = made[0].read_text(encoding="utf-8")
+    for expected in ("1.500 ms (1.400 to 1.600)", "20.25", "fast&lt;b&gt;", "not measured", "no device", "a note"):
+        assert expected in page, expected
+    assert page.count("on the front") == 2
+    with browser.browser(tmp_path) as tab:
+        for dark in (False, True):
+            seen = tab.open(made[0], dark=dark)
+            assert (seen.errors, seen.requests, seen.answer["wide"]) == ([], [], 0)
+            assert [good for _, good in seen.answer["images"]] == [True, True]
+
+
+def test_a_page_without_points_says_so(tmp_path: Path) -> None:
+    made = tradeoff.write(tmp_path / "t.html", "none", [Point("lost", None, None)], "PSNR", "higher")
+    assert len(made) == 1
+    assert "No picture" in made[0].read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> list[Path]:
+    pytest.importorskip("onnxruntime", reason="the bundles are for ONNX Runtime")
+    made = [bundle(tmp_path / "a"), bundle(tmp_path / "b", side=64, samples=[40.0 + i for i in range(8)])]
+    for path in made:
+        report = json.loads((path / "report.json").read_text())
+        report["result"]["precision"] = {"plan": "fp32"}
+        rewrite(path, report)
+    return made
+
+
+def profile(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["edgegen", "profile", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_the_command_draws_what_it_measured(
+    sides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    place = ["--device-folder", str(tmp_path / "device"), "--rounds", "3", "--iterations", "3"]
+    assert profile(monkeypatch, *map(str, sides), "--plot", str(tmp_path / "out" / "t.html"), "--json", *place) == 0
+    shown = capsys.readouterr().out
+    records = [device_records.Record.model_validate(one) for one in json.loads(shown[shown.index("[") :])]
+    page = (tmp_path / "out" / "t.html").read_text(encoding="utf-8")
+    for record in records:
+        assert f"{device_records.measurements(record)[0].value:.3g}"[:3] in page
+    for expected in ("PSNR", "43.50", "30.35", "64 x 64", "fp32"):
+        assert expected in page, expected
+
+
+def test_a_long_run_is_many_rounds(sides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = ["--device-folder", str(tmp_path / "device"), "--minutes", "0.05"]
+    assert profile(monkeypatch, str(sides[0]), "--plot", str(tmp_path / "t.html"), *place) == 0
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+    assert "in the first third" in page
+    assert (tmp_path / "t-run.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        pytest.param(["--plot", "t.png"], "must end in .html", id="not a page"),
+        pytest.param(["--plot", "t.html", "--quality", "FID"], "in no report; there are: PSNR", id="no such figure"),
+        pytest.param(["--minutes", "1", "again"], "with one bundle", id="long run of two"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_measuring(
+    sides: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: Any, more: list[str], message: str
+) -> None:
+    assert profile(monkeypatch, str(sides[0]), *[str(sides[1]) if m == "again" else m for m in more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_figure_is_an_error(sides: list[Path]) -> None:
+    profile_report.check(sides, "PSNR")
+    with pytest.raises(UsageError, match="--quality x: in no report"):
+        profile_report.check(sides, "x")
