@@ -35,10 +35,10 @@ def kid(
         reference: batches of images (N, C, H, W) in 0..1.
         candidate: batches of images; need not be as many.
         features: `nn.features.FeatureExtractor`.
-        seed: of the subsets and of the bootstrap.
+        seed: of the subsets.
         subsets: how many subsets are averaged.
         subset_size: images of each side in a subset; fewer where there are fewer.
-        interval: give value +- 1.96 bootstrap standard errors at the full number of images.
+        interval: give value +- 1.96 standard errors, from the variance of the U-statistic.
     Returns:
         Measurement without unit, lower is better, may be slightly negative; `samples` are the subsets' values. NaN when
         features are not finite.
@@ -59,7 +59,7 @@ def kid(
         return Measurement("kid", "", float("nan"), direction="lower", conditions=conditions)
     values = subset_values(a, b, seed=seed, subsets=subsets, size=size)
     value = float(np.mean(values))
-    bounds = with_error(value, standard_error(a, b, seed=seed)) if interval else None
+    bounds = with_error(value, standard_error(a, b, seed=seed, subsets=subsets, size=size)) if interval else None
     return Measurement("kid", "", value, bounds, tuple(values), "lower", conditions)
 
 
@@ -73,7 +73,7 @@ def change(
         before: the teacher's images.
         after: the student's, as many.
         features: `nn.features.FeatureExtractor`.
-        seed: of the subsets and of the bootstrap.
+        seed: of the subsets.
     Returns:
         Measurement "kid change", above 0 is farther from the reference than the teacher; NaN when features are not
         finite.
@@ -88,7 +88,8 @@ def change(
     value = values[1].value - values[0].value
     bounds = None
     if np.isfinite(value):
-        bounds = with_error(value, _mmd.change_error(a, b, c, kernel, seed=seed))
+        size = values[1].conditions["subset_size"]
+        bounds = with_error(value, _mmd.change_error(a, b, c, kernel, seed=seed, subsets=SUBSETS, size=size))
     conditions = {**values[1].conditions, "paired": True}
     return Measurement("kid change", "", value, bounds, direction="lower", conditions=conditions)
 
@@ -104,6 +105,6 @@ def subset_values(a: Any, b: Any, *, seed: int, subsets: int, size: int) -> list
     return _mmd.subset_values(a, b, kernel, seed=seed, subsets=subsets, size=size)
 
 
-def standard_error(a: Any, b: Any, *, seed: int) -> float:
-    """Bootstrap standard error of the squared MMD at the full numbers of rows."""
-    return _mmd.standard_error(a, b, kernel, seed=seed)
+def standard_error(a: Any, b: Any, *, seed: int, subsets: int = 1, size: int = 0) -> float:
+    """Standard error of the figure over new draws of both sides."""
+    return _mmd.standard_error(a, b, kernel, seed=seed, subsets=subsets, size=size)
