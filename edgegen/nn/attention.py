@@ -62,12 +62,12 @@ class Projections(nn.Module):
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        self.num_heads = int(getattr(inner, "num_heads", None) or inner.heads)
+        self.num_heads = heads_of(inner)
         q, k, v = split(inner)
         self.head_dim = q.out_features // self.num_heads
         self.q, self.kv = q, _stacked(k, v)
-        self.q_norm, self.k_norm = (_or_identity(inner, (f"{x}_norm", f"norm_{x}")) for x in "qk")
-        self.norm = _or_identity(inner, ("norm",))
+        self.q_norm, self.k_norm = (or_identity(inner, (f"{x}_norm", f"norm_{x}")) for x in "qk")
+        self.norm = or_identity(inner, ("norm",))
         self.proj = output_layer(inner)
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
@@ -155,6 +155,12 @@ def _neighbours(
     return order.flatten(), torch.cat([always, keys + prefix], 1), far
 
 
+def heads_of(inner: nn.Module) -> int:
+    """How many heads an attention has; one where it does not say."""
+    found = (getattr(inner, name, None) for name in ("num_heads", "heads"))
+    return next((heads for heads in found if isinstance(heads, int)), 1)
+
+
 def split(inner: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """The three projections as linear layers: new ones of a fused `qkv`, else those that are there.
 
@@ -206,6 +212,7 @@ def _filled(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, l
     return layer.train(like.training).requires_grad_(like.weight.requires_grad)
 
 
-def _or_identity(inner: Any, names: Sequence[str]) -> nn.Module:
+def or_identity(inner: Any, names: Sequence[str]) -> nn.Module:
+    """The first child of these names, or an identity."""
     found = next((part for name in names if isinstance(part := getattr(inner, name, None), nn.Module)), None)
     return nn.Identity() if found is None else found
