@@ -115,10 +115,10 @@ def _fixed(
         return "not named in layers"
     if any(_in(name, kept) for kept in skip):
         return "named in skip"
-    if type(layer) not in kinds:  # a class of its own may do more than its base
-        return f"is a {type(layer).__name__}, not one of {', '.join(kind.__name__ for kind in kinds)}"
     if parametrize.is_parametrized(layer) or layer._forward_hooks or layer._forward_pre_hooks:
         return "its weight is computed from others; fold that first"
+    if type(layer) not in kinds:  # a class of its own may do more than its base
+        return f"is a {type(layer).__name__}, not one of {', '.join(kind.__name__ for kind in kinds)}"
     if name not in shapes:
         return "its parent reads its weight and does not call it"
     return "its weight belongs to another module too" if len(owners[id(layer.weight)]) > 1 else ""
