@@ -203,12 +203,46 @@ def insert_qdq(
 def _found_ranges(
     model: onnx.ModelProto, graph: Graph, calibration: Path, tensors: Sequence[str], plan: PrecisionPlan, threads: int
 ) -> dict[str, tuple[float, float]]:
-    """Range of each tensor: the plan's where it has one, by the node that makes it; the others are calibrated."""
+    """Range of each tensor: the plan's where it has one, by the node that makes it; the others are calibrated.
+
+    A calibrated range holds all that an image can be, so that no white is clipped that the samples did not have.
+    """
     learned = {name: (low, high) for name, low, high in plan.scales}
     places = {name: name for name in tensors} | {name: node.name for node in model.graph.node for name in node.output}
     known = {name: learned[places[name]] for name in tensors if places[name] in learned}
     open_ = [name for name in tensors if name not in known]
-    return known | (ranges(graph, calibration, open_, threads=threads) if open_ else {})
+    found = ranges(graph, calibration, open_, threads=threads) if open_ else {}
+    for name, (low, high) in image_ranges(graph).items():
+        if name in found:
+            found[name] = (min(found[name][0], low), max(found[name][1], high))
+    return known | found
+
+
+def image_ranges(graph: Graph) -> dict[str, tuple[float, float]]:
+    """What inputs and outputs that are images can be: outputs by their value range, inputs where the graph knows how
+    they are normalised."""
+    found = {spec.name: spec.value_range for spec in graph.outputs if spec.value_range and len(spec.shape) == 4}
+    how = graph.preprocessing
+    for spec in graph.inputs if how is not None else ():
+        if spec.value_range and len(spec.shape) == 4:
+            shift, scale = (np.array(values or (default,)) for values, default in ((how.mean, 0.0), (how.std, 1.0)))
+            ends = [(end - shift) / scale for end in spec.value_range]
+            found[spec.name] = (float(np.min(ends)), float(np.max(ends)))
+    return found
+
+
+def activation_ranges(
+    graph: Graph, calibration: Path, plan: PrecisionPlan, *, threads: int = 1
+) -> tuple[tuple[str, float, float], ...]:
+    """Calibrated ranges of all that an INT8 build of the plan rounds, as `plan.scales` has them.
+
+    With these in its plan `insert_qdq` need not calibrate again, also for plans that leave more layers in float.
+    """
+    model = onnx.load(graph.onnx)
+    tensors = _activations(model, quantized_nodes(model, plan))
+    places = {name: name for name in tensors} | {name: node.name for node in model.graph.node for name in node.output}
+    found = _found_ranges(model, graph, calibration, tensors, plan, threads)
+    return tuple((places[name], low, high) for name, (low, high) in found.items())
 
 
 def _options(placement: str, symmetric: bool) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def placement(
             np.save(folder / f"{spec.name}.npy", np.concatenate([np.asarray(sample[i]) for sample in inputs]))
         try:
             graph = onnx_graph.to_onnx(stage, folder / "float.onnx")
+            graph = dataclasses.replace(graph, preprocessing=model.preprocessing)
             made = onnx_qdq.insert_qdq(graph, folder / "int8.onnx", calibration=folder, plan=plan)
         except errors.EdgegenError as error:
             raise ValueError(f"no INT8 graph can be made of {model.name}: {error}") from error

@@ -1,11 +1,11 @@
 """Train a network with the rounding of its INT8 build inside, against its float teacher, and hand the scales over.
 
 Jacob et al., 2018, arXiv:1712.05877, section 3 (training with simulated quantization, batch norms folded); Esser et
-al., 2020, LSQ, arXiv:1902.08153, and Jain et al., 2020, TQT, arXiv:1903.08066 (ranges learned by gradient, as logarithms);
-Hinton et al., 2015, arXiv:1503.02531 (the teacher's outputs as targets). Rounding is at the very tensors where ONNX
-Runtime's Q/DQ build rounds (`_simulate`). Afterwards it is taken off: the result is a plain float network whose weights
-lie on their INT8 grid, and `plan.scales` has the learned ranges, which the Q/DQ writer takes instead of calibrating. No
-module with rounding in it is ever exported.
+al., 2020, LSQ, arXiv:1902.08153, and Jain et al., 2020, TQT, arXiv:1903.08066 (ranges learned by gradient, as
+logarithms); Hinton et al., 2015, arXiv:1503.02531 (the teacher's outputs as targets). Rounding is at the very tensors
+where ONNX Runtime's Q/DQ build rounds (`_simulate`). Afterwards it is taken off: the result is a plain float network
+whose weights lie on their INT8 grid, and `plan.scales` has the learned ranges, which the Q/DQ writer takes instead of
+calibrating. No module with rounding in it is ever exported.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def quantize_aware(
         "output_error_before": before, "output_error_after": after,
     }  # fmt: skip
     if after > before and not labels and not reference:  # it has reached what its float teacher allows already
-        why = f"trained, the INT8 output's error rose from {before:.3g} to {after:.3g}: left as it was; try a smaller lr"
+        why = f"the INT8 output's error rose from {before:.3g} to {after:.3g}: left as it was; try a smaller lr"
         return PassResult(model, {}, dict.fromkeys(graph.layers(network), why), notes)
     plan = dataclasses.replace(model.plan, scales=scales)
     return PassResult(dataclasses.replace(model.with_module(network), plan=plan), changed, {}, notes)

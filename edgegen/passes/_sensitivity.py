@@ -1,0 +1,212 @@
+"""What INT8 costs layer by layer: outputs of real Q/DQ graphs in ONNX Runtime, with one part in INT8, or all but one.
+
+Label-free by the distance of outputs (signal to quantization noise; Kullback-Leibler divergence of class probabilities
+for classifiers), or by the task's own figure. Every graph is what `onnx_qdq` writes for a build, so it rounds where
+builds round; ranges are calibrated once and handed from graph to graph in `plan.scales`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgegen import errors, graph, onnx_cost, onnx_graph, onnx_qdq
+from edgegen.types import Graph, Job, Model, PrecisionPlan
+
+MEASURES = ("output", "metric")
+_MOST_DB = 200.0  # nothing differs
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer of the graph: its cost, and what INT8 does to the network's output.
+
+    noise: distance of the output with this layer alone in INT8 (share of noise power; KL divergence for classes; loss
+    of the task's figure). sqnr_db: the same as signal to noise ratio. recovers: what comes back when it alone is left
+    in float, in dB of that ratio, or in units of the task's figure.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    weights: int
+    noise: float
+    sqnr_db: float
+    recovers: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """rows in graph order; sqnr_db of the network with everything in INT8; groups: kind or block -> recovers."""
+
+    rows: tuple[Row, ...]
+    sqnr_db: float
+    figure: float | None
+    groups: dict[str, float]
+
+
+class Simulator:
+    """Outputs of the network's graph on samples under any INT8 plan."""
+
+    def __init__(self, model: Model, job: Job, folder: Path, samples: Sequence[tuple[np.ndarray, ...]]) -> None:
+        self.model, self.folder, self.samples = model, folder, samples
+        for spec, values in zip(model.stage.inputs, zip(*samples, strict=True), strict=True):
+            np.save(folder / f"{spec.name}.npy", np.concatenate(values))
+        made = onnx_graph.to_onnx(model.stage, folder / "float.onnx", opset=job.target.opset)
+        self.graph: Graph = dataclasses.replace(made, preprocessing=model.preprocessing)
+        self.plan = dataclasses.replace(PrecisionPlan("int8", "u8s8"), scales=model.plan.scales)
+        scales = onnx_qdq.activation_ranges(self.graph, folder, self.plan)
+        self.plan = dataclasses.replace(self.plan, scales=scales)
+        proto = onnx.load(self.graph.onnx)
+        able = set(onnx_qdq.quantized_nodes(proto, self.plan))
+        self.layers = [layer for layer in onnx_cost.cost(proto).layers if layer.name in able]
+        self.exact = self._run(self.graph.onnx)
+
+    def outputs(self, float_layers: Sequence[str] = ()) -> np.ndarray:
+        """Outputs (N, ...) with these layers in float; the float network's where that leaves nothing in INT8."""
+        if {layer.name for layer in self.layers} <= set(float_layers):
+            return self.exact
+        plan = dataclasses.replace(self.plan, float_layers=tuple(float_layers))
+        made = onnx_qdq.insert_qdq(self.graph, self.folder / "int8.onnx", calibration=self.folder, plan=plan)
+        return self._run(made.onnx)
+
+    def _run(self, path: Path) -> np.ndarray:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        # as runtimes.onnxruntime does: these two put float where integers were meant, and the reverse
+        disabled = ["MatMulAddFusion", "WeightBiasQuantization"]
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+        names = [spec.name for spec in self.graph.inputs]
+        found = [session.run(None, dict(zip(names, sample, strict=True)))[0] for sample in self.samples]
+        return np.concatenate(found).astype(np.float64)
+
+
+@contextmanager
+def simulator(model: Model, job: Job, samples: Sequence[tuple[np.ndarray, ...]]) -> Iterator[Simulator]:
+    """A simulator with its files in a folder that goes away.
+
+    Raises:
+        ValueError: the network cannot be exported or has nothing for INT8.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgegen-") as name:
+        try:
+            made = Simulator(model, job, Path(name), samples)
+        except errors.EdgegenError as error:
+            raise ValueError(f"the sensitivity of {model.name} cannot be measured: {error}") from error
+        if not made.layers:
+            raise ValueError(f"{model.name} has no layer for INT8")
+        yield made
+
+
+def sqnr(exact: np.ndarray, found: np.ndarray) -> float:
+    """Signal to noise ratio in dB, at most 200."""
+    noise = float(np.square(exact - found).sum()) / max(1e-30, float(np.square(exact).sum()))
+    return _MOST_DB if noise <= 10 ** (-_MOST_DB / 10) else -10 * math.log10(noise)
+
+
+def divergence(exact: np.ndarray, found: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence of class probabilities, from logits (N, classes)."""
+
+    def logs(x: np.ndarray) -> np.ndarray:
+        x = x - x.max(1, keepdims=True)
+        return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+    p, q = logs(exact), logs(found)
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+def distance(model: Model, exact: np.ndarray, found: np.ndarray) -> float:
+    """What is added up over layers: KL divergence for classes, else the share of noise power."""
+    if model.task == "classification" and exact.ndim == 2:
+        return max(0.0, divergence(exact, found))
+    return 10 ** (-sqnr(exact, found) / 10)
+
+
+def figure(model: Model, data: Any, count: int) -> Callable[[np.ndarray], float]:
+    """Outputs of the first `count` samples -> the task's figure, higher is better: points of top-1, or PSNR in dB.
+
+    Raises:
+        ValueError: the data has neither labels nor reference images.
+    """
+    found = [data[i] for i in range(count)] if data is not None else []
+    if model.task == "classification" and found and found[0].label is not None:
+        labels = np.array([sample.label for sample in found])
+        return lambda outputs: 100.0 * float((outputs.argmax(1) == labels).mean())
+    if found and found[0].reference is not None:
+        low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
+        wanted = np.stack([sample.reference for sample in found]).astype(np.float64)
+
+        def psnr(outputs: np.ndarray) -> float:
+            wrong = np.square(np.clip(outputs, low, high) - wanted).reshape(len(wanted), -1).mean(1)
+            return float(np.mean(-10 * np.log10(np.maximum(wrong, 1e-12) / (high - low) ** 2)))
+
+        return psnr
+    raise ValueError("sensitivity metric needs data with labels or reference images; use output, or give --data")
+
+
+def measure(job: Job, sim: Simulator, by: str, score: Callable[[np.ndarray], float] | None = None) -> Found:
+    """The sensitivity of every layer, and of every operation type and block.
+
+    Args:
+        by: "output", or "metric" with `score`: outputs -> figure, higher is better.
+    """
+    if by not in MEASURES or (by == "metric") != (score is not None):
+        raise ValueError(f"sensitivity must be one of {', '.join(MEASURES)}, got {by!r}")
+    names = [layer.name for layer in sim.layers]
+
+    def value(outputs: np.ndarray) -> float:
+        return score(outputs) if score is not None else sqnr(sim.exact, outputs)
+
+    full = sim.outputs()
+    whole, rows = value(full), []
+    for number, layer in enumerate(sim.layers):
+        job.progress(layer.name, number / len(names))
+        alone = sim.outputs([name for name in names if name != layer.name])
+        without = value(sim.outputs([layer.name]))
+        noise = distance(sim.model, sim.exact, alone) if score is None else max(0.0, value(sim.exact) - value(alone))
+        rows.append(Row(layer.name, layer.op, layer.macs, layer.params, noise, sqnr(sim.exact, alone), without - whole))
+    groups = {}
+    for label, members in _groups(sim).items():
+        groups[label] = value(sim.outputs(members)) - whole
+    return Found(tuple(rows), sqnr(sim.exact, full), whole if score is not None else None, groups)
+
+
+def _groups(sim: Simulator) -> dict[str, list[str]]:
+    """Operation types where there are several, and blocks: the modules that hold two layers or more, but not all."""
+    kinds: dict[str, list[str]] = {}
+    blocks: dict[str, list[str]] = {}
+    for layer in sim.layers:
+        kinds.setdefault(layer.op, []).append(layer.name)
+        blocks.setdefault(layer.name.rpartition("/")[0].rpartition(".")[0], []).append(layer.name)
+    found = {f"type {kind}": members for kind, members in kinds.items() if len(kinds) > 1}
+    return found | {
+        f"block {path}": members for path, members in blocks.items() if path and 1 < len(members) < len(sim.layers)
+    }
+
+
+def inputs_of(model: Model, job: Job, count: int) -> tuple[list[tuple[np.ndarray, ...]], str]:
+    """`count` inputs, each a batch of one: the first samples of the data, or made up."""
+    from edgegen.passes import _lessons
+
+    if job.data is not None and len(model.stage.inputs) == 1:
+        number = min(count, len(job.data))
+        return [(job.data[i].input[None].astype(np.float32),) for i in range(number)], "data"
+    if model.stage.module is None:
+        generator = (graph.example_inputs(model.stage, seed=job.seed + i, preprocessing=model.preprocessing)
+                     for i in range(count))  # fmt: skip
+        return [tuple(value.numpy() for value in sample) for sample in generator], "random values"
+    batch_at, source = _lessons.made_up(model, 1, job.seed)
+    return [tuple(value.numpy() for value in batch_at(i)["input"]) for i in range(count)], source
