@@ -25,6 +25,7 @@ QUICK: dict[str, dict[str, Any]] = {
 NOWHERE = (
     "reconstruct", "prune_blocks", "substitute_modconv",
     "commute_upsample", "share_weights",
+    "prune_tokens", "downsample_kv", "replace_attention",
 )  # fmt: skip
 
 # pass, options, message
@@ -57,6 +58,16 @@ WRONG = [
     ("quantize", {"float_types": ["Convolution"]}, "'Convolution' is no ONNX operation"),
     ("quantize", {"float_layers": ["nowhere"]}, "no layer 'nowhere' in"),
     ("cast", {"precision": "fp8"}, "precision must be one of fp16, bf16, fp32, got 'fp8'"),
+    ("prune_tokens", {"ratio": 0.6}, r"ratio must lie in \(0, 0.5\] for merge, got 0.6"),
+    ("prune_tokens", {"method": "skip"}, "method must be one of merge, drop, got 'skip'"),
+    ("prune_tokens", {"by": "size"}, "by must be one of class, norm, got 'size'"),
+    ("downsample_kv", {"factor": 1}, "factor must be at least 2 and min_tokens at least 1, got 1"),
+    ("downsample_kv", {"mode": "max"}, "mode must be one of average, stride, nearest, got 'max'"),
+    ("downsample_kv", {"layers": ["nowhere"]}, "no self-attention 'nowhere' in"),
+    ("replace_attention", {"to": "identity"}, "to must be one of conv, window, linear, ffn, got 'identity'"),
+    ("replace_attention", {"blocks": "some"}, "blocks must be auto, all or a list of names, got 'some'"),
+    ("replace_attention", {"threshold": 2.0}, r"threshold must lie in \[0, 1\] and radius be above 0, got 2.0"),
+    ("replace_attention", {"samples": 0}, "samples and window at least 1, got 200, 50, 0, 4"),
     ("substitute_modconv", {"min_size": 0}, "min_size must be at least 1, got 0"),
     ("substitute_modconv", {"skip": ["nowhere"]}, "no modulated convolution .nowhere. in"),
     ("cast", {"precision": "bf16"}, "target testbed has no bf16; it has: fp32, fp16, int8"),
