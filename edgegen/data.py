@@ -33,6 +33,7 @@ __all__ = [
     "open_source",
     "overlap",
     "split",
+    "split_real",
     "write_calibration",
 ]
 
@@ -174,6 +175,25 @@ def split(dataset: Dataset, fractions: tuple[float, ...], seed: int) -> list[Dat
         for number, part_set in enumerate(parts):
             part_set._real = tuple(i for i in real if real_part.get(source.key(i)) == number)
     return parts
+
+
+def split_real(parts: list[Dataset], seed: int) -> list[Dataset]:
+    """The same latents, each part with real images of its own: equal images never fall into two parts.
+
+    Raises:
+        DataError: fewer than two different real images for each part.
+    """
+    source = parts[0].source
+    if source is None:
+        raise DataError(f"{parts[0].model.name}: no real images to share out; give --data with images")
+    keys = frozenset(source.key(i) for i in range(len(source)))
+    if len(keys) < 2 * len(parts):
+        raise DataError(f"{source.name}: {len(keys)} different images; {len(parts)} parts need two each: give more")
+    share = _assign(keys, (1.0 / len(parts),) * len(parts), seed)
+    found = [part.subset(range(len(part))) for part in parts]
+    for number, part in enumerate(found):
+        part._real = tuple(i for i in range(len(source)) if share.get(source.key(i)) == number)
+    return found
 
 
 def _assign(keys: frozenset[str], fractions: tuple[float, ...], seed: int) -> dict[str, int]:

@@ -60,15 +60,14 @@ def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
     teacher = teacher_build(run, floats)
     features = _features(run)
 
-    def on(part: str, dataset: Any, fresh: Path | None) -> Evaluation:
+    def on(part: str, dataset: Any, others: Any) -> Evaluation:
         outputs = _collected(run, teacher, dataset, part)
         real = dataset.real_images if getattr(dataset, "source", None) is not None else None
+        fresh = _collected(run, teacher, others, f"fresh-{part}") if others is not None and real is None else None
         return Evaluation(run.model, dataset, outputs, run.request.seed, features, real, fresh)
 
-    fresh = None
-    if run.model.task == "unconditional" and run.data.fresh is not None:
-        fresh = _collected(run, teacher, run.data.fresh, "fresh")
-    return Evaluations(on("select", run.data.select, fresh), on("test", run.data.test, fresh))
+    fresh = run.data.fresh or (None, None)
+    return Evaluations(on("select", run.data.select, fresh[0]), on("test", run.data.test, fresh[1]))
 
 
 def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:

@@ -21,7 +21,11 @@ DEFAULT_SAMPLES = {"unconditional": 2000, "classification": 5000}
 
 @dataclass(frozen=True)
 class RunData:
-    """train/select/test/calibration are `data.Dataset`; None under --latency-only. sources: text for the report."""
+    """train/select/test/calibration are `data.Dataset`; None under --latency-only. sources: text for the report.
+
+    fresh: other latents of an unconditional generator, for select and for test: where there are no real images, the
+    teacher's samples from them are the reference.
+    """
 
     train: Any
     select: Any
@@ -29,7 +33,7 @@ class RunData:
     calibration: Any
     sources: dict[str, str]
     broken: tuple[str, ...] = ()
-    fresh: Any = None
+    fresh: tuple[Any, Any] | None = None
 
 
 def prepare(request: Request, model: Model) -> RunData:
@@ -91,11 +95,13 @@ def _latents(request: Request, model: Model) -> RunData:
     real = data.open_source(path) if path is not None else None
     if real is not None and real.kind != "images":
         raise DataError(f"{path}: holds {real.kind}; an unconditional generator is compared with images")
-    parts = [
-        data.Dataset(real if part in (1, 2) else None, model, seed=4 * request.seed + part, length=number)
-        for part in range(4)
-    ]
-    train, select, test, fresh = parts
+    train, select, test = (
+        data.Dataset(real if part else None, model, seed=4 * request.seed + part, length=number) for part in range(3)
+    )
+    if real is not None:
+        select, test = data.split_real([select, test], request.seed)
+    both = data.Dataset(None, model, seed=4 * request.seed + 3, length=2 * number)
+    fresh = (both.subset(range(number)), both.subset(range(number, 2 * number)))
     calibration = _calibration(request, model, train, (select, test))
     reference = str(path) if real is not None else "samples of the teacher from other latents"
     names = {"train": "latents N(0, 1)", "evaluation": f"latents N(0, 1), against {reference}"}

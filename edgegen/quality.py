@@ -5,7 +5,7 @@
 | classification | top-1 (with labels), agreement with the teacher | points of top-1 lost (without labels: of agreement) |
 | super-resolution, restoration | PSNR and SSIM to the reference images, PSNR to the teacher | dB of PSNR to the reference lost |
 | image-to-image | PSNR, SSIM and perceptual distance to the teacher | dB of paired PSNR below 50 dB (two builds of one network in FP32 and BF16 are about 50 dB apart); with "%": perceptual distance to the teacher x 100 |
-| unconditional | KID to real images or to other samples of the teacher, PSNR to the teacher | change of KID x 1000, in either direction (two-sided) |
+| unconditional | KID to real images or to other samples of the teacher, its change from the teacher's (paired), PSNR to the teacher | KID x 1000 that the change may be in either direction (two-sided): the far end of its 95 % interval |
 
 Teacher and candidate always see the same inputs. Outputs lie on disk as memory-mapped arrays, so memory stays bounded.
 """  # noqa: E501
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ import numpy as np
 from edgegen import registry
 from edgegen.errors import RecipeError
 from edgegen.images import unit_range
+from edgegen.metrics._common import feature_rows
+from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement, Model
 
 CHUNK = 32
 CEILING_DB = 50.0
+KID_CHANGE = "KID change from the teacher"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def gate(model: Model, labelled: bool, unit: str = "") -> Gate:
         "super-resolution": Gate("PSNR to the reference", "dB of PSNR to the reference images", 0.5),
         "restoration": Gate("PSNR to the reference", "dB of PSNR to the reference images", 0.5),
         "image-to-image": Gate("PSNR to the teacher", f"dB of PSNR to the teacher below {CEILING_DB:.0f} dB", 25.0),
-        "unconditional": Gate("KID", "KID x 1000, two-sided", 20.0),
+        "unconditional": Gate("KID", "KID x 1000, two-sided, at the far end of the change's 95% interval", 20.0),
     }[model.task]
 
 
@@ -86,7 +89,8 @@ class Evaluation:
 
     data: a `data.Dataset` that the passes never saw. teacher: .npy with the teacher's outputs on it. real: iterable
     factory of real images (N, C, H, W) in 0..1 for `unconditional`, or None (then `fresh`, the teacher's samples
-    from other latents, is the reference). features: a feature extractor, or None where the task needs none.
+    from other latents, is the reference). features: a feature extractor, or None where the task needs none. kept:
+    features of what is the same for every candidate, made once.
     """
 
     model: Model
@@ -96,6 +100,7 @@ class Evaluation:
     features: Any = None
     real: Callable[[], Iterable[np.ndarray]] | None = None
     fresh: Path | None = None
+    kept: dict[str, Rows] = field(default_factory=dict, repr=False, compare=False)
 
     def figures(self, outputs: Path) -> tuple[Measurement, ...]:
         """All figures of one candidate, the deciding one of its task among them."""
@@ -128,15 +133,26 @@ class Evaluation:
         return tuple(found)
 
     def _unconditional(self, outputs: Path) -> tuple[Measurement, ...]:
-        if self.real is not None:
-            reference = self.real()
-        elif self.fresh is not None:
-            reference = self._images_of(self.fresh)
-        else:
-            raise ValueError("an unconditional generator is judged against real images or fresh teacher samples")
-        kid = _metric("kid")(reference, self._images_of(outputs), features=self.features, seed=self.seed)
+        reference = self._rows("reference", self._real_images)
+        teacher = self._rows("teacher", lambda: self._images_of(self.teacher))
+        mine = teacher if outputs == self.teacher else feature_rows(self._images_of(outputs), self.features)
+        module = registry.module("metrics", "kid")
+        kid = module.kid(reference, mine, features=self.features, seed=self.seed)
+        change = module.change(reference, teacher, mine, features=self.features, seed=self.seed)
         paired = _metric("psnr")(self._images_of(self.teacher), self._images_of(outputs), seed=self.seed)
-        return (_renamed(kid, "KID"), _renamed(paired, "PSNR to the teacher"))
+        return (_renamed(kid, "KID"), _renamed(change, KID_CHANGE), _renamed(paired, "PSNR to the teacher"))
+
+    def _rows(self, name: str, images: Callable[[], Iterable[np.ndarray]]) -> Rows:
+        if name not in self.kept:
+            self.kept[name] = feature_rows(images(), self.features)
+        return self.kept[name]
+
+    def _real_images(self) -> Iterable[np.ndarray]:
+        if self.real is not None:
+            return self.real()
+        if self.fresh is None:
+            raise ValueError("an unconditional generator is judged against real images or fresh teacher samples")
+        return self._images_of(self.fresh)
 
     def _references(self) -> Iterator[np.ndarray]:
         return (self._unit(np.stack([s.reference for s in part])) for part in _samples(self.data))
@@ -157,9 +173,11 @@ def drop(model: Model, chosen: Gate, teacher: tuple[Measurement, ...], candidate
         return 100.0 * mine
     if model.task == "image-to-image":
         return max(0.0, CEILING_DB - mine)
-    theirs = find(teacher, chosen.figure).value
     if model.task == "unconditional":
-        return 1000.0 * abs(mine - theirs)
+        # Not the value alone: a change that may just as well be large is not shown to be small.
+        change = find(candidate, KID_CHANGE)
+        return 1000.0 * max(abs(bound) for bound in change.interval or (change.value,))
+    theirs = find(teacher, chosen.figure).value
     scale = 100.0 if model.task == "classification" else 1.0
     return scale * (theirs - mine)
 

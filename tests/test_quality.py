@@ -36,7 +36,7 @@ def figures(**values):
         ("super-resolution", {"PSNR to the reference": 28.0}, {"PSNR to the reference": 27.6}, 0.4),
         ("image-to-image", {"PSNR to the teacher": 100.0}, {"PSNR to the teacher": 25.6}, 24.4),
         ("image-to-image", {"PSNR to the teacher": 100.0}, {"PSNR to the teacher": 100.0}, 0.0),
-        ("unconditional", {"KID": 0.010}, {"KID": 0.004}, 6.0),
+        ("unconditional", {"KID": 0.010}, {"KID": 0.004, "KID change from the teacher": -0.006}, 6.0),
     ],
 )
 def test_a_drop_is_in_the_unit_of_its_task(task, teacher, candidate, expected):
@@ -98,3 +98,59 @@ def test_outputs_are_collected_in_order_and_in_blocks(tmp_path):
     out = quality.collect(double, data, tmp_path / "o.npy", lambda text, share: None)
     assert np.array_equal(np.load(out)[:, 0], 2 * np.arange(count))
     assert max(seen) == quality.CHUNK
+
+
+def gate_of(low, high):
+    """The drop of a student whose KID changed by the middle of (low, high), with that interval."""
+    change = Measurement(quality.KID_CHANGE, "", (low + high) / 2, (low, high))
+    found = (Measurement("KID", "", 0.01), change)
+    return quality.drop(model("unconditional"), quality.gate(model("unconditional"), labelled=False), (), found)
+
+
+def test_the_kid_gate_looks_at_the_interval_in_both_directions():
+    assert gate_of(-0.001, 0.003) == pytest.approx(3.0)
+    assert gate_of(-0.03, 0.002) == pytest.approx(30.0)  # better than the teacher is a change too
+    assert gate_of(-0.03, 0.03) > gate_of(-0.002, 0.002)  # too few images: not shown to be small
+
+
+def generated(tmp_path, shift):
+    from edgegen.nn.features import FeatureExtractor
+
+    rng = np.random.default_rng(0)
+    features = FeatureExtractor("plain", "0" * 64, lambda x: ([x], x.reshape(len(x), -1)))
+    teacher = rng.random((60, 3, 4, 4)).astype(np.float32)
+    np.save(tmp_path / "teacher.npy", teacher)
+    np.save(tmp_path / "student.npy", np.clip(teacher + np.float32(shift), 0, 1))
+    real = rng.random((70, 3, 4, 4)).astype(np.float32)
+    shape = (1, 3, 4, 4)
+    made = (TensorSpec("y", shape, value_range=(0.0, 1.0)),)
+    net = Model("m", "unconditional", (Stage("main", None, (TensorSpec("z", (1, 5)),), made),))
+    return quality.Evaluation(net, [], tmp_path / "teacher.npy", 0, features, real=lambda: [real])
+
+
+@pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.0, 1e-9), (0.002, 0.001, 20.0), (0.3, 20.0, 1e9)])
+def test_a_generator_is_judged_by_its_change_from_the_teacher(tmp_path, shift, least, most):
+    judged = generated(tmp_path, shift)
+    own = judged.figures(judged.teacher)
+    gate = quality.gate(judged.model, labelled=False)
+    assert quality.drop(judged.model, gate, own, own) == 0.0
+    found = judged.figures(tmp_path / "student.npy")
+    assert least <= quality.drop(judged.model, gate, own, found) <= most
+    assert {m.name for m in found} == {"KID", quality.KID_CHANGE, "PSNR to the teacher"}
+
+
+def test_select_and_test_share_no_real_image_and_no_fresh_latent(tmp_path):
+    from edgegen import inputs
+    from edgegen.request import Request
+
+    shape = (1, 1, 32, 32)
+    made = (TensorSpec("y", shape, value_range=(-1.0, 1.0)),)
+    net = Model("m", "unconditional", (Stage("main", None, (TensorSpec("z", (1, 5)),), made),))
+    images = np.random.default_rng(0).integers(0, 255, (20, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", x=np.concatenate([images, images[:6]]))  # six of them twice
+    found = inputs.prepare(Request(model="m", data=tmp_path / "real.npz", samples=12), net)
+    parts = (found.select, found.test)
+    sides = [{image.tobytes() for batch in part.real_images() for image in batch} for part in parts]
+    assert len(sides[0]) == len(sides[1]) == 10 and not sides[0] & sides[1]
+    assert not found.select.keys() & found.test.keys()
+    assert [len(part) for part in found.fresh] == [12, 12] and not found.fresh[0].keys() & found.fresh[1].keys()
