@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from edgegen import bundle_denoisers, samplers
 from edgegen.bundle_loaders import LOADERS, PACKAGES
 from edgegen.types import Artifact, Model
 
@@ -161,6 +162,10 @@ def script(model: Model, artifact: Artifact, file: str, target: str) -> str:
         target: name of the target; the script is called run_<target>.py.
     """
     settings = _settings(model, artifact, file)
+    if (loop := samplers.of(model.options)) is not None:
+        names, usage = [spec.name for spec in artifact.inputs], f"python3 {script_name(target)} --seed 1 --out out.png"
+        told = _literal(bundle_denoisers.settings(settings, loop, names, artifact.runtime))
+        return bundle_denoisers.script({"title": model.name, "target": target, "usage": usage}, told, artifact.runtime)
     latents = model.task == "unconditional"
     usage = f"python3 {script_name(target)} " + ("--seed 1 --out out.png" if latents else "photo.png --out out.png")
     given = _LATENT if latents else _READ_IMAGE if settings["channels"] in (1, 3) else _READ_ARRAY

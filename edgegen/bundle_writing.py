@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import __version__, bundle_samples, bundle_text, files, serial
+from edgegen import __version__, bundle_samples, bundle_text, files, samplers, serial
 from edgegen.bundle_manifest import MANIFEST, SCHEMA, check_name
 from edgegen.errors import BundleError
 from edgegen.types import Artifact, Graph, Model
@@ -70,7 +70,9 @@ def fill(folder: Path, contents: Contents) -> None:
         "recipe.toml": contents.recipe,
         script: bundle_samples.script(contents.model, main, main.path.as_posix(), contents.target),
     }
-    for name, content in [*own.items(), *contents.report.items(), *contents.extra.items()]:
+    loop = samplers.of(contents.model.options)
+    copied = {f"samplers/{name}": file for name, file in samplers.sources(loop).items()} if loop is not None else {}
+    for name, content in [*copied.items(), *own.items(), *contents.report.items(), *contents.extra.items()]:
         _put(folder, name, content)
     for name, content in {**bundle_text.licences(contents.model, artifacts), **contents.licences}.items():
         _put(folder, f"licences/{name}", content)

@@ -12,6 +12,8 @@ DROP_HELP = (
     " reference images (super-resolution, restoration), dB of PSNR to the teacher below 50 dB (image-to-image),"
     " KID x 1000, two-sided (unconditional); with % the perceptual distance to the teacher."
 )
+SAMPLER_HELP = "How a denoiser makes images: a sampler's name, then settings, such as 'heun,spacing=karras,rho=7'."
+JSON_HELP = "Print report.json instead of the table; events, one JSON object a line, on standard error."
 SIZES = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -53,3 +55,33 @@ def integers(text: str, flag: str) -> tuple[int, ...] | None:
     if values is not None and not all(value == int(value) and value > 0 for value in values):
         raise errors.ModelError(f"{flag} must be positive whole numbers with commas between, got {text!r}")
     return tuple(int(value) for value in values) if values is not None else None
+
+
+def sampler(text: str, steps: int) -> dict[str, Any] | None:
+    """`ddim,eta=0.5` and a number of steps as settings; None when neither is given.
+
+    Raises:
+        ModelError: a part that is not NAME=VALUE.
+    """
+    name, *parts = text.split(",") if text else [""]
+    if "=" in name:
+        name, parts = "", [name, *parts]
+    found: dict[str, Any] = {"name": name} if name else {}
+    for part in parts:
+        key, sign, value = part.partition("=")
+        if not sign or not key:
+            raise errors.ModelError(f"--sampler {text}: {part!r} is not NAME=VALUE, such as eta=0.5")
+        found[key.strip()] = _value(value.strip())
+    if steps:
+        found["steps"] = steps
+    return found or None
+
+
+def _value(text: str) -> Any:
+    """A number or a list of numbers with colons between (`0.2:0.8`), else the text."""
+    try:
+        if ":" in text:
+            return [float(part) for part in text.split(":")]
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import files, judgement, measuring
+from edgegen import files, judgement, measuring, samplers
 from edgegen.errors import BudgetError, RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
@@ -314,14 +314,15 @@ def golden(run: Run, final: Final, count: int = 3) -> tuple[dict[str, np.ndarray
         inputs = run.bench.feeds[spec]
     else:
         inputs = np.stack([run.data.test[i].input for i in range(min(count, len(run.data.test)))]).astype(np.float32)
-    artifact = final.chosen.artifact
+    loop, artifact = final.chosen.graph.sampler, final.chosen.artifact
+    given = {spec: inputs} if loop is None else samplers.feeds(loop, inputs)
     if artifact is None:
         raise RuntimeFailed(f"{final.chosen.label} was not built")
     with measuring.Worker(artifact, run.bench.limits) as worker:
-        outputs = worker.run_many({spec: inputs})
+        outputs = worker.run_many(given)
     widest = max(float(np.ptp(value)) for value in outputs.values())
     # Another CPU may round differently: INT8 and BF16 steps are about 1/128 of the range.
     share = 1e-3 if artifact.plan.precision in ("fp32", "fp16") else 0.05
-    return {spec: inputs}, outputs, share * widest
+    return given, outputs, share * widest
 
 

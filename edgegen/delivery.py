@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import bundle, calibration_sets, decide, layer_rows, measuring, recipe, registry, serial, summary
+from edgegen import bundle, calibration_sets, decide, layer_rows, measuring, recipe, registry, samplers, serial, summary
 from edgegen.decide import Final
 from edgegen.errors import RuntimeFailed
 from edgegen.images import unit_range
@@ -81,7 +81,7 @@ def layers(run: Run, final: Final) -> dict[str, Any]:
 def _project(model: Model, artifact: Artifact) -> dict[str, str]:
     """The app for the runtime's devices, where the runtime has one: file in the bundle -> text."""
     module = registry.module("runtimes", artifact.runtime)
-    if not hasattr(module, "project"):
+    if not hasattr(module, "project") or samplers.of(model.options) is not None:  # the apps run a network once
         return {}
     span = model.stage.outputs[0].value_range
     made = module.project(artifact, model.name, model.preprocessing, model.task, span)
@@ -128,8 +128,11 @@ def _rows(run: Run, final: Final, indices: list[int]) -> tuple[list[str], list[l
     samples = [dataset[i] for i in indices]
     teacher = np.load(run.folder / "outputs" / "teacher-test.npy", mmap_mode="r", allow_pickle=False)
     with measuring.Worker(artifact, run.bench.limits) as worker:
-        feeds = {graph.inputs[0].name: np.stack([s.input for s in samples])}
-        student = worker.run_many(feeds)[graph.outputs[0].name]
+        given = np.stack([s.input for s in samples])
+        if graph.sampler is not None:
+            student = samplers.generate(graph.sampler, worker.run_many, given)
+        else:
+            student = worker.run_many({graph.inputs[0].name: given})[graph.outputs[0].name]
     columns: dict[str, list[np.ndarray]] = {}
     given = samples[0].input
     span = run.model.stage.inputs[0].value_range

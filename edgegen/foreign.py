@@ -49,8 +49,10 @@ def stage(
     return Stage("model", module, (given,), (made,), onnx)
 
 
-def forward_shape(module: nn.Module, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """Output shape of a forward pass on zeros.
+def forward_shape(
+    module: nn.Module, shape: tuple[int, ...], name: str, *others: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Output shape of a forward pass on zeros; `others` are the shapes of further inputs.
 
     Raises:
         ModelError: the pass fails, does not give one float tensor, or gives NaN or infinity.
@@ -58,7 +60,7 @@ def forward_shape(module: nn.Module, shape: tuple[int, ...], name: str) -> tuple
     torch = origins.require("torch")
     try:
         with torch.no_grad():
-            output = module(torch.zeros(shape))
+            output = module(torch.zeros(shape), *(torch.zeros(other) for other in others))
     except Exception as error:
         raise ModelError(
             f"{name}: the forward pass on zeros of shape {shape} failed: {origins.describe(error)}; check --input-shape"

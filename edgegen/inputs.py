@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen import calibration_sets, data, registry
+from edgegen import calibration_sets, data, registry, samplers
 from edgegen.errors import DataError
 from edgegen.request import Request
 from edgegen.types import Model
 
 # Without a number from the user: enough for a KID at its usual subset size, and for a point of top-1.
-DEFAULT_SAMPLES = {"unconditional": 2000, "classification": 5000}
+# A denoiser runs many times for each of them.
+DEFAULT_SAMPLES = {"unconditional": 2000, "denoiser": 200, "classification": 5000}
+
+# Along its own way from noise to image, or (to compare with) noise at the first time alone.
+DENOISER_CALIBRATION = ("trajectory", "naive")
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def _sources(request: Request, model: Model) -> tuple[Any, Any, dict[str, str]]:
 
 
 def _latents(request: Request, model: Model) -> RunData:
-    number = request.samples or DEFAULT_SAMPLES["unconditional"]
+    kind = "denoiser" if samplers.of(model.options) is not None else "unconditional"
+    number = request.samples or DEFAULT_SAMPLES[kind]
     if number < 2:
         raise DataError(f"--samples {number}: KID needs at least two samples; the default is 2000")
     path = request.eval_data or request.data
@@ -109,7 +114,14 @@ def _latents(request: Request, model: Model) -> RunData:
 
 
 def _calibration(request: Request, model: Model, train: Any, held_out: tuple[Any, Any]) -> Any:
-    if request.calibration:
+    if samplers.of(model.options) is not None:
+        if request.calibration not in ("", *DENOISER_CALIBRATION):
+            raise DataError(
+                f"--calibration {request.calibration}: a denoiser calibrates on its own inputs; give"
+                f" {' or '.join(DENOISER_CALIBRATION)}"
+            )
+        chosen = train
+    elif request.calibration:
         if request.calibration == "random":
             raise DataError(
                 "--calibration random: random values calibrate ranges that no real image has; give real images, or"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgegen import estimate, files, measuring, on_device, quality, registry, rewriting, serial
+from edgegen import estimate, files, measuring, on_device, quality, registry, rewriting, samplers, serial
 from edgegen.devices import local
 from edgegen.errors import ModelError, RuntimeFailed, Unsupported, UsageError
 from edgegen.runlog import RunLog
@@ -55,7 +55,8 @@ class Candidate:
     @property
     def key(self) -> str:
         """Identity for logs: everything that makes this build; labels are for people and need not tell builds apart."""
-        return files.key(self.of, self.runtime, self.graph.sha256, dataclasses.asdict(self.graph.plan))
+        loop = [self.graph.sampler] if self.graph.sampler else []
+        return files.key(self.of, self.runtime, self.graph.sha256, dataclasses.asdict(self.graph.plan), *loop)
 
     @property
     def gain(self) -> float:
@@ -172,7 +173,8 @@ class Bench:
             return candidates
         key = files.key("time", [c.key for c in built], baseline and baseline.key, rounds)
         found = self.log.once(key, lambda: self._measure(built, rounds))
-        times = {key: serial.from_json(Measurement, value) for key, value in found.items()}
+        loops = {c.key: c.graph.sampler for c in built}
+        times = {key: per_image(serial.from_json(Measurement, value), loops[key]) for key, value in found.items()}
         reference = times[baseline.key] if baseline is not None else self._least(built, times)
         return [self._timed(c, times.get(c.key), reference) for c in candidates]
 
@@ -231,6 +233,8 @@ class Bench:
         with measuring.Worker(_artifact(candidate), self.limits) as worker, files.whole(out) as temporary:
 
             def run_many(inputs: np.ndarray) -> np.ndarray:
+                if candidate.graph.sampler is not None:
+                    return samplers.generate(candidate.graph.sampler, worker.run_many, inputs)
                 return worker.run_many({spec_in: inputs})[spec_out]
 
             quality.collect(run_many, dataset, temporary, lambda text, share: self.progress("score", text, share))
@@ -268,6 +272,19 @@ def _unusable(module: Any, here: bool) -> str | None:
     """Why a runtime can build nothing on this machine; where the target is this host, also why nothing runs."""
     cannot_build = getattr(module, "cannot_build", module.missing)
     return cannot_build() or (module.missing() if here else None)
+
+
+def per_image(latency: Measurement, sampler: Mapping[str, Any] | None) -> Measurement:
+    """The latency of one image from that of one run of a denoiser; the loop's own arithmetic is left out."""
+    if sampler is None:
+        return latency
+    calls = samplers.nfe(sampler)
+    interval = latency.interval and (calls * latency.interval[0], calls * latency.interval[1])
+    told = {"nfe": calls, "ms_per_run": latency.value, "sampler": sampler["name"]}
+    return dataclasses.replace(
+        latency, value=calls * latency.value, interval=interval, conditions={**latency.conditions, **told},
+        samples=tuple(calls * sample for sample in latency.samples),
+    )  # fmt: skip
 
 
 def _artifact(candidate: Candidate) -> Artifact:

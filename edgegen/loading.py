@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgegen import files, foreign, origins, records, registry
+from edgegen import files, foreign, origins, records, registry, samplers
 from edgegen.errors import ModelError
 from edgegen.records import ModelOptions, Record
 from edgegen.types import Model, Provenance, Stage, TensorSpec
@@ -187,9 +188,19 @@ def _randomise_norms(module: nn.Module) -> None:
 
 
 def _stage(module: nn.Module, record: Record, name: str) -> Stage:
-    """The stage, with the output's real shape from a forward pass on zeros."""
-    shape = foreign.forward_shape(module, record.input.shape or (), name)
-    return foreign.stage(module, record, ("input", shape, "output"), name)
+    """The stage, with the output's real shape from a forward pass on zeros; a denoiser also takes time and label."""
+    settings = samplers.of(record.options)
+    if settings is None:
+        shape = foreign.forward_shape(module, record.input.shape or (), name)
+        return foreign.stage(module, record, ("input", shape, "output"), name)
+    told = samplers.inputs(settings)
+    given = record.input.shape or ()
+    shape = foreign.forward_shape(module, given, name, *[(1,)] * len(told))
+    if shape != given:
+        raise ModelError(f"{name}: a denoiser gives what it takes, {given}; got {shape}")
+    more = tuple(TensorSpec(key, (1,), value_range=span, layout="N") for key, span in told.items())
+    stage = foreign.stage(module, record, ("sample", shape, "output"), name)
+    return dataclasses.replace(stage, inputs=(*stage.inputs, *more))
 
 
 def _model(

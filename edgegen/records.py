@@ -35,7 +35,8 @@ class ModelOptions:
 
     input_shape: (1, C, H, W), the 1 may be left out; latents (1, Z). value_range: what pixel 0 and 255 become.
     mean, std: in the units of value_range; () is none. output_range: value range of the images that come out. scale:
-    enlargement of a super-resolution network. config: keyword arguments of the factory. seed: of random weights.
+    enlargement of a super-resolution network. sampler: settings of a denoiser's sampler, such as {"name": "heun",
+    "steps": 20}. config: keyword arguments of the factory. seed: of random weights.
     """
 
     task: str | None = None
@@ -48,6 +49,7 @@ class ModelOptions:
     crop: tuple[int, int] | None = None
     scale: int | None = None
     output_range: tuple[float, float] | None = None
+    sampler: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -170,7 +172,7 @@ def _merged(raw: Mapping[str, Any], options: ModelOptions, name: str) -> dict[st
     stated = {
         "input": {part: getattr(options, part) for part in ("value_range", "mean", "std", "colour", "resize", "crop")},
         "output": {"value_range": options.output_range},
-        "options": {"scale": options.scale},
+        "options": {"scale": options.scale, "sampler": _sampler(merged.get("options"), options.sampler, name)},
     }
     stated["input"]["shape"] = options.input_shape and _with_batch(options.input_shape)
     if options.input_shape is not None:  # the record's output shape belongs to the record's input shape
@@ -185,6 +187,16 @@ def _merged(raw: Mapping[str, Any], options: ModelOptions, name: str) -> dict[st
     if options.task is not None:
         merged["task"] = options.task
     return merged
+
+
+def _sampler(own: Any, asked: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The model's sampler with what the user says of it; another sampler starts from its own defaults."""
+    told = dict(own.get("sampler") or {}) if isinstance(own, Mapping) else {}
+    if not asked:
+        return told or None
+    if not told:
+        raise ModelError(f"{name} makes its output in one run and takes no sampler; leave --sampler and --steps out")
+    return {**({} if asked.get("name", told.get("name")) != told.get("name") else told), **asked}
 
 
 def _with_batch(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from edgegen import (
     registry,
     rewriting,
     runlog,
+    samplers,
     serial,
     targets,
     weights,
@@ -35,6 +36,7 @@ from edgegen import graph as layers
 from edgegen.devices import _spec as devices
 from edgegen.errors import ModelError, RecipeError
 from edgegen.judgement import Bench, Candidate
+from edgegen.nn import diffusion
 from edgegen.request import Request, check_out
 from edgegen.types import Budget, Graph, Job, Measurement, Model, Stage, Target
 
@@ -112,7 +114,9 @@ def _identity(
     digests = {name: part.digest for name, part in parts.items() if part is not None}
     real = getattr(found.select, "source", None) if model.task == "unconditional" else None
     images = [real.key(i) for i in range(len(real))] if real is not None else []
-    content = [dict(model.origin), model_key(model), recipe.to_toml(plan), serial.to_json(target), digests, images]
+    loop = samplers.of(model.options)
+    content = [dict(model.origin), model_key(model), loop, recipe.to_toml(plan), serial.to_json(target), digests]
+    content.append(images)
     # The memory limit too: what failed for lack of memory is logged as failed.
     return files.key(request.identity(), request.max_memory_bytes, str(out.absolute()), *content, __version__)
 
@@ -184,7 +188,7 @@ def export(run: Run, model: Model, name: str) -> Graph:
         onnx_graph.to_onnx(folded(model.stage), out, opset=run.target.opset)
     if graph.program is not None and not graph.program.exists():
         program.save(folded(model.stage), graph.program)
-    return graph
+    return dataclasses.replace(graph, sampler=samplers.of(model.options))
 
 
 def folded(stage: Stage) -> Stage:
@@ -206,9 +210,11 @@ def feeds(run: Run, graph: Graph) -> dict[str, np.ndarray]:
     if run.data.test is None:
         shape = tuple(int(d) for d in spec.shape)
         low, high = spec.value_range or (-1.0, 1.0)
-        values = np.random.default_rng(run.request.seed).uniform(low, high, shape)
-        return {spec.name: values.astype(np.float32)}
-    return {spec.name: run.data.test[0].input[None].astype(np.float32)}
+        values = np.random.default_rng(run.request.seed).uniform(low, high, shape).astype(np.float32)
+    else:
+        values = run.data.test[0].input[None].astype(np.float32)
+    settings = samplers.of(run.model.options)
+    return {spec.name: values} if settings is None else samplers.feeds(settings, values)
 
 
 def calibration_folder(run: Run) -> Path:
@@ -217,13 +223,31 @@ def calibration_folder(run: Run) -> Path:
     spec = run.model.stage.inputs[0]
     file = folder / f"{spec.name}.npy"
     if not file.exists():
-        if run.data.calibration is None:
+        if samplers.of(run.model.options) is not None:
+            _write_trajectory(run, folder)
+        elif run.data.calibration is None:
             values = np.concatenate([run.bench.feeds[spec.name]] * 4)
             folder.mkdir(parents=True, exist_ok=True)
             np.save(file, values, allow_pickle=False)
         else:
             data.write_calibration(run.data.calibration, folder, spec.name, run.request.calibration_images)
     return folder
+
+
+def _write_trajectory(run: Run, folder: Path) -> None:
+    """Inputs of a denoiser along its own way from noise to image (under --calibration naive: at its first step)."""
+    settings, count = samplers.of(run.model.options), run.request.calibration_images
+    if settings is None:
+        return
+    latents = run.bench.feeds["sample"]
+    if run.data.calibration is not None:
+        latents = np.stack([run.data.calibration[i].input for i in range(min(count, 32, len(run.data.calibration)))])
+    runner = diffusion.runner(run.model.stage.module)
+    found = samplers.trajectory(settings, runner, latents, count, naive=run.request.calibration == "naive")
+    with files.whole(folder) as temporary:
+        temporary.mkdir()
+        for name, values in found.items():
+            np.save(temporary / f"{name}.npy", values, allow_pickle=False)
 
 
 def unquantized(run: Run, of: str, graph: Graph, baseline: Candidate | None) -> list[Candidate]:

@@ -69,6 +69,7 @@ def _keep(folder: Path, result: PassResult, original: Model) -> None:
             "skipped": dict(result.skipped),
             "notes": dict(result.notes),
             "needs_recovery": result.needs_recovery,
+            "options": dict(result.model.options),
         }
         (temporary / "result.json").write_text(json.dumps(record), encoding="utf-8")
 
@@ -78,8 +79,9 @@ def _restore(folder: Path, model: Model, original: Model) -> PassResult:
     module = architecture.rebuild(copy.deepcopy(original.stage.module), record["architecture"])
     file = folder / "weights.safetensors"
     weights.load_into(module, weights.read_state(file), str(file))
+    restored = dataclasses.replace(model.with_module(module.eval()), options=record["options"])
     return PassResult(
-        model.with_module(module.eval()),
+        restored,
         record["changed"],
         record["skipped"],
         {**record["notes"], "from": "cache"},

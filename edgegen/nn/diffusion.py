@@ -6,11 +6,14 @@ arXiv:2202.00512).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
+from edgegen import samplers
 from edgegen.samplers import _core
 
 
@@ -51,3 +54,35 @@ class Levels:
         if self.prediction == "epsilon":
             return (x - sigma * made) / alpha.clamp_min(1e-4)
         return alpha * x - sigma * made if self.prediction == "v" else made
+
+
+def runner(module: nn.Module, at_once: int = 64) -> samplers.Run:
+    """A torch denoiser as the `run` of a sampler: numpy in and out, eval mode, no gradients."""
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = [torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values()]
+        with torch.no_grad():
+            parts = [module(*(value[i : i + at_once] for value in given)) for i in range(0, len(given[0]), at_once)]
+        return {"output": torch.cat(parts).float().numpy()}
+
+    module.eval()
+    return run
+
+
+def lessons(
+    options: Mapping[str, Any], images: Callable[[int], np.ndarray], size: int, seed: int
+) -> Callable[[int], tuple[torch.Tensor, ...]]:
+    """step -> a batch of a denoiser's inputs: `images(step)` (size, C, H, W) noised to random times, and labels."""
+    levels = Levels(options)
+
+    def at(step: int) -> tuple[torch.Tensor, ...]:
+        rng = np.random.default_rng([seed, step])
+        x0 = torch.from_numpy(images(step))
+        t = torch.from_numpy(np.floor(rng.random(size) * levels.count)).float()
+        eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+        given = (levels.noised(x0, t, eps), t)
+        if not levels.labels:
+            return given
+        return (*given, torch.from_numpy(rng.integers(levels.labels + 1, size=size)).float())
+
+    return at

@@ -18,8 +18,8 @@ from edgegen.samplers import _core
 from edgegen.samplers._core import Denoiser, Level, Run, alpha_bars, epsilon, estimate, levels
 
 __all__ = [
-    "Denoiser", "Level", "Run", "alpha_bars", "calls", "complete", "epsilon", "estimate", "generate", "levels", "nfe",
-    "of", "sources",
+    "Denoiser", "Level", "Run", "alpha_bars", "calls", "complete", "epsilon", "estimate", "feeds", "generate", "inputs",
+    "levels", "nfe", "of", "sources", "trajectory",
 ]  # fmt: skip
 
 
@@ -69,3 +69,42 @@ def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
     """The files that make images without edgegen: name below `samplers/` in a bundle -> file."""
     folder = Path(_core.__file__).parent
     return {name: folder / name for name in ("_core.py", f"{complete(settings)['name']}.py")}
+
+
+def inputs(settings: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """What a denoiser takes beside the sample, float32 (1,), and in which range: the time, the label of classes."""
+    found = {"timestep": (0.0, float(settings["train_steps"] - 1))}
+    return {**found, "label": (0.0, float(settings["labels"] - 1))} if settings["labels"] else found
+
+
+def feeds(settings: Mapping[str, Any], samples: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs for some samples (N, C, H, W), at times spread over the levels: for timing, parity and golden outputs."""
+    visited = levels(settings)[:-1]
+    places = (np.arange(len(samples)) + 0.5) / len(samples) * len(visited)
+    given = {"sample": samples.astype(np.float32)}
+    given["timestep"] = np.array([visited[int(place)].t for place in places], np.float32)
+    if settings["labels"]:
+        given["label"] = (np.arange(len(samples)) % settings["labels"]).astype(np.float32)
+    return given
+
+
+def trajectory(
+    settings: Mapping[str, Any], run: Run, latents: np.ndarray, count: int, *, naive: bool = False
+) -> dict[str, np.ndarray]:
+    """Inputs of a denoiser as they come up while it makes images: `count` of them, input name -> (count, ...).
+
+    Even over the whole run and over the latents, as activations differ from time to time (Shang et al., 2023, PTQ4DM,
+    arXiv:2211.15736). naive: the first call alone, which is pure noise at one time; to compare with.
+    """
+    seen: list[dict[str, np.ndarray]] = []
+
+    def watched(given: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        seen.append({name: value.copy() for name, value in given.items()})
+        return run(given)
+
+    if naive:
+        given = feeds(settings, latents[np.arange(count) % len(latents)])
+        return {**given, "timestep": np.full(count, levels(settings)[0].t, np.float32)}
+    generate(settings, watched, latents)
+    picked = [(i * len(seen) // count, i % len(latents)) for i in range(count)]
+    return {name: np.stack([seen[call][name][place] for call, place in picked]) for name in seen[0]}

@@ -1,0 +1,177 @@
+"""run_<target>.py of a denoiser's bundle: images from noise by the sampler in `samplers/`, with numpy and the runtime.
+
+What is not a run of the network is the copied sampler; nothing of edgegen is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEAD = '''"""Make images with {title} on {target}: {usage}"""
+
+import argparse
+import struct
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from samplers import _core  # noqa: E402
+
+SETTINGS = {settings}
+'''
+
+LOADERS = {
+    "onnxruntime": '''
+
+def load():
+    """The network as a function of its inputs by name. Needs: pip install onnxruntime"""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = SETTINGS["threads"]
+    for key, value in SETTINGS["options"].items():
+        if key.startswith("session."):
+            options.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(
+        str(HERE / SETTINGS["file"]), options, providers=["CPUExecutionProvider"],
+        disabled_optimizers=SETTINGS["disabled_optimizers"],
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, feeds)))
+''',
+    "openvino": '''
+
+def load():
+    """The network as a function of its inputs by name. Needs: pip install openvino"""
+    sys.modules.setdefault("openvino_telemetry", None)  # it would report to its maker
+    import openvino
+
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": SETTINGS["threads"]}
+    if "inference_precision" in SETTINGS["options"]:  # without it, OpenVINO computes in BF16 where the CPU can
+        config["INFERENCE_PRECISION_HINT"] = SETTINGS["options"]["inference_precision"]
+    compiled = openvino.Core().compile_model(str(HERE / SETTINGS["file"]), "CPU", config)
+
+    def run(feeds):
+        made = compiled(feeds)
+        return {output.get_any_name(): np.array(made[output]) for output in compiled.outputs}
+
+    return run
+''',
+    "executorch": '''
+
+def load():
+    """The network as a function of its inputs by name. Needs: pip install executorch"""
+    import torch
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(str(HERE / SETTINGS["file"])).load_method("forward")
+
+    def run(feeds):
+        given = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in SETTINGS["inputs"]]
+        return {SETTINGS["output"]: method.execute(given)[0].numpy().copy()}
+
+    return run
+''',
+}
+
+_REST = '''
+
+def one_by_one(run):
+    """The network takes one image at a time; this takes a stack of them."""
+
+    def stacked(feeds):
+        count = len(feeds["sample"])
+        parts = [run({name: value[i : i + 1] for name, value in feeds.items()}) for i in range(count)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return stacked
+
+
+def images(run, count, seed, label=None, sampler=None):
+    """(count, C, H, W) in the network's value range; image i is a function of (seed, i)."""
+    shape = SETTINGS["shape"][1:]
+    latents = [np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32) for i in range(count)]
+    labels = None if label is None else np.full(count, label)
+    return _core.generate(sampler or SETTINGS["sampler"], one_by_one(run), np.stack(latents), labels)
+
+
+def grid(made):
+    """Images as one picture, uint8 (H, W, C)."""
+    low, high = SETTINGS["output_range"]
+    count, channels, height, width = made.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    page = np.zeros((rows * height, columns * width, channels), np.uint8)
+    for i, image in enumerate(np.rint(np.clip((made - low) / (high - low), 0, 1) * 255).astype(np.uint8)):
+        top, left = i // columns * height, i % columns * width
+        page[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return page
+
+
+def write_png(file, image):
+    """A PNG file without any library."""
+    height, width, channels = image.shape
+    if channels not in (1, 3):
+        raise SystemExit(f"the output has {channels} channels, which is no picture; give --out FILE.npy")
+    rows = b"".join(b"\\0" + row.tobytes() for row in image)
+    with open(file, "wb") as out:
+        out.write(b"\\x89PNG\\r\\n\\x1a\\n")
+        header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+            out.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
+    parser.add_argument("--count", type=int, default=16, help="how many images")
+    parser.add_argument("--steps", type=int, default=0, help="steps of the sampler (0: as it was judged)")
+    parser.add_argument("--label", type=int, help="class of all images, where the network has classes")
+    parser.add_argument("--out", type=Path, default=Path("out.png"), help="where the images go (.png or .npy)")
+    arguments = parser.parse_args()
+    sampler = dict(SETTINGS["sampler"])
+    if arguments.steps:
+        sampler.update(steps=arguments.steps, timesteps=[])
+    run, begin = load(), time.perf_counter()
+    try:
+        made = images(run, arguments.count, arguments.seed, arguments.label, sampler)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    seconds, calls = time.perf_counter() - begin, _core.calls(sampler)[0]
+    if arguments.out.suffix == ".npy":
+        np.save(arguments.out, made)
+    else:
+        write_png(arguments.out, grid(made))
+    each = 1000 * seconds / len(made)
+    print(f"{arguments.out}: {len(made)} images, {calls} runs of the network and {each:.1f} ms each", file=sys.stderr)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def script(head: Mapping[str, str], settings: str, runtime: str) -> str:
+    """Text of the program.
+
+    Args:
+        head: title, target and usage.
+        settings: the text of the dictionary of settings.
+        runtime: the main artifact's; where it has no loader of its own, ONNX Runtime's on model.onnx is taken.
+    """
+    text = _HEAD.format(**head, settings=settings)
+    return text + LOADERS.get(runtime, LOADERS["onnxruntime"]) + _REST
+
+
+def settings(known: dict[str, Any], loop: Mapping[str, Any], inputs: list[str], runtime: str) -> dict[str, Any]:
+    """The settings of `bundle_samples` with what a sampler needs."""
+    if runtime not in LOADERS:
+        known = {**known, "file": "model.onnx", "options": {}}
+    return {**known, "inputs": inputs, "sampler": dict(loop)}
