@@ -140,7 +140,7 @@ def table(result: dict[str, Any]) -> str:
                   f" {r['scatter']:.3g} | {r['error']:.3g} | {r['covered']:.0%} | {r['error_tried']:.3g} |"
                   f" {r['covered_tried']:.0%} |" for r in case["kid"]]  # fmt: skip
     worst = min(r["covered"] for case in result["cases"] for r in case["kid"])
-    lines += ["", f"Worst coverage of KID's interval: {worst:.0%} (asked: 90 %). {result['seconds']:.0f} s of one core."]
+    lines += ["", f"Worst coverage of KID's interval: {worst:.0%} (asked: 90 %). {result['seconds']:.0f} s."]
     return "\n".join([*lines, *result["notes"]]) + "\n"
 
 

@@ -71,6 +71,7 @@ def test_features_of_another_extractor_are_refused():
 # Agreement with the field's own code, on the same features
 
 
+@pytest.mark.slow  # it imports torchvision
 def test_fid_agrees_with_pytorch_fid():
     calculate_frechet_distance = pytest.importorskip("pytorch_fid.fid_score").calculate_frechet_distance
     a, b = normal(400, 24).astype(np.float32), (normal(300, 24, seed=1) * 1.4 + 0.3).astype(np.float32)

@@ -72,7 +72,7 @@ class Parts:
     kernels. The projections are estimated, and their own scatter is left in: that states up to sqrt(3) times the true
     error for equal distributions (as a bootstrap of rows does) and nearly the true one for distant ones. Taken out, the
     error is right on average but small just when the figure is small: of the 95 % intervals of two distributions that
-    lie near each other, only 77 % covered the truth (benchmarks/metrics_bias.py).
+    lie near each other, only 74 % covered the truth (benchmarks/metrics_bias.py).
     """
 
     x: float
