@@ -95,7 +95,7 @@ def test_parameters_are_those_published(name, config, shape, millions, source):
     assert round(found, digits) == pytest.approx(millions, abs=1.01 * 10**-digits)
 
 
-@pytest.mark.parametrize(("name", "config", "shape", "giga", "allowed", "source", "how"), MACS, ids=lambda v: str(v)[:9])
+@pytest.mark.parametrize(("name", "config", "shape", "giga", "allowed", "source", "how"), MACS, ids=str)
 def test_macs_are_those_published(name, config, shape, giga, allowed, source, how):
     cost, module = costs(name, config, shape)
     found = macs_of_outputs(cost, module) if how == "outputs" else cost.macs

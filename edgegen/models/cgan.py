@@ -43,7 +43,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         z, hot = conditional.split(z, label, self.latent, self.classes, self.label)
-        x = self.l1(torch.cat((hot @ self.label_emb.weight, z), 1))
+        x = self.l1(torch.cat((z, hot @ self.label_emb.weight), 1))
         return self.conv_blocks(x.reshape(-1, self.width, self.start, self.start))
 
 

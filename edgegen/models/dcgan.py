@@ -6,6 +6,9 @@ arXiv:1511.06434: strided transposed convolutions, batch norm, ReLU inside and t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,21 +24,17 @@ RECORD = {
 
 
 class Generator(nn.Module):
-    """Latents (N, latent), N(0, 1), to grey images (N, 1, 32, 32) in -1..1."""
+    """Latents (N, latent), N(0, 1), to grey images (N, 1, 32, 32) in -1..1 (with other shapes, of another size)."""
 
-    def __init__(self, latent: int, width: int) -> None:
+    def __init__(self, latent: int, width: int, shapes: Sequence[tuple[int, int, int]], bias: bool) -> None:
         super().__init__()
-        widths = (4 * width, 2 * width, width)
-        self.project = nn.Sequential(
-            nn.ConvTranspose2d(latent, widths[0], 4, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )  # (N, latent, 1, 1) -> (N, 4 * width, 4, 4)
-        self.up1 = nn.Sequential(
-            nn.ConvTranspose2d(widths[0], widths[1], 4, 2, 1, bias=False), nn.BatchNorm2d(widths[1]), nn.ReLU()
-        )
-        self.up2 = nn.Sequential(
-            nn.ConvTranspose2d(widths[1], widths[2], 4, 2, 1, bias=False), nn.BatchNorm2d(widths[2]), nn.ReLU()
-        )
-        self.up3 = nn.ConvTranspose2d(widths[2], 1, 4, 2, 1)
+        widths = (latent, 4 * width, 2 * width, width)
+        units = [
+            nn.Sequential(nn.ConvTranspose2d(a, b, *shape, bias=bias), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b, shape in zip(widths, widths[1:], shapes)
+        ]
+        self.project, self.up1, self.up2 = units  # (N, latent, 1, 1) -> (N, 4 * width, 4, 4) -> 8x8 -> 16x16
+        self.up3 = nn.ConvTranspose2d(width, 1, *shapes[3])
         self.tanh = nn.Tanh()
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -43,11 +42,26 @@ class Generator(nn.Module):
         return self.tanh(self.up3(self.up2(self.up1(x))))
 
 
-def create(latent: int = 64, width: int = 64) -> nn.Module:
+def create(
+    latent: int = 64, width: int = 64, kernels: Sequence[int] = (4, 4, 4, 4), strides: Sequence[int] = (1, 2, 2, 2),
+    paddings: Sequence[int] = (0, 1, 1, 1), bias: bool = False,
+) -> nn.Module:  # fmt: skip
     """A fresh generator.
 
     Args:
         latent: numbers in one latent.
         width: channels before the last layer; the layers before have two and four times as many.
+        kernels, strides, paddings: of the four layers. bias: of all layers but the last, which always has one.
+    Raises:
+        ValueError: not four of each.
     """
-    return Generator(latent, width)
+    if not len(kernels) == len(strides) == len(paddings) == 4:
+        raise ValueError(f"kernels, strides and paddings must be four each, got {kernels}, {strides}, {paddings}")
+    return Generator(latent, width, list(zip(kernels, strides, paddings)), bias)
+
+
+def from_published(state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The layout of Ryhan9834/DigitDCGAN (gen.0 ... gen.3) under the names of this file."""
+    places = {"gen.0.": "project.", "gen.1.": "up1.", "gen.2.": "up2.", "gen.3.0.": "up3."}
+    return {next((new + name[len(old) :] for old, new in places.items() if name.startswith(old)), name): tensor
+            for name, tensor in state.items()}  # fmt: skip
