@@ -183,6 +183,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxscript.optimizer
 
     _name_nodes(model)
+    _own_weights(model)
     names = _Names(model)
     model = onnxscript.optimizer.optimize(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
     names.restore(model)
@@ -202,6 +203,25 @@ def _name_nodes(model: onnx.ModelProto) -> None:
             path = re.findall(r"'([^']*)'", scopes)[:-1]  # the last entry is the torch operation
             base = f"{path[-1] if path else ''}/{node.op_type}"
         node.name = onnx_files.unique(base, taken)
+
+
+def _own_weights(model: onnx.ModelProto) -> None:
+    """Layers that share weights and have a batch norm behind them get copies, or the optimizer would not fold the norm.
+
+    What is equal after folding is merged again.
+    """
+    normed = {node.input[0] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    weights, seen = {tensor.name: tensor for tensor in model.graph.initializer}, set()
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.output[0] not in normed:
+            continue
+        for at, name in list(enumerate(node.input))[1:]:
+            if name in seen:
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(weights[name])
+                node.input[at] = copy.name = f"{name}@{node.name}"
+            elif name in weights:
+                seen.add(name)
 
 
 def _order_gelu(model: onnx.ModelProto) -> None:

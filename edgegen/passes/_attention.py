@@ -13,7 +13,7 @@ from torch import nn
 
 from edgegen import graph
 from edgegen.nn import attention, tokens
-from edgegen.types import Job, Model
+from edgegen.types import Model
 
 _MAX_PREFIX = 16  # class and register tokens in front of the grid
 EXACT = 1e-4  # a block with the same weights against the attention that it replaces, relative to the largest output
@@ -49,17 +49,6 @@ def network(model: Model, name: str) -> nn.Module:
         raise ValueError(f"{name} needs a network, and {model.name} is an ONNX file; use quantize or cast")
     module: nn.Module = model.stage.module
     return module
-
-
-def inputs_of(model: Model, job: Job, samples: int) -> list[tuple[torch.Tensor, ...]]:
-    """Inputs to look at: data, or made up where there is none."""
-    from edgegen.passes import _lessons
-
-    if job.data is not None and len(model.stage.inputs) == 1:
-        batch_at = _lessons.from_data(job.data, 1, job.seed, None)
-    else:
-        batch_at, _ = _lessons.made_up(model, 1, job.seed)
-    return [batch_at(step)["input"] for step in range(samples)]
 
 
 def find(module: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, Site]:

@@ -22,6 +22,7 @@ from torch_pruning._helpers import _HybridIndex as Index
 
 from edgegen import graph
 from edgegen.errors import PassError
+from edgegen.passes import _inverse
 from edgegen.passes._limited import limited
 
 Key = tuple[str, str]  # (path of a layer or parameter, "out" or "in")
@@ -34,7 +35,8 @@ class Coupled:
     """A set of coupled layers. `units` may leave one by one; `blocked` says why none may; `fixed` units never may.
 
     blocks: one unit takes this many channels at equal distances (heads, groups). inexact: a norm over the channels sees
-    the removal, so that the smaller network is not the masked one. heads: attention module whose head size shrinks.
+    the removal, so that the smaller network is not the masked one. heads: attention module whose head size shrinks, or
+    with `whole` the number of its heads (then a unit is a head, `blocks` channels wide).
     """
 
     root: str
@@ -44,6 +46,7 @@ class Coupled:
     blocks: int = 1
     inexact: bool = False
     heads: str = ""
+    whole: bool = False
     producers: tuple[str, ...] = ()  # paths whose output channels are coupled here
 
     @property
@@ -70,18 +73,21 @@ def _probe(x: torch.Tensor) -> nn.Module:
     return nn.Linear(x.shape[1], x.shape[1]) if x.is_floating_point() and x.ndim == 2 else nn.Identity()
 
 
-def find(module: nn.Module, inputs: Sequence[torch.Tensor], *, seconds: float) -> list[Coupled]:
+def find(
+    module: nn.Module, inputs: Sequence[torch.Tensor], *, seconds: float, heads: bool = False
+) -> list[Coupled]:
     """All coupled groups of `module`.
 
     Args:
         module: eval mode; its gradients' state is not touched (a copy is traced).
         seconds: tracing gives up after this time (some networks make the dependency graph loop).
+        heads: the units of attention are whole heads.
     Raises:
         PassError: tracing failed or took too long.
     """
     net = graph.clone(module).requires_grad_(True).eval()
     try:
-        return limited(lambda: _find(net, inputs), seconds)
+        found = limited(lambda: _find(net, inputs), seconds)
     except TimeoutError as error:
         raise PassError(
             f"prune_channels: tracing the channel dependencies took more than {seconds:g} s; "
@@ -89,6 +95,12 @@ def find(module: nn.Module, inputs: Sequence[torch.Tensor], *, seconds: float) -
         ) from error
     except (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, IndexError, TypeError) as error:
         raise PassError(f"prune_channels: the channel dependencies cannot be traced: {error}") from error
+    own = [_attention(path, part, heads) for path, part in _attentions(net).items()]
+    taken = {f"{group.heads}.qkv" for group in own}
+    found = [group for group in found if not taken & set(group.producers)] + own
+    for group in found:
+        group.blocked = group.blocked or _inverse.reason(net, [path for path, _ in group.keys])
+    return found
 
 
 def _find(net: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Coupled]:
@@ -99,10 +111,7 @@ def _find(net: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Coupled]:
             traced, tuple(inputs), forward_fn=lambda net, inputs: net(*inputs), verbose=False
         )
         maps = _add_mappings(dg)
-        found = [_coupled(dg, group, maps) for group in dg.get_all_groups()]
-    own = [_attention(path, part) for path, part in _attentions(net).items()]
-    taken = {f"{group.heads}.qkv" for group in own}
-    return [group for group in found if not taken & set(group.producers)] + own
+        return [_coupled(dg, group, maps) for group in dg.get_all_groups()]
 
 
 class _Mapping:
@@ -269,15 +278,18 @@ def _attentions(net: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _attention(path: str, part: Any) -> Coupled:
-    """Positions inside the heads, the same in each, so that the width stays a multiple of the number of heads."""
+def _attention(path: str, part: Any, whole: bool = False) -> Coupled:
+    """Positions inside the heads, the same in each, so that the width stays a multiple of their number; or heads."""
     heads, size = part.num_heads, part.head_dim
-    group = Coupled(f"{path}.qkv", [], blocks=heads, heads=path, producers=(f"{path}.qkv",))
+    group = Coupled(f"{path}.qkv", [], blocks=size if whole else heads, heads=path, whole=whole,
+                    producers=(f"{path}.qkv",))  # fmt: skip
     inner = [getattr(part, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
     if any(x is not None and not isinstance(x, nn.Identity) for x in inner):
         group.blocked = "attention with norms or a gate inside its heads is left as it is"
-    for position in range(size):
-        channels = [head * size + position for head in range(heads)]
+    for position in range(heads if whole else size):
+        channels = [position * size + i for i in range(size)] if whole else [
+            head * size + position for head in range(heads)
+        ]
         stacked = tuple(offset * heads * size + channel for offset in range(3) for channel in channels)
         group.units.append({(f"{path}.qkv", "out"): stacked, (f"{path}.proj", "in"): tuple(channels)})
     return group

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from edgegen import graph
-from edgegen.types import Model, TensorSpec
+from edgegen import graph, samplers
+from edgegen.passes import _denoising
+from edgegen.types import Job, Model, TensorSpec
 
 Batch = dict[str, Any]  # "input": tuple of tensors, "reference": tensor or None, "label": int64 tensor or None
 
 
 def from_data(data: Any, size: int, seed: int, crop: int | None) -> Callable[[int], Batch]:
     """Random batches without replacement inside an epoch; items are augmented and cropped from (seed, step, place)."""
+    if samplers.of(getattr(getattr(data, "model", None), "options", {})) is not None:
+        return _denoising.batches(data.model, size, seed, data)[0]
     count = len(data)
 
     @lru_cache(2)
@@ -58,6 +61,8 @@ def _cropped(
 
 def made_up(model: Model, size: int, seed: int) -> tuple[Callable[[int], Batch], str]:
     """Inputs where there is no data: latents N(0, 1), or smooth random images with noise; and which it is, in words."""
+    if samplers.of(model.options) is not None:
+        return _denoising.batches(model, size, seed)
     specs = model.stage.inputs
     images = [spec for spec in specs if _is_image(spec)]
 
@@ -72,6 +77,15 @@ def made_up(model: Model, size: int, seed: int) -> tuple[Callable[[int], Batch],
         return {"input": inputs, "reference": None, "label": None}
 
     return at, "self-generated: " + ("smooth random images with noise" if images else "random latents N(0, 1)")
+
+
+def some_inputs(model: Model, job: Job, samples: int) -> list[tuple[torch.Tensor, ...]]:
+    """Inputs of one sample each to look at: of the data, or made up where there is none."""
+    if job.data is not None and len(model.stage.inputs) == 1:
+        batch_at = from_data(job.data, 1, job.seed, None)
+    else:
+        batch_at, _ = made_up(model, 1, job.seed)
+    return [batch_at(step)["input"] for step in range(samples)]
 
 
 def _is_image(spec: TensorSpec) -> bool:

@@ -7,7 +7,7 @@ compute the same, unless a norm over the channels sees the difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from torch_pruning import ops
 
 from edgegen import graph
-from edgegen.passes._coupling import Key
+from edgegen.passes._coupling import Coupled, Key
 
 Removals = Mapping[Key, frozenset[int]]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
@@ -38,12 +38,12 @@ def width(part: Any, side: str) -> int:
     return pruner.get_out_channels(part) if side == "out" else pruner.get_in_channels(part)
 
 
-def remove(module: nn.Module, removals: Removals, heads: Mapping[str, int]) -> nn.Module:
+def remove(module: nn.Module, removals: Removals, heads: Mapping[str, tuple[int, int]]) -> nn.Module:
     """A copy of `module` without the given channels.
 
     Args:
         removals: (path, side) -> indices into the original layer.
-        heads: path of an attention module -> its new head size.
+        heads: path of an attention module -> its new number of heads and head size.
     """
     pruned = graph.clone(module)
     flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
@@ -55,8 +55,8 @@ def remove(module: nn.Module, removals: Removals, heads: Mapping[str, int]) -> n
             setattr(pruned.get_submodule(parent), name, nn.Parameter(kept))
         else:
             _shrink(part, side, sorted(indices))
-    for path, size in heads.items():
-        _set_head_size(part_at(pruned, path), size)
+    for path, (count, size) in heads.items():
+        _set_heads(part_at(pruned, path), count, size)
     for part in pruned.modules():
         if isinstance(part, nn.MultiheadAttention):
             _rescale_heads(part, module)
@@ -77,10 +77,11 @@ def _shrink(part: Any, side: str, indices: list[int]) -> None:
     (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(part, indices)
 
 
-def _set_head_size(part: Any, size: int) -> None:
-    """Tell an attention module its new head size; the queries make up for the changed 1 / sqrt(size)."""
+def _set_heads(part: Any, count: int, size: int) -> None:
+    """Tell an attention module its heads; the queries make up for a changed 1 / sqrt(size)."""
+    part.num_heads = count
     with torch.no_grad():
-        rows = part.num_heads * size
+        rows = count * size
         factor = math.sqrt(size / part.head_dim)
         part.qkv.weight[:rows] *= factor
         if part.qkv.bias is not None:
@@ -133,18 +134,21 @@ def _mask_weight(layer: Any, side: str, at: list[int]) -> None:
         layer.weight[:, [i % layer.weight.shape[1] for i in at]] = 0
 
 
-def weight_slices(part: Any, side: str) -> torch.Tensor | None:
-    """|weight| as (channels on that side, the rest) for scores; None for what has no weights or is read in groups."""
+def weight_slices(part: Any, side: str, of: torch.Tensor | None = None) -> torch.Tensor | None:
+    """The weight (or `of`, of its shape) as (channels on that side, the rest) for scores.
+
+    None for what has no weights, or is read in groups.
+    """
     if isinstance(part, graph.WEIGHTED):
-        weight = part.weight.detach()
+        weight = part.weight.detach() if of is None else of
         if isinstance(part, graph.CONVS) and part.groups > 1 and part.groups != part.out_channels and side == "in":
             return None
         first = (side == "out") != bool(getattr(part, "transposed", False)) or (
             isinstance(part, graph.CONVS) and part.groups == part.out_channels > 1
         )
-        return (weight if first else weight.transpose(0, 1)).flatten(1).abs()
+        return (weight if first else weight.transpose(0, 1)).flatten(1)
     if isinstance(part, (*_NORMS, nn.LayerNorm)) and part.weight is not None:
-        return part.weight.detach().reshape(-1, 1).abs()
+        return part.weight.detach().reshape(-1, 1)
     return None
 
 
@@ -156,3 +160,34 @@ def _parameter_dim(parameter: nn.Parameter) -> int:
 def _without(tensor: torch.Tensor, indices: Any, dim: int) -> torch.Tensor:
     keep = [i for i in range(tensor.shape[dim]) if i not in set(indices)]
     return tensor.detach().index_select(dim, torch.tensor(keep, dtype=torch.long))
+
+
+def changes(module: nn.Module, pruned: nn.Module) -> dict[str, str]:
+    """Layer -> its widths before and after, for every layer or parameter with another shape."""
+    changed = {}
+    for path, part in module.named_modules():
+        other = pruned.get_submodule(path)
+        shapes = [tuple(p.shape) for p in part.parameters(recurse=False)]
+        if shapes == [tuple(p.shape) for p in other.parameters(recurse=False)]:
+            continue
+        if isinstance(part, graph.WEIGHTED):
+            sides = [(side, width(part, side), width(other, side)) for side in ("in", "out")]
+            changed[path] = ", ".join(f"{side} {a} -> {b}" for side, a, b in sides if a != b)
+        else:
+            for name, a in part.named_parameters(recurse=False):
+                b = getattr(other, name)
+                if a.shape != b.shape:  # a bare parameter goes by its own name, a norm by the module's
+                    own = f"{path}.{name}".lstrip(".") if any(part.children()) else path
+                    changed[own] = f"{'x'.join(map(str, a.shape))} -> {'x'.join(map(str, b.shape))}"
+    return changed
+
+
+def unchanged(module: nn.Module, pruned: nn.Module, groups: Sequence[Coupled]) -> dict[str, str]:
+    """Every convolution and linear layer that kept all its outputs -> why."""
+    reasons = {path: group.blocked for group in groups for path in group.producers}
+    parts = {path: (part, pruned.get_submodule(path)) for path, part in graph.layers(module).items()}
+    return {
+        path: reasons.get(path) or "its channels are coupled to layers that stay"
+        for path, (a, b) in parts.items()
+        if width(a, "out") == width(b, "out")
+    }

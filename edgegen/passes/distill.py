@@ -1,30 +1,26 @@
 """Train the network to give what its teacher gives.
 
 Hinton et al., 2015, arXiv:1503.02531 for logits; for images the mean absolute difference. Labels and reference images
-can be added, inner maps too; without data the inputs are made up.
+can be added, inner maps too (`nn.losses`, `nn.losses_maps`, `nn.losses_adversarial` name the papers). Without data the
+inputs are made up: latents N(0, 1) for inputs without a value range, else smooth random images, which are no photos:
+they teach the shape of the function roughly, so that an image network should be given data.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from edgegen import graph, training
 from edgegen.errors import PassError
-from edgegen.nn import encoders
-from edgegen.nn import losses as nn_losses
 from edgegen.passes import _lessons
+from edgegen.passes._teaching import FROM_TEACHER, LOSSES, Lesson
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
-LOSSES = ("output", "l2", "perceptual", "reference", "reference_l2", "reference_psnr", "labels", "features")
-_TO_REFERENCE = {
-    "reference": nn_losses.absolute, "reference_l2": nn_losses.squared, "reference_psnr": nn_losses.decibels,
-}  # fmt: skip
-FROM_TEACHER = ("output", "l2", "perceptual", "features")
+EVALUATED = 4  # batches of an evaluation
 
 
 def distill(
@@ -49,6 +45,10 @@ def distill(
     optimizer: str = "adamw",
     margin: int = 0,
     feature_layers: Sequence[str] = (),
+    accumulate: int = 1,
+    scale_lr: bool = False,
+    every: int = 0,
+    patience: int = 0,
 ) -> PassResult:
     """Train `model` against `job.teacher` on `job.data` (made-up inputs where there is none).
 
@@ -56,13 +56,22 @@ def distill(
         losses: names, or a table name -> weight, of: output (L1 for images, softened KL for classes), l2, perceptual
             (`encoder`: cifar or mnist), reference (L1 to the sample's reference), reference_l2 (squared),
             reference_psnr (its logarithm for each image: the mean PSNR itself), labels (cross entropy), features (inner
-            maps of up to four layers). `features` and `reference` add those two with a weight.
+            maps of up to four layers); of the same maps attention (where their energy is), relations (of places to each
+            other), contrast (each pixel found among all); discriminator (a small one of the outputs, trained along);
+            weights (of layers, whole or factorised, not far from the teacher's). `features` and `reference` add those
+            two with a weight.
         crop: train on random squares of this many input pixels (not for classification). margin: input pixels at each
             edge of a crop in which the output is not compared with the reference: it is computed from padding there.
-        feature_layers: modules whose outputs the loss features compares; none: up to four layers over the depth. A
+        feature_layers: modules whose outputs the losses of maps compare; none: up to four layers over the depth. A
             teacher that is asked for nothing else runs no further than the last of them.
         temperature: of the softened logits. projection: "conv" or "orthogonal" (V_kD) from student to teacher maps.
         batchnorm: "train" moves the statistics slowly, "frozen" keeps them. optimizer: adamw, adam, sgd or muon.
+        precision: "auto", "bf16", "fp32", or "fp16" on CUDA. accumulate: batches to a step.
+        scale_lr: `lr` would suit the teacher; each layer's rate follows from depth, kernel and width
+            (`training.scaling`).
+        every: evaluate every so many steps and keep the best weights: by `job.quality` where there is one, else by the
+            losses on four batches that are not learned from (other crops, or other made-up inputs). patience: stop
+            after so many evaluations that are no better. 0: neither.
     Returns:
         PassResult; `notes` has the loss curve, the inputs, the layers compared, and why training stopped early if so.
     Raises:
@@ -71,19 +80,23 @@ def distill(
     """
     table = _lessons.weights(losses, features, reference, LOSSES)
     _check(model, job, table, batch, crop, temperature, margin)
+    if scale_lr and job.teacher is None:
+        raise ValueError("scale_lr follows from the teacher, and the job has none; leave it out")
+    job = dataclasses.replace(job, device=distributed.own_device(job.device))
     if job.data is not None and len(model.stage.inputs) == 1:
         batch_at, source = _lessons.from_data(job.data, batch, job.seed, crop), "data"
     else:
         batch_at, source = _lessons.made_up(model, batch, job.seed)
     with training.use_threads(job.threads):
-        lesson = _Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin,
-                         feature_layers)
+        lesson = Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin, feature_layers)
+        rates = lesson.rates(job, batch_at(0), optimizer) if scale_lr else None
+    evaluate = _evaluation(model, job, lesson, batch_at, steps * accumulate) if every or patience else None
     try:
         result = training.train(
             lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, ema=ema, precision=precision,
             checkpoint=job.checkpoints / "distill.safetensors" if job.checkpoints else None, progress=job.progress,
             warmup=warmup, grad_clip=grad_clip, batchnorm=batchnorm, optimizer=optimizer, threads=job.threads,
-            device=job.device,
+            device=job.device, accumulate=accumulate, evaluate=evaluate, every=every, patience=patience, rates=rates,
         )  # fmt: skip
     finally:
         lesson.close()
@@ -95,6 +108,8 @@ def distill(
         "loss_last": result.curve[-1][1] if result.curve else None, "curve": [list(point) for point in result.curve],
         "features": list(lesson.names), "stopped": result.stopped,
     }  # fmt: skip
+    if evaluate is not None:
+        notes |= {"scores": [list(score) for score in result.scores], "best_step": result.best_step}
     changed = dict.fromkeys(graph.layers(lesson.student), "trained")
     return PassResult(model.with_module(lesson.student.eval()), changed, {}, notes)
 
@@ -117,144 +132,20 @@ def _check(
         raise ValueError(f"losses {', '.join(needs)} need a teacher, and the job has none; use reference or labels")
 
 
-class _Lesson:
-    """Teacher, student and what is learned beside it, with the loss of one batch."""
+def _evaluation(
+    model: Model, job: Job, lesson: Lesson, batch_at: Callable[[int], _lessons.Batch], first: int
+) -> Callable[[nn.Module], float]:
+    """How good the student is, lower is better: the job's own judgement, or the losses on batches after the last."""
+    if (quality := job.quality) is not None:
 
-    def __init__(
-        self, model: Model, job: Job, table: Mapping[str, float], first: _lessons.Batch, temperature: float,
-        projection: str, encoder: str, margin: int = 0, feature_layers: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self.margin = margin
-        self.table, self.temperature, self.task = table, temperature, model.task
-        low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
-        self.low, self.span = low, high - low
-        self.student = graph.clone(model.stage.module).to(job.device)
-        self.frozen = not any(parameter.requires_grad for parameter in self.student.parameters())
-        if self.frozen:  # loaded for inference: then everything learns, and is frozen again afterwards
-            self.student.requires_grad_(True)
-        inputs = training.place(first["input"], job.device)
-        self.teacher: Any = _teacher(job) if any(name in FROM_TEACHER for name in table) else None
-        _check_data(table, first)
-        if self.teacher is not None:
-            _check_fit(self.student, self.teacher, inputs)
-        self.encoder: Any = _frozen(encoders.create(encoder), job.device) if "perceptual" in table else None
-        self.names: tuple[str, ...] = ()
-        self.features: nn_losses.FeatureLoss | None = None
-        self.learner = nn.ModuleDict({"student": self.student})
-        if "features" in table:
-            self._pair(inputs, projection, job.seed, feature_layers)
+        def judged(learner: nn.Module) -> float:
+            found = quality(model.with_module(graph.clone(lesson.student).to("cpu")))
+            return found.value if found.direction == "lower" else -found.value
 
-    def _pair(self, inputs: Sequence[torch.Tensor], projection: str, seed: int, named: Sequence[str]) -> None:
-        """Choose the layers to compare and make the projections, with random numbers of their own."""
-        widths = nn_losses.named_pairs(self.student.eval(), self.teacher, inputs, named)
-        self.names = tuple(widths) or nn_losses.pairs(self.student, self.teacher, inputs)
-        if not self.names:
-            raise ValueError("no layer of the student has a map that fits one of the teacher under the same name; "
-                             "leave out the loss features")  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.features = nn_losses.FeatureLoss(self.student, self.teacher, self.names, projection, widths)
-        if not {"output", "l2", "perceptual"} & set(self.table):
-            self.teacher = _UpTo(self.teacher, _last_called(self.teacher, self.names, inputs))
-        self.learner["features"] = self.features
+        return judged
 
-    def losses(self, learner: nn.Module, batch: _lessons.Batch, step: int) -> dict[str, torch.Tensor]:
-        """Name -> weighted loss of a batch."""
-        found = graph.flatten(self.student(*batch["input"]))
-        taught: tuple[torch.Tensor, ...] = found
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = graph.flatten(self.teacher(*batch["input"]))
-        return {name: weight * self._loss(name, found, taught, batch) for name, weight in self.table.items()}
+    def losses(learner: nn.Module) -> float:
+        batches = [training.place(batch_at(first + number), job.device) for number in range(EVALUATED)]
+        return sum(lesson.distance(batch) for batch in batches) / EVALUATED
 
-    def _loss(
-        self, name: str, found: Sequence[torch.Tensor], taught: Sequence[torch.Tensor], batch: _lessons.Batch
-    ) -> torch.Tensor:
-        if name == "features" and self.features is not None:
-            return self.features()
-        if name == "labels":
-            return nn_losses.cross_entropy(found[0], batch["label"])
-        if name in _TO_REFERENCE:
-            return _TO_REFERENCE[name](*self._inner(found[0], batch), self.span)
-        parts = [self._compare(name, a, b) for a, b in zip(found, taught, strict=True)]
-        return torch.stack(parts).mean()
-
-    def _inner(self, found: torch.Tensor, batch: _lessons.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and reference without the margin: at the edges of a crop the network sees padding, not the image."""
-        reference = batch["reference"]
-        cut = self.margin * (reference.shape[-1] // batch["input"][0].shape[-1]) if self.margin else 0
-        return (found[..., cut:-cut, cut:-cut], reference[..., cut:-cut, cut:-cut]) if cut else (found, reference)
-
-    def _compare(self, name: str, found: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-        """One output of the student against the teacher's."""
-        if name == "perceptual":
-            a, b = ((out - self.low) / self.span for out in (found, taught))
-            return nn_losses.perceptual(self.encoder, a, b)
-        if name == "output" and self.task == "classification":
-            return nn_losses.divergence(found, taught, self.temperature)
-        return (nn_losses.squared if name == "l2" else nn_losses.absolute)(found, taught, self.span)
-
-    def close(self) -> None:
-        """Take the hooks off the student, which is the result, and freeze it again if it was."""
-        if self.frozen:
-            self.student.requires_grad_(False)
-        if self.features is not None:
-            self.features.close()
-
-
-def _last_called(network: nn.Module, names: Sequence[str], inputs: Sequence[torch.Tensor]) -> str:
-    """Which of these modules runs last."""
-    order: list[str] = []
-    parts = [(name, network.get_submodule(name)) for name in names]
-    handles = [part.register_forward_hook(lambda *_, name=name: order.append(name)) for name, part in parts]
-    graph.outputs(network, inputs)
-    for handle in handles:
-        handle.remove()
-    return order[-1]
-
-
-class _UpTo(nn.Module):
-    """A network that stops after one of its modules; its own outputs are not computed."""
-
-    class _Enough(Exception):
-        pass
-
-    def __init__(self, network: nn.Module, name: str) -> None:
-        super().__init__()
-        self.network = network
-        network.get_submodule(name).register_forward_hook(self._stop)  # after the hook that catches the map
-
-    def _stop(self, module: nn.Module, args: Any, out: Any) -> None:
-        raise self._Enough
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[()]:
-        with contextlib.suppress(self._Enough):
-            self.network(*inputs)
-        return ()
-
-
-def _teacher(job: Job) -> nn.Module:
-    """A frozen copy of the teacher: hooks and memory layout must not reach the caller's."""
-    module = job.teacher.stage.module if job.teacher else None
-    if module is None:
-        raise ValueError("the teacher has no network (an ONNX file cannot teach); give the torch model")
-    return _frozen(graph.clone(module), job.device)
-
-
-def _frozen(module: nn.Module, device: str) -> nn.Module:
-    frozen = module.eval().requires_grad_(False).to(device=device)
-    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _check_data(table: Mapping[str, float], first: _lessons.Batch) -> None:
-    for name, key in (*((name, "reference") for name in _TO_REFERENCE), ("labels", "label")):
-        if name in table and first[key] is None:
-            raise ValueError(f"loss {name} needs samples with a {key}, and this data has none; leave it out")
-
-
-def _check_fit(student: nn.Module, teacher: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-    """One clear line when the two networks cannot be compared."""
-    found = [tuple(out.shape[1:]) for out in graph.outputs(student, inputs)]
-    wanted = [tuple(out.shape[1:]) for out in graph.outputs(teacher, inputs)]
-    if found != wanted:
-        raise ValueError(f"outputs of student {found} and teacher {wanted} differ; distill needs equal shapes")
+    return losses

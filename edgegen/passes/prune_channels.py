@@ -1,13 +1,14 @@
-"""Remove whole channels with the smallest weights, everywhere they are coupled.
+"""Remove whole channels that matter least, everywhere they are coupled.
 
-Fang et al., 2023, DepGraph, arXiv:2301.12900; scores as in Li et al., 2017, Pruning Filters, arXiv:1608.08710. Removing
-a ratio r of all channels leaves about (1 - r)^2 of the parameters, as most layers lose inputs and outputs.
+Fang et al., 2023, DepGraph, arXiv:2301.12900; the scores and their papers are in `_importance`. Removing a ratio r of
+all channels leaves about (1 - r)^2 of the parameters, as most layers lose inputs and outputs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,11 @@ from torch import nn
 
 from edgegen import graph, registry
 from edgegen.errors import PassError
-from edgegen.passes import _coupling, _removal
+from edgegen.passes import _coupling, _importance, _lessons, _removal, distill
 from edgegen.passes._coupling import Coupled
+from edgegen.passes._importance import IMPORTANCE
 from edgegen.types import Job, Model, PassResult
 
-IMPORTANCE = ("l2", "l1", "group", "random")
 SCOPES = ("local", "global")
 # pruned against masked, relative to the largest output: sums in another order
 TOLERANCE, TOLERANCE_FP32 = 1e-6, 1e-2
@@ -36,23 +37,34 @@ def prune_channels(
     importance: str = "l2",
     layers: Sequence[str] = (),
     skip: Sequence[str] = (),
+    ratios: Mapping[str, float] | None = None,
     min_width: int = 8,
     round_to: int | None = None,
     scope: str = "local",
+    heads: bool = False,
+    iterations: int = 1,
+    recover_steps: int = 0,
+    samples: int = 4,
     trace_seconds: float = 120.0,
 ) -> PassResult:
     """Physically remove a `ratio` of the channels of every coupled group that allows it.
 
     Args:
         model: one stage with a module. Not modified.
-        ratio: fraction of channels to remove, in [0, 1).
-        importance: "l2" or "l1" norm of the filters that write a channel, "group" (l2 over all that write, normalise
-            and read it) or "random" (a baseline; from job.seed).
+        ratio: fraction of channels to remove, in [0, 1). ratios: layer -> ratio of the group that it writes, instead.
+        importance: by weights "l2", "l1" (norm of the filters that write a channel), "group" (l2 over all that write,
+            normalise and read it), "fpgm" (distance to the other filters), "random" (a baseline; from job.seed); on
+            `samples` inputs (job.data, or made up) "activation" (mean absolute value), "taylor" (change of the output
+            to first order) and "output_effect" (measured: one run a channel; for generators).
         layers: only groups in which one of these layers loses outputs; skip: these layers keep their outputs.
         min_width: no layer gets narrower than this many channels.
         round_to: kept widths are rounded to the nearest multiple of it, never below one; None: the target's int8
             width. Layers narrower than it go in steps of `min_width`.
-        scope: "local" (the ratio in each group) or "global" (over all groups, by score relative to the group's mean).
+        scope: "local" (the ratio in each group) or "global" (over all groups, by score relative to the group's mean;
+            by the score itself for "taylor" and "output_effect").
+        heads: whole heads of attention leave, instead of channels inside each head.
+        iterations: remove in so many equal parts, scored anew each time; recover_steps: steps of distillation from
+            the teacher between them.
     Returns:
         PassResult; `changed` has every layer with another width, `skipped` why the others kept their outputs,
         `notes` the MACs and parameters before and after. Layers that make the model's outputs never lose any.
@@ -60,29 +72,52 @@ def prune_channels(
         ValueError: an option out of range, or a layer name that does not exist.
         PassError: the dependencies cannot be traced.
     """
-    _check(model, ratio, importance, (*layers, *skip), min_width, round_to, scope)
+    wanted = dict(ratios or {})
+    _check(model, ratio, wanted, importance, min_width, round_to, scope, iterations, recover_steps, samples)
+    _check_names(model, (*layers, *skip, *wanted))
     module = model.stage.module
     inputs = graph.example_inputs(model.stage, seed=job.seed, preprocessing=model.preprocessing)
-    groups = _coupling.find(module, inputs, seconds=trace_seconds)
+    seen = [] if importance in _importance.BY_WEIGHTS else _lessons.some_inputs(model, job, samples)
     multiple = round_to or job.target.width_multiple("int8")
-    for group in groups:
-        group.blocked = group.blocked or _by_name(group, layers, skip)
-    open_groups = [group for group in groups if not group.blocked]
-    scores = _scores(module, open_groups, importance, job.seed)
-    plans = [
-        _plan(group, score, count, multiple, min_width)
-        for group, score, count in zip(open_groups, scores, _quota(open_groups, scores, ratio, scope), strict=True)
-    ]
-    pruned = _verified(module, inputs, [plan for plan in plans if plan.units])
-    result = pruned.module.eval() if pruned.plans else graph.clone(module)
-    changed = _changes(module, result)
+    result, full, pruned_groups = graph.clone(module), {}, set()
+    for turn in range(iterations):
+        groups = _coupling.find(result, inputs, seconds=trace_seconds, heads=heads)
+        for group in groups:
+            group.blocked = group.blocked or _by_name(group, layers, skip)
+            full.setdefault(group.producers, len(group.units))
+        open_groups = [group for group in groups if not group.blocked]
+        scores = _importance.scores(result, open_groups, importance, job.seed, seen, job.progress)
+        left = [1 - _ratio(group, ratio, wanted) * (turn + 1) / iterations for group in open_groups]
+        counts = _quota(open_groups, scores, left, [full[group.producers] for group in open_groups],
+                        scope, wanted, importance)  # fmt: skip
+        plans = [
+            _plan(group, score, count, multiple, min_width)
+            for group, score, count in zip(open_groups, scores, counts, strict=True)
+        ]
+        pruned = _verified(result, inputs, [plan for plan in plans if plan.units])
+        result = pruned.module.eval() if pruned.plans else result
+        pruned_groups |= {plan.group.producers for plan in pruned.plans}
+        if recover_steps and pruned.plans and turn < iterations - 1:
+            result = _recovered(model.with_module(result), model, job, recover_steps, turn)
+    changed = _removal.changes(module, result)
     before, after = graph.cost(module, inputs), graph.cost(result, inputs)
     notes = {
         "macs_before": before.macs, "macs_after": after.macs,
         "params_before": before.params, "params_after": after.params,
-        "width_multiple": multiple, "groups": len(groups), "groups_pruned": len(pruned.plans),
+        "width_multiple": multiple, "groups": len(groups), "groups_pruned": len(pruned_groups),
     }  # fmt: skip
-    return PassResult(model.with_module(result), changed, _skipped(module, result, groups), notes, bool(changed))
+    skipped = _removal.unchanged(module, result, groups)
+    return PassResult(model.with_module(result), changed, skipped, notes, bool(changed))
+
+
+def _recovered(now: Model, model: Model, job: Job, steps: int, turn: int) -> nn.Module:
+    """A short distillation between two iterations."""
+    folder = job.checkpoints / f"iteration-{turn + 1}" if job.checkpoints else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    job = dataclasses.replace(job, checkpoints=folder, teacher=job.teacher or model)
+    module: nn.Module = distill.distill(now, job, steps=steps).model.stage.module
+    return module
 
 
 @dataclass
@@ -100,23 +135,37 @@ class _Pruned:
 
 
 def _check(
-    model: Model, ratio: float, importance: str, names: Sequence[str], min_width: int, round_to: int | None, scope: str
-) -> None:
+    model: Model, ratio: float, ratios: Mapping[str, float], importance: str, min_width: int, round_to: int | None,
+    scope: str, iterations: int, recover_steps: int, samples: int,
+) -> None:  # fmt: skip
     if model.stage.module is None:
         raise ValueError(f"prune_channels needs a network, and {model.name} is an ONNX file; use quantize or cast")
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio must lie in [0, 1), got {ratio}")
+    for name, value in (("ratio", ratio), *((f"ratios of {name}", value) for name, value in ratios.items())):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value}")
     if importance not in IMPORTANCE:
         raise ValueError(f"importance must be one of {', '.join(IMPORTANCE)}, got {importance!r}")
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
-    for name, value in (("min_width", min_width), ("round_to", round_to)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, number in (("min_width", min_width), ("round_to", round_to), ("iterations", iterations),
+                         ("samples", samples)):  # fmt: skip
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if recover_steps < 0 or (recover_steps and iterations < 2):
+        raise ValueError("recover_steps trains between iterations, of which there must be at least 2, got "
+                         f"{recover_steps} with iterations {iterations}; after the last, use distill")  # fmt: skip
+
+
+def _check_names(model: Model, names: Sequence[str]) -> None:
     known = list(graph.layers(model.stage.module))
     for name in names:
         if name not in known:
             raise ValueError(f"no layer {name!r} in {model.name}{registry.near(name, known)}; there are: {_few(known)}")
+
+
+def _ratio(group: Coupled, ratio: float, ratios: Mapping[str, float]) -> float:
+    """The ratio of a group: the largest of those given for its layers."""
+    return max((ratios[path] for path in group.producers if path in ratios), default=ratio)
 
 
 def _few(names: list[str]) -> str:
@@ -130,36 +179,20 @@ def _by_name(group: Coupled, layers: Sequence[str], skip: Sequence[str]) -> str:
     return "" if not layers or set(group.producers) & set(layers) else "not named in layers"
 
 
-def _scores(module: nn.Module, groups: list[Coupled], importance: str, seed: int) -> list[torch.Tensor]:
-    """One score a unit for every group: the norm of the weights that belong to it."""
-    generator = torch.Generator().manual_seed(seed)
-    if importance == "random":
-        return [torch.rand(len(group.units), generator=generator) for group in groups]
-    power = 1 if importance == "l1" else 2
-    return [_norms(module, group, power, importance == "group") for group in groups]
-
-
-def _norms(module: nn.Module, group: Coupled, power: int, everything: bool) -> torch.Tensor:
-    """(sum |w|^p)^(1/p) over the filters that write a unit; with `everything` also over norms and readers."""
-    total = torch.zeros(len(group.units), dtype=torch.float64)
-    for key in group.keys:
-        part = _removal.part_at(module, key[0])
-        slices = _removal.weight_slices(part, key[1])
-        if slices is None or not (everything or (key[1] == "out" and isinstance(part, graph.WEIGHTED))):
-            continue
-        channel = slices.double().pow(power).sum(1)
-        total += torch.stack([channel[list(unit.get(key, ()))].sum() for unit in group.units])
-    return total.pow(1 / power)
-
-
-def _quota(groups: list[Coupled], scores: list[torch.Tensor], ratio: float, scope: str) -> list[float]:
-    """How many units each group should lose before rounding."""
-    if scope == "local" or not groups:
-        return [len(group.units) * ratio for group in groups]
-    relative = [score / score.mean().clamp_min(1e-12) for score in scores]
-    count = round(sum(map(len, relative)) * ratio)
-    limit = torch.cat(relative).sort().values[count - 1] if count else -math.inf
-    return [float((score <= limit).sum()) for score in relative]
+def _quota(
+    groups: list[Coupled], scores: list[torch.Tensor], left: Sequence[float], full: Sequence[int], scope: str,
+    ratios: Mapping[str, float], importance: str,
+) -> list[float]:  # fmt: skip
+    """How many units each group should lose before rounding: a share `left` of its `full` number stays."""
+    counts = [max(0.0, len(g.units) - n * share) for g, n, share in zip(groups, full, left, strict=True)]
+    free = [i for i, group in enumerate(groups) if not set(group.producers) & set(ratios)]
+    if scope == "local" or not free:
+        return counts
+    by_output = importance in _importance.BY_OUTPUT
+    relative = {i: scores[i] if by_output else scores[i] / scores[i].mean().clamp_min(1e-12) for i in free}
+    count = round(sum(counts[i] for i in free))
+    limit = torch.cat(list(relative.values())).sort().values[count - 1] if count else -math.inf
+    return [float((relative[i] <= limit).sum()) if i in relative else counts[i] for i in range(len(groups))]
 
 
 def keep(units: int, remove: float, multiple: int, min_width: int, blocks: int = 1) -> int:
@@ -235,14 +268,15 @@ class _Probe:
         return _difference(got, expected, self.tolerance if exact else math.inf)
 
 
-def _removals(plans: list[_Plan]) -> tuple[_removal.Removals, dict[str, int]]:
-    """All indices that the plans take, and the new head sizes."""
+def _removals(plans: list[_Plan]) -> tuple[_removal.Removals, dict[str, tuple[int, int]]]:
+    """All indices that the plans take, and the new number and size of the heads."""
     taken: dict[_coupling.Key, set[int]] = {}
     for plan in plans:
         for unit in plan.units:
             for key, indices in plan.group.units[unit].items():
                 taken.setdefault(key, set()).update(indices)
-    heads = {p.group.heads: len(p.group.units) - len(p.units) for p in plans if p.group.heads}
+    left = {p.group.heads: (p.group, len(p.group.units) - len(p.units)) for p in plans if p.group.heads}
+    heads = {path: (n, group.blocks) if group.whole else (group.blocks, n) for path, (group, n) in left.items()}
     return {key: frozenset(indices) for key, indices in taken.items()}, heads
 
 
@@ -257,34 +291,3 @@ def _difference(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], t
         if not error <= tolerance:
             return f"differs from the masked network by {error:.2g} of the largest output"
     return ""
-
-
-def _changes(module: nn.Module, pruned: nn.Module) -> dict[str, str]:
-    """Layer -> its widths before and after, for every layer or parameter with another shape."""
-    changed = {}
-    for path, part in module.named_modules():
-        other = pruned.get_submodule(path)
-        shapes = [tuple(p.shape) for p in part.parameters(recurse=False)]
-        if shapes == [tuple(p.shape) for p in other.parameters(recurse=False)]:
-            continue
-        if isinstance(part, graph.WEIGHTED):
-            sides = [(side, _removal.width(part, side), _removal.width(other, side)) for side in ("in", "out")]
-            changed[path] = ", ".join(f"{side} {a} -> {b}" for side, a, b in sides if a != b)
-        else:
-            for name, a in part.named_parameters(recurse=False):
-                b = getattr(other, name)
-                if a.shape != b.shape:  # a bare parameter goes by its own name, a norm by the module's
-                    own = f"{path}.{name}".lstrip(".") if any(part.children()) else path
-                    changed[own] = f"{'x'.join(map(str, a.shape))} -> {'x'.join(map(str, b.shape))}"
-    return changed
-
-
-def _skipped(module: nn.Module, pruned: nn.Module, groups: list[Coupled]) -> dict[str, str]:
-    """Every convolution and linear layer that kept all its outputs -> why."""
-    reasons = {path: group.blocked for group in groups for path in group.producers}
-    parts = {path: (part, pruned.get_submodule(path)) for path, part in graph.layers(module).items()}
-    return {
-        path: reasons.get(path) or "its channels are coupled to layers that stay"
-        for path, (a, b) in parts.items()
-        if _removal.width(a, "out") == _removal.width(b, "out")
-    }

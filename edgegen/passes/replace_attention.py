@@ -70,7 +70,7 @@ def replace_attention(
     module = _attention.network(model, "replace_attention")
     _check(to, blocks, radius, threshold, steps, joint_steps, samples, window)
     with training.use_threads(job.threads):
-        inputs = _attention.inputs_of(model, job, samples)
+        inputs = _lessons.some_inputs(model, job, samples)
         result = graph.clone(module).eval()
         sites = _attention.find(result, inputs[0])
         named = [] if isinstance(blocks, str) else list(blocks)
