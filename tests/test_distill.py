@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import graph, registry
+from edgegen import graph
 from edgegen.errors import PassError
 from edgegen.nn import losses as nn_losses
-from edgegen.passes import _lessons
+from edgegen.passes import _lessons, _teaching
 from edgegen.passes.distill import distill
 from edgegen.passes.prune_channels import prune_channels
 from edgegen.types import Job, Model, Preprocessing, Stage, Target, TensorSpec
@@ -325,11 +325,10 @@ def test_a_teacher_that_is_asked_for_maps_only_runs_no_further_than_the_last_of_
     calls: list[int] = []
     for number, layer in enumerate(network):
         layer.register_forward_hook(lambda *_, number=number: calls.append(number))
-    module = registry.module("passes", "distill")
     inputs = (torch.zeros(1, 3, 2, 2),)
-    assert module._last_called(network, ["1", "0"], inputs) == "1"
+    assert _teaching._last_called(network, ["1", "0"], inputs) == "1"
     calls.clear()
-    assert module._UpTo(network, "1")(*inputs) == ()
+    assert _teaching._UpTo(network, "1")(*inputs) == ()
     assert calls == [0, 1]
 
 
