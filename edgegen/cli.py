@@ -15,8 +15,10 @@ from edgegen import (
     cli_compare,
     cli_device,
     cli_doctor,
+    cli_ending,
     cli_export,
     cli_options,
+    cli_plan,
     cli_probe,
     cli_profile_device,
     errors,
@@ -39,22 +41,24 @@ _WrongUsage: type[Any] = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Entry point: errors are one line on stderr; exit code 2 for bad input, 1 for what failed in the work."""
+    cli_ending.listen()
     try:
         raise SystemExit(app(standalone_mode=False) or 0)
     except _WrongUsage as error:
-        print(f"edgegen: {_usage(error)}", file=sys.stderr)
+        cli_ending.say(_usage(error))
         raise SystemExit(2) from None
     except errors.EdgegenError as error:
-        print(f"edgegen: {' '.join(str(error).split())}", file=sys.stderr)
+        cli_ending.say(" ".join(str(error).split()))
         raise SystemExit(2 if isinstance(error, errors.UsageError) else 1) from None
     except OSError as error:  # a full disk, a folder that went away: not bad input, and no traceback either
-        print(f"edgegen: {error}; finished steps are kept: mend it, and run again with --resume", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("edgegen: interrupted; finished steps are kept: run the same command with --resume", file=sys.stderr)
-        raise SystemExit(130) from None
+        cli_ending.say(f"{error}; finished steps are kept: mend it, and run again with --resume")
+        raise SystemExit(129 if cli_ending.unheard(error) else 1) from None
+    except (KeyboardInterrupt, cli_ending.Ended) as error:
+        line, code = cli_ending.told(error, sys.argv[1:])
+        cli_ending.say(line)
+        raise SystemExit(code) from None
     except Exception as error:  # noqa: BLE001 - the last resort: nothing of ours may reach the user as a traceback
-        print(f"edgegen: {faults.told(error)}", file=sys.stderr)
+        cli_ending.say(faults.told(error))
         raise SystemExit(1) from None
 
 
@@ -110,8 +114,9 @@ def compress(
     sampler: Annotated[str, typer.Option(help=cli_options.SAMPLER_HELP)] = "",
     steps: Annotated[int, typer.Option(help="Steps of a denoiser's sampler (0: as the model says).", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port], adb[:serial] or local.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: steps, time, memory, disk.")] = False,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help=cli_options.JSON_HELP)] = False,
 ) -> None:
     """Take a trained network to a smaller, faster, verified bundle for a target.
 
@@ -161,15 +166,19 @@ def compress(
         device=device,
         command=shlex.join(["edgegen", *sys.argv[1:]]),
     )
+    if dry_run:
+        cli_plan.show(request, json_output)
+        return
     _compress(request, quiet, json_output)
 
 
 def _compress(request: Any, quiet: bool, json_output: bool) -> None:
     cli_options.need_torch("to compress")
     from edgegen import pipeline
-    from edgegen.report import terminal
+    from edgegen.report import events, terminal
 
-    with terminal.progress(quiet=quiet or json_output) as progress:
+    shown = events.progress() if json_output and not quiet else terminal.progress(quiet=quiet)
+    with shown as progress:
         bundle = pipeline.compress(request, progress)
     report = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))
     if json_output:

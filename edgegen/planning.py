@@ -1,0 +1,180 @@
+"""What `compress` would do, with predicted time, memory and disk, from one forward pass timed now. Nothing is written.
+
+The figures are predictions from counted work, right to a factor of about three at best, not measurements: builds and
+timing rounds take what BUILD_S and ROUND_S say on any machine, training and scoring scale with the forward pass that
+was timed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import recipe, registry, targets
+from edgegen.request import Request, check_out
+from edgegen.run import FINAL_ROUNDS, SCREEN_ROUNDS, Run, open_run
+from edgegen.types import Model
+
+BUILD_S = 8.0
+"""Seconds of one build in its worker process; large networks take longer."""
+ROUND_S = 0.25
+"""Seconds of one timing round of one build: 0.15 s of running, settling, and the clock's own."""
+BACKWARD = 3.0
+"""A training step takes this many forward passes of its batch (Kaplan et al., 2020, arXiv:2001.08361, section 2.1)."""
+_TRAINS = ("steps", "epochs")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the run: what it does, and its predicted seconds."""
+
+    name: str
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts in order; memory (of the largest process) and disk in bytes; what could not be predicted."""
+
+    model: str
+    target: str
+    out: str
+    steps: tuple[Step, ...]
+    memory_bytes: int
+    disk_bytes: int
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of all parts."""
+        return sum(step.seconds for step in self.steps)
+
+
+def plan(request: Request) -> Plan:
+    """The plan of a request, after every check that `compress` itself makes first.
+
+    Raises:
+        UsageError: as `compress` would.
+    """
+    check_out(request.out or _default_out(request), request.resume)
+    # A run that was interrupted has its folder; opening for resuming leaves it as it is.
+    run = open_run(dataclasses.replace(request, resume=True), lambda step, text, fraction: None)
+    forward, activations = _forward(run.model)
+    steps, unknown = _steps(run, forward)
+    counts = [len(part) for part in (run.data.select, run.data.test) if part is not None]
+    size = _state_bytes(run.model)
+    builds = len(run.bench.plans(quantized=False)) + len(run.bench.plans(quantized=True))
+    networks = 1 + len(recipe.groups(run.recipe))
+    outputs = 4 * sum(counts) * _elements(run.model)
+    batches = [batch for group in recipe.groups(run.recipe) for step in group if (batch := _batch(step))]
+    trains, batch = bool(batches), max(batches, default=1)
+    # weights, their gradients and the optimizer's two moments; activations of a batch are kept for the way back
+    memory = size * (4 if trains else 1) + activations * (2 * batch if trains else 1) + 400_000_000
+    return Plan(run.model.name, run.target.name, str(run.out), tuple(steps), memory,
+                networks * (builds + 2) * size + outputs, tuple(unknown))  # fmt: skip
+
+
+def _default_out(request: Request) -> Path:
+    return Path("out") / f"{Path(request.model.split(':')[-1]).stem}-{targets.load(request.target).name}"
+
+
+def _forward(model: Model) -> tuple[float, int]:
+    """(seconds of one forward pass of one sample, bytes of all its activations); zeros for a network without torch."""
+    module = model.stage.module
+    if module is None:
+        return 0.0, 0
+    import torch
+
+    sizes: list[int] = []
+
+    def count(_: Any, __: Any, output: Any) -> None:
+        sizes.append(output.numel() * output.element_size() if isinstance(output, torch.Tensor) else 0)
+
+    feeds = [torch.zeros([int(size) for size in spec.shape]) for spec in model.stage.inputs]
+    leaves = [part for part in module.modules() if not list(part.children())]
+    hooks = [part.register_forward_hook(count) for part in leaves]
+    with torch.no_grad():
+        module(*feeds)
+        for hook in hooks:
+            hook.remove()
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            module(*feeds)
+            times.append(time.perf_counter() - began)
+    return min(times), sum(sizes)
+
+
+def _steps(run: Run, forward: float) -> tuple[list[Step], list[str]]:
+    floats, quantized = (len(run.bench.plans(quantized=kind)) for kind in (False, True))
+    groups = recipe.groups(run.recipe)
+    networks = 1 + len(groups)
+    scored = sum(len(part) for part in (run.data.select, run.data.test) if part is not None)
+    found = [Step("export", f"{run.model.name} to ONNX, compared with torch", 5.0)]
+    found.append(Step("baseline", f"{floats} unquantized builds, timed in turns", _timed(run, floats)))
+    if scored:
+        found.append(Step("teacher", f"outputs on {scored} held-out samples", scored * forward))
+    unknown = []
+    left = 1.0  # share of the MACs that the student has left
+    for number, group in enumerate(groups, 1):
+        for step in group:
+            seconds, why = _pass(step.name, dict(step.options), forward, left)
+            ratio = _options(step.name).get("ratio") if "ratio" not in step.options else step.options["ratio"]
+            if step.name.startswith("prune") and isinstance(ratio, float):
+                left *= (1.0 - ratio) ** 2
+            unknown += [f"{step.name}: {why}"] if why else []
+            options = ", ".join(f"{key} {value}" for key, value in step.options.items())
+            found.append(Step(f"{number} {step.name}", options or "default options", seconds))
+        found.append(Step(f"{number} judge", f"{floats} builds of it, timed and scored", _timed(run, floats)))
+    if quantized and any(step.name == "quantize" for step in run.recipe.steps):
+        count = quantized * networks
+        text = f"{count} INT8 builds, timed; those inside the budget are scored"
+        found.append(Step("quantize", text, _timed(run, count) + scored * forward))
+    rounds = 3 * FINAL_ROUNDS * ROUND_S if run.bench.measures else 0.0
+    found.append(Step("final", "baseline, reference and choice timed long; bundle, golden outputs, report", rounds + 5))
+    return found, unknown
+
+
+def _timed(run: Run, builds: int) -> float:
+    return builds * (BUILD_S + (SCREEN_ROUNDS * ROUND_S if run.bench.measures else 0.0))
+
+
+def _pass(name: str, options: dict[str, Any], forward: float, left: float) -> tuple[float, str]:
+    """(predicted seconds of a pass, why they are not known)."""
+    settings = {**_options(name), **options}
+    length = next((settings[key] for key in _TRAINS if isinstance(settings.get(key), int) and settings[key] > 0), 0)
+    if not length:
+        return 2.0, "" if name.startswith(("prune", "cast", "quantize", "fold")) else "its time is not predicted"
+    batch = int(settings.get("batch", 8) or 8)
+    # the student forward and back, the teacher forward
+    return length * batch * forward * (BACKWARD * left + 1.0), ""
+
+
+def _options(name: str) -> dict[str, Any]:
+    """The options of a pass with their defaults."""
+    registry.check("passes", name)
+    return dict(recipe.options_of(name))
+
+
+def _batch(step: recipe.Step) -> int:
+    """Samples in a training step of a pass that trains, else 0."""
+    settings = {**_options(step.name), **step.options}
+    trains = any(isinstance(settings.get(key), int) for key in _TRAINS)
+    return int(settings.get("batch", 8) or 8) if trains else 0
+
+
+def _state_bytes(model: Model) -> int:
+    if model.stage.module is None:
+        return model.stage.onnx.stat().st_size if model.stage.onnx is not None else 0
+    return sum(value.numel() * value.element_size() for value in model.stage.module.state_dict().values())
+
+
+def _elements(model: Model) -> int:
+    return math.prod(int(size) for size in model.stage.outputs[0].shape if isinstance(size, int | np.integer))
