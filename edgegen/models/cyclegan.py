@@ -46,6 +46,8 @@ class Block(nn.Module):
 class Downsample(nn.Module):
     """Low-pass filter 1-2-1 and every second pixel: (N, C, H, W) to half of H and W."""
 
+    kernel: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         row = torch.tensor([1.0, 2.0, 1.0])
@@ -59,6 +61,8 @@ class Downsample(nn.Module):
 
 class Upsample(nn.Module):
     """Zeros between pixels and low-pass filter 1-3-3-1: (N, C, H, W) to twice H and W."""
+
+    kernel: Tensor
 
     def __init__(self) -> None:
         super().__init__()

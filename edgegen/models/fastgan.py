@@ -47,6 +47,8 @@ class Swish(nn.Module):
 class Noise(nn.Module):
     """x plus a learned share of one fixed noise map."""
 
+    noise: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((1,), 0.05))

@@ -138,9 +138,9 @@ def create(
         raise ValueError(f"widths must be two or more, all but the last divisible by 4, got {list(widths)}")
     if noise not in ("constant", "input", "none") or part not in ("all", "mapping", "synthesis"):
         raise ValueError(f"noise must be constant, input or none, part all, mapping or synthesis, got {noise}, {part}")
-    first = modulated.Mapping(latent, style, layers, truncation) if part != "synthesis" else None
     if part == "mapping":
-        return first
+        return modulated.Mapping(latent, style, layers, truncation)
+    first = modulated.Mapping(latent, style, layers, truncation) if part == "all" else None
     second = Synthesis(style, widths, noise, modulated_up)
     return Generator(first, second) if first is not None else second
 

@@ -39,7 +39,7 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept = y = self.model[0](x)
-        for layer in self.model[1:]:
+        for layer in list(self.model)[1:]:
             y = layer(y)
         return torch.cat((kept, y), 1)
 

@@ -82,7 +82,8 @@ class Synthesis(nn.Module):
 
     def forward(self, w: Tensor, *noise: Tensor) -> Tensor:
         styles = w[:, None].expand(-1, self.layers, -1) if w.ndim == 2 else w
-        x = image = None
+        x: Any = None
+        image: Any = None
         for i, r in enumerate(self.sizes):
             start = max(0, 2 * i - 1)
             maps = noise[start : 2 * i + 1] if self.noise_mode == "input" else ()
@@ -121,9 +122,9 @@ def create(
     if noise not in NOISES or part not in PARTS:
         raise ValueError(f"noise must be one of {', '.join(NOISES)}, part of {', '.join(PARTS)}, got {noise}, {part}")
     sizes = [2**i for i in range(2, size.bit_length())]
-    first = modulated.Mapping(latent, style, layers, truncation) if part != "synthesis" else None
     if part == "mapping":
-        return first
+        return modulated.Mapping(latent, style, layers, truncation)
+    first = modulated.Mapping(latent, style, layers, truncation) if part == "all" else None
     second = Synthesis(size, style, {r: max(1, min(base // r, width)) for r in sizes}, noise)
     return Generator(first, second) if first is not None else second
 

@@ -45,6 +45,9 @@ class AdaptiveInstanceNorm(nn.Module):
 class WindowAttention(nn.Module):
     """Attention inside windows with relative position bias: q, k, v (N, size, size, C) to the same shape."""
 
+    index: Tensor
+    mask: Tensor | None
+
     def __init__(self, channels: int, size: int, window: int, heads: int, shift: int) -> None:
         super().__init__()
         self.heads, self.window, self.shift = heads, window, shift
@@ -117,6 +120,8 @@ class Block(nn.Module):
 class Enlarge(nn.Module):
     """Bilinear x2, layer norm, linear, and sinusoidal positions: (N, size^2, inputs) to (N, 4 size^2, outputs)."""
 
+    positions: Tensor
+
     def __init__(self, inputs: int, outputs: int, size: int) -> None:
         super().__init__()
         self.size = size
@@ -172,7 +177,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         w = self.mapping(z)
         x = self.const.flatten(2).transpose(1, 2).repeat(len(z), 1, 1)
-        image = None
+        image: Any = None
         for i, (layer, to_rgb) in enumerate(zip(self.layers, self.to_rgbs)):
             x = layer(x, w)
             size = 2 ** min(i + 3, len(self.layers) + 1)

@@ -47,6 +47,8 @@ class PixelNorm(nn.Module):
 class Upsample(nn.Module):
     """(N, C, H, W) to (N, C, 2 H, 2 W) through the low-pass filter."""
 
+    kernel: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("kernel", fir(), persistent=False)
@@ -58,6 +60,8 @@ class Upsample(nn.Module):
 
 class Blur(nn.Module):
     """(N, C, 2 H + 1, 2 W + 1), out of a transposed convolution, to (N, C, 2 H, 2 W) through the low-pass filter."""
+
+    kernel: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +77,8 @@ class Mapping(nn.Module):
 
     truncation: 1 is none, 0 the mean style; below 1 there is a buffer `average` (style), the mean of w over z.
     """
+
+    average: Tensor
 
     def __init__(self, latent: int, style: int, layers: int, truncation: float = 1.0) -> None:
         super().__init__()
@@ -100,12 +106,16 @@ class StyledConv(nn.Module):
         noise: str = "constant",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.config = {"inputs": inputs, "outputs": outputs, "style": style, "size": size, "kernel": kernel, "up": up,
-                       "noise": noise}  # fmt: skip
+        self.config: dict[str, Any] = {
+            "inputs": inputs, "outputs": outputs, "style": style, "size": size, "kernel": kernel, "up": up,
+            "noise": noise,
+        }  # fmt: skip
         self.up, self.noise_mode = up, noise
         self.affine = linear(style, inputs, bias=1.0)
         if up:
-            self.conv: nn.Module = nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, bias=False)
+            self.conv: nn.Conv2d | nn.ConvTranspose2d = nn.ConvTranspose2d(
+                inputs, outputs, kernel, stride=2, bias=False
+            )
             self.blur = Blur()
         else:
             self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
@@ -135,14 +145,16 @@ class SeparableStyledConv(nn.Module):
         noise: str = "constant",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.config = {"inputs": inputs, "outputs": outputs, "style": style, "size": size, "kernel": kernel, "up": up,
-                       "noise": noise}  # fmt: skip
+        self.config: dict[str, Any] = {
+            "inputs": inputs, "outputs": outputs, "style": style, "size": size, "kernel": kernel, "up": up,
+            "noise": noise,
+        }  # fmt: skip
         self.up, self.noise_mode = up, noise
         self.affine = linear(style, inputs, bias=1.0)
         self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
         if up:
             length = kernel + len(FIR) - 1
-            self.depthwise: nn.Module = nn.ConvTranspose2d(
+            self.depthwise: nn.Conv2d | nn.ConvTranspose2d = nn.ConvTranspose2d(
                 outputs, outputs, length, stride=2, padding=length // 2 - 1, groups=outputs, bias=False
             )
         else:
@@ -168,7 +180,7 @@ class ToImage(nn.Module):
         self.affine = linear(style, inputs, bias=1.0)
         self.conv = nn.Conv2d(inputs, outputs, 1)
         nn.init.normal_(self.conv.weight, 0.0, 1 / math.sqrt(inputs))
-        nn.init.zeros_(self.conv.bias)
+        nn.init.constant_(self.conv.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         return self.conv(x * self.affine(w)[:, :, None, None])
@@ -201,7 +213,7 @@ class WaveletOutput(nn.Module):
 
     def __init__(self, inputs: int, style: int) -> None:
         super().__init__()
-        self.config = {"inputs": inputs, "style": style}
+        self.config: dict[str, Any] = {"inputs": inputs, "style": style}
         self.detail = ToImage(inputs, 9, style)
         self.inverse = InverseHaar()
 

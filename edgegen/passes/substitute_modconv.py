@@ -42,7 +42,7 @@ def substitute_modconv(
     if min_size < 1:
         raise ValueError(f"min_size must be at least 1, got {min_size}")
     result = graph.clone(module).eval()
-    found = [name for name, part in result.named_modules() if isinstance(part, modulated.StyledConv)]
+    found = {name: part for name, part in result.named_modules() if isinstance(part, modulated.StyledConv)}
     for name in skip:
         if name not in found:
             there = ", ".join(found) or "none"
@@ -53,10 +53,9 @@ def substitute_modconv(
     if last:
         _put(result, last, _output(result.get_submodule(last)))
         done[last] = "the last resolution comes from wavelets"
-    for name in found:
+    for name, part in found.items():
         if last and name.startswith(f"{last}."):
             continue
-        part = result.get_submodule(name)
         if name in skip or part.config["size"] < min_size:
             kept[name] = "skipped by name" if name in skip else f"its output is smaller than {min_size} pixels"
             continue
