@@ -71,7 +71,8 @@ def _compressed(run: Run) -> Bundle:
     demand = decide.Demand(frozenset(work.demanded), frozenset(precisions))
     final, pool = decide.settle(run, baseline, pool, floats, evaluations, demand)
     chosen = final.chosen
-    records = work.records + summary.precision_records(run, chosen, pool, plans)
+    records = summary.prepared(work.records, list(work.networks), chosen)
+    records += summary.precision_records(run, chosen, pool, plans)
     return delivery.deliver(run, work.networks[chosen.of][0], final, records, pool, time.monotonic() - started)
 
 
@@ -115,8 +116,12 @@ def _group(
     smaller = run.budget.max_size_bytes is not None and _least_size(builds) < 0.98 * _least_size(alive)
     forced = any(step.keep for step in group)
     before = max(c.gain for c in alive)
-    status, reason = decide.group_verdict(best, before, broken, forced, run.bench.measures, smaller)
-    work.records += summary.step_records(group, results, status, reason)
+    if all(step.name in recipe.PREPARING_PASSES for step in group):
+        status, reason = decide.preparing_verdict(broken, forced)
+        builds = [c.judged("not chosen", "made for INT8: as a float build it has nothing to gain") for c in builds]
+    else:
+        status, reason = decide.group_verdict(best, before, broken, forced, run.bench.measures, smaller)
+    work.records += summary.step_records(group, results, status, reason, name)
     builds = [best if c.key == best.key else c for c in builds]
     work.pool += [c.judged("undone", reason) for c in builds] if status == "undone" else builds
     if status != "undone":

@@ -19,6 +19,10 @@ from edgegen import errors, registry
 SCHEMA = 1
 # Passes that write a precision plan; all others change the network itself.
 PRECISION_PASSES = ("quantize", "cast")
+# Passes after which a network is as good as it gets: a group ends there, after the rounds of `distill` that follow.
+ENDS = ("distill", "distill_steps", "tune_sampler")
+# Passes that change nothing but how well the network stands INT8: judged by INT8 builds, beside those without them.
+PREPARING_PASSES = ("equalize", "correct_bias", "round_adaptively", "quantize_aware")
 
 
 class Step(BaseModel):
@@ -120,14 +124,17 @@ def with_kept(recipe: Recipe, kept: tuple[str, ...]) -> Recipe:
 def groups(recipe: Recipe) -> list[tuple[Step, ...]]:
     """The structural steps in the units in which they are judged: up to and including the `distill` steps that follow.
 
-    Pruning alone costs quality that recovery brings back, so the two are kept or undone together.
+    Pruning alone costs quality that recovery brings back, so the two are kept or undone together. What prepares for
+    INT8 is a group of its own.
     """
     result: list[tuple[Step, ...]] = []
     open_group: list[Step] = []
     for step in recipe.steps:
         if step.name in PRECISION_PASSES:
             continue
-        if open_group and open_group[-1].name == "distill" and step.name != "distill":
+        prepares = step.name in PREPARING_PASSES
+        other = bool(open_group) and (open_group[-1].name in PREPARING_PASSES) != prepares
+        if other or (open_group and open_group[-1].name in ENDS and step.name != "distill"):
             result.append(tuple(open_group))
             open_group = []
         open_group.append(step)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgegen import __version__, architecture, files, registry, weights
+from edgegen import __version__, architecture, files, registry, serial, weights
 from edgegen.errors import EdgegenError, NothingChanged, PassError, RecipeError
 from edgegen.recipe import Step
-from edgegen.types import Job, Model, PassResult
+from edgegen.types import Job, Model, PassResult, PrecisionPlan
 
 
 def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str) -> PassResult:
@@ -26,12 +26,13 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     teacher = weights.state_hash(job.teacher.stage.module) if job.teacher is not None else ""
     key = files.key(
         weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__,
-        _contract(model), dict(job.target.channel_multiple), job.threads,
+        _contract(model), dict(job.target.channel_multiple), job.threads, dataclasses.asdict(model.plan),
     )  # fmt: skip
     kept = files.cache_folder() / "steps" / key
     if (kept / "result.json").is_file():
         return _restore(kept, model, original)
     job = dataclasses.replace(job, checkpoints=files.cache_folder() / "checkpoints" / key)
+    scales = model.plan.scales
     function: Callable[..., PassResult] = getattr(registry.module("passes", step.name), step.name)
     try:
         result = function(model, job, **step.options)
@@ -41,6 +42,9 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
         raise RecipeError(f"{step.name}: {error}") from error
     except RuntimeError as error:
         raise PassError(f"{step.name} failed: {error}") from error
+    if scales and result.changed and result.model.plan.scales == scales:  # learned for weights that are no more
+        plan = dataclasses.replace(result.model.plan, scales=())
+        result = dataclasses.replace(result, model=dataclasses.replace(result.model, plan=plan))
     if not result.changed:
         reasons = "; ".join(f"{layer}: {why}" for layer, why in list(result.skipped.items())[:3])
         warnings.warn(f"{step.name} changed nothing ({reasons or 'no layer applies'})", NothingChanged, stacklevel=2)
@@ -69,6 +73,7 @@ def _keep(folder: Path, result: PassResult, original: Model) -> None:
             "skipped": dict(result.skipped),
             "notes": dict(result.notes),
             "needs_recovery": result.needs_recovery,
+            "plan": serial.to_json(result.model.plan),
             "options": dict(result.model.options),
         }
         (temporary / "result.json").write_text(json.dumps(record), encoding="utf-8")
@@ -79,7 +84,8 @@ def _restore(folder: Path, model: Model, original: Model) -> PassResult:
     module = architecture.rebuild(copy.deepcopy(original.stage.module), record["architecture"])
     file = folder / "weights.safetensors"
     weights.load_into(module, weights.read_state(file), str(file))
-    restored = dataclasses.replace(model.with_module(module.eval()), options=record["options"])
+    plan = serial.from_json(PrecisionPlan, record["plan"])
+    restored = dataclasses.replace(model.with_module(module.eval()), options=record["options"], plan=plan)
     return PassResult(
         restored,
         record["changed"],

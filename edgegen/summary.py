@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgegen import quality, recipe
@@ -14,12 +14,13 @@ from edgegen.judgement import Candidate
 from edgegen.report import schema
 from edgegen.run import Run
 from edgegen.types import Measurement, PassResult
+from edgegen.variants import REWRITTEN
 
 
 def step_records(
-    group: Sequence[recipe.Step], results: Sequence[PassResult], status: str, reason: str
+    group: Sequence[recipe.Step], results: Sequence[PassResult], status: str, reason: str, network: str = ""
 ) -> list[dict[str, Any]]:
-    """One record a pass; passes judged together share status and reason."""
+    """One record a pass; passes judged together share status and reason. network: the name of what they made."""
     together = " + ".join(step.name for step in group)
     shared = f"judged together ({together}): {reason}" if len(group) > 1 else reason
     return [
@@ -30,10 +31,34 @@ def step_records(
             "reason": shared,
             "changed": dict(result.changed),
             "skipped": dict(result.skipped),
-            "figures": {k: v for k, v in result.notes.items() if isinstance(v, (str, int)) or _is_finite(v)},
+            "figures": _scalars(result.notes),
+            "network": network,
         }
         for step, result in zip(group, results, strict=True)
     ]
+
+
+def _scalars(notes: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in notes.items() if isinstance(v, (str, int)) or _is_finite(v)}
+
+
+def prepared(records: Sequence[dict[str, Any]], networks: Sequence[str], chosen: Candidate) -> list[dict[str, Any]]:
+    """The records, with the last word on passes that prepare for INT8: kept when the chosen INT8 build holds them.
+
+    networks: names in the order in which they were made, each from the one before it.
+    """
+    own = chosen.of.removesuffix(REWRITTEN)
+    held = set(networks[: networks.index(own) + 1]) if chosen.quantized else set()
+    result = []
+    for record in records:
+        network = record.get("network", "")
+        record = {key: value for key, value in record.items() if key != "network"}
+        if record["name"] in recipe.PREPARING_PASSES and record["status"] == "kept":
+            kept = network in held
+            why = f"the chosen build holds it: {chosen.label}" if kept else f"chosen without it: {chosen.label}"
+            record |= {"status": "kept" if kept else "undone", "reason": why}
+        result.append(record)
+    return result
 
 
 def _is_finite(value: Any) -> bool:
@@ -49,18 +74,19 @@ def precision_records(
         if step.name not in recipe.PRECISION_PASSES:
             continue
         wanted = "int8" if step.name == "quantize" else step.options.get("precision", "fp16")
-        if chosen.graph.plan.precision == wanted:
+        if chosen.graph.plan.precision == wanted or (wanted == "int8" and chosen.graph.plan.quantized):
             status, reason = ("kept" if run.bench.measures else "predicted"), chosen.reason
             if step.keep and reason.startswith(ASKED):
                 status = "forced"
         else:
-            tried = [c for c in pool if c.graph.plan.precision == wanted]
+            tried = [c for c in pool if c.graph.plan.precision == wanted or (wanted == "int8" and c.quantized)]
             best = max(tried, key=lambda c: c.gain, default=None)
             status = "undone"
             reason = f"{best.label}: {best.reason}" if best is not None else f"no {wanted} build on {run.target.name}"
         result = plans[step.name].get(chosen.of) or plans[step.name]["original"]
         record = {"name": step.name, "options": dict(step.options), "status": status, "reason": reason}
-        records.append({**record, "changed": dict(result.changed), "skipped": dict(result.skipped)})
+        told = {"changed": dict(result.changed), "skipped": dict(result.skipped), "figures": _scalars(result.notes)}
+        records.append({**record, **told})
     return records
 
 

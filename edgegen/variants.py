@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen import judgement, onnx_graph, recipe, registry, rewriting
+import onnx
+
+from edgegen import files, judgement, onnx_graph, recipe, registry, rewriting, serial
+from edgegen.devices import local
 from edgegen.errors import RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
-from edgegen.run import SCREEN_ROUNDS, Run, calibration_folder, job_of, unquantized
-from edgegen.types import Graph, Model, PassResult
+from edgegen.run import SCREEN_ROUNDS, Run, calibration_folder, job_of, model_key, unquantized
+from edgegen.types import Graph, Model, PassResult, PrecisionPlan
 
 # How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:
 # the first and last layers see pixels, where a step of the grid is visible (PITFALLS 41).
@@ -45,7 +49,7 @@ def add_rewritten(
 ) -> list[dict[str, Any]]:
     """Add the rewritten original and last kept network to `networks` and their float builds to `pool`; step records."""
     records = []
-    for of in dict.fromkeys(("original", list(networks)[-1])):
+    for of in _last_ones(networks):
         model, graph = networks[of]
         name = of + REWRITTEN
         try:
@@ -76,18 +80,36 @@ def planned(run: Run, networks: dict[str, tuple[Model, Graph]]) -> dict[str, dic
     found: dict[str, dict[str, PassResult]] = {}
     for step in run.recipe.steps:
         if step.name in recipe.PRECISION_PASSES:
-            function = getattr(registry.module("passes", step.name), step.name)
-            found[step.name] = {
-                of: function(networks[of][0], job_of(run), **step.options)
-                for of in _last_ones(networks)
-            }
+            found[step.name] = {of: _planned(run, step, networks[of][0]) for of in _last_ones(networks)}
     return found
 
 
+def _planned(run: Run, step: recipe.Step, model: Model) -> PassResult:
+    """What one pass plans for one network; in the run's log, because a measured sensitivity takes minutes."""
+    function = getattr(registry.module("passes", step.name), step.name)
+
+    def work() -> dict[str, Any]:
+        told = lambda text, share: run.progress(step.name, text, share)  # noqa: E731
+        result = function(model, job_of(run, told), **step.options)
+        return {"plan": serial.to_json(result.model.plan), "changed": dict(result.changed),
+                "skipped": dict(result.skipped), "notes": dict(result.notes)}  # fmt: skip
+
+    key = files.key("planned", step.name, step.options, model_key(model), dataclasses.asdict(model.plan))
+    found = run.log.once(key, work)
+    planned_model = dataclasses.replace(model, plan=serial.from_json(PrecisionPlan, found["plan"]))
+    return PassResult(planned_model, found["changed"], found["skipped"], found["notes"])
+
+
+def prepares(network: str) -> bool:
+    """Whether a network's last passes only prepare for INT8; names are those that the pipeline gives."""
+    return all(name in recipe.PREPARING_PASSES for name in network.partition(" (")[0].split(" + "))
+
+
 def _last_ones(networks: dict[str, tuple[Model, Graph]]) -> list[str]:
-    """The original, the last kept network, and the rewritten forms of both."""
+    """The original, the last kept network, what was prepared for INT8 from it, and the rewritten forms of all."""
     plain = [name for name in networks if not name.endswith(REWRITTEN)]
-    wanted = dict.fromkeys((plain[0], plain[-1]))
+    last = max(place for place, name in enumerate(plain) if not prepares(name))
+    wanted = dict.fromkeys((plain[0], *plain[last:]))
     return [name for of in wanted for name in (of, of + REWRITTEN) if name in networks]
 
 
@@ -118,18 +140,44 @@ def with_quantized(
     built = []
     for of, result in results.items():
         wanted = result.model.plan
-        for runtime, plan in run.bench.plans(quantized=True):
+        for runtime, plan in [*run.bench.plans(quantized=True), *_weights_only(run, result.notes)]:
             if plan.format and plan.format not in result.notes["formats"]:
                 continue
+            if wanted.scales and plan.ranges == "minmax":
+                continue  # learned ranges: there is nothing to find, and so only one such build
             if plan.ranges == "minmax" and run.model.task == "classification":
                 continue  # logits have no whites to clip, and the second build takes long (ResNet-56: 13 s)
             if not _better_form(of, runtime, pool):
                 continue
-            chosen = dataclasses.replace(plan, float_layers=wanted.float_layers, float_types=wanted.float_types)
+            chosen = dataclasses.replace(
+                plan, float_layers=_there(of, wanted.float_layers, graphs[of]), float_types=wanted.float_types,
+                scales=wanted.scales if plan.precision == "int8" else (),
+            )  # fmt: skip
             built.append(run.bench.build(of, graphs[of], runtime, chosen, calibration))
     built, worse = _best_ranges(run, sorted(built, key=lambda c: c.label), found)
     timed = run.bench.time([baseline, *built], baseline, SCREEN_ROUNDS)[1:]
     return pool + worse + timed + _float_islands(run, baseline, timed, calibration)
+
+
+def _weights_only(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, PrecisionPlan]]:
+    """(runtime, plan) pairs with narrow weights and float arithmetic, as far as the recipe asks for them."""
+    asked = notes.get("weights_only", ())
+    modules = {name: registry.module("runtimes", name) for name in run.target.runtimes} if asked else {}
+    return [
+        (name, plan)
+        for name, module in modules.items()
+        if hasattr(module, "weights_only") and not module.missing()
+        for plan in module.weights_only(run.target, local.cpu_flags())
+        if plan.weights in asked
+    ]
+
+
+def _there(of: str, names: tuple[str, ...], graph: Graph) -> tuple[str, ...]:
+    """Layers to leave in float; a rewritten graph may not have all of them under their names any more."""
+    if not of.endswith(REWRITTEN) or not names:
+        return names
+    present = {node.name for node in onnx.load(graph.onnx, load_external_data=False).graph.node}
+    return tuple(name for name in names if name in present)
 
 
 def _best_ranges(

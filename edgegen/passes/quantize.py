@@ -122,7 +122,8 @@ def _measured(
         found = _sensitivity.measure(job, sim, by, score)
         notes: dict[str, Any] = {
             "sensitivity": by, "inputs": source, "int8_sqnr_db": found.sqnr_db, "recovers_by_group": found.groups,
-            "layers": {row.name: {"sqnr_db": row.sqnr_db, "recovers": row.recovers} for row in found.rows},
+            "sqnr_db": {row.name: row.sqnr_db for row in found.rows},
+            "recovers": {row.name: row.recovers for row in found.rows},
         }  # fmt: skip
         if found.figure is not None:
             notes["int8_figure"] = found.figure
@@ -133,7 +134,7 @@ def _measured(
         chosen = (*names, *kept)
         reached = _sensitivity.sqnr(sim.exact, sim.outputs(chosen))
     share = sum(row.macs for row in free if row.name not in kept) / max(1, sum(row.macs for row in found.rows))
-    notes |= {"budget": budget, "left_in_float": len(kept), "sqnr_db": reached, "int8_macs_share": share}
+    notes |= {"budget": budget, "left_in_float": len(kept), "reached_sqnr_db": reached, "int8_macs_share": share}
     return chosen, notes
 
 
