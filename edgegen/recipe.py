@@ -21,6 +21,8 @@ SCHEMA = 1
 PRECISION_PASSES = ("quantize", "cast")
 # Passes after which a network is as good as it gets: a group ends there, after the rounds of `distill` that follow.
 ENDS = ("distill", "distill_steps", "tune_sampler")
+# Passes after which a network is as good as it gets: a group ends there, after the rounds of `distill` that follow.
+ENDS = ("distill", "distill_steps", "tune_sampler")
 # Passes that change nothing but how well the network stands INT8: judged by INT8 builds, beside those without them.
 PREPARING_PASSES = ("equalize", "correct_bias", "round_adaptively", "quantize_aware")
 

@@ -25,7 +25,7 @@ QUICK: dict[str, dict[str, Any]] = {
 NOWHERE = (
     "reconstruct", "prune_blocks", "substitute_modconv",
     "commute_upsample", "share_weights",
-    "prune_tokens", "downsample_kv", "replace_attention",
+    "prune_tokens", "downsample_kv", "replace_attention", "distill_steps", "tune_sampler",
 )  # fmt: skip
 
 # pass, options, message
@@ -56,6 +56,12 @@ WRONG = [
     ("distill", {"margin": 3, "crop": 6}, "margin must be 0, or less than half of crop, got 3 with crop 6"),
     ("distill", {"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, muon, got 'lion'"),
     ("reconstruct", {"samples": 0}, "samples, positions and ridge must be positive, got 0"),
+    ("distill_steps", {"method": "magic"}, "method must be one of progressive, pairs, consistency, got 'magic'"),
+    ("distill_steps", {"steps": 0}, "steps must be at least 1, got 0"),
+    ("distill_steps", {"perceptual": 1.0}, "perceptual must be 0 or more and is for method pairs, got 1.0"),
+    ("tune_sampler", {"methods": ["ddpm"]}, "methods must be among ddim, euler, heun, dpmpp_2m, got 'ddpm'"),
+    ("tune_sampler", {"images": 0}, "images 1 or more, got 0, 1, 0, 0"),
+    ("tune_sampler", {"skips": [0.0]}, "rhos, skips and backbones must be above 0"),
     ("quantize", {"precision": "int4"}, "precision must be one of int8, got 'int4'"),
     ("quantize", {"formats": ["s4s4"]}, r"formats must name at least one of u8s8, s8s8, got \['s4s4'\]"),
     ("quantize", {"rest": "bf16"}, "rest: target testbed has no bf16; it has: fp32, fp16, int8"),

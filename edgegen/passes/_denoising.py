@@ -1,0 +1,96 @@
+"""What passes for denoisers share: images to put noise on, one step of the probability flow, and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgegen import graph, samplers
+from edgegen.nn import diffusion
+from edgegen.types import Model, PassResult
+
+POOL, AT_MOST_STEPS = 256, 20  # images that the denoiser makes itself to learn from, and steps for each
+
+
+def images(model: Model, size: int, seed: int, data: Any = None) -> tuple[Callable[[int], np.ndarray], str]:
+    """step -> images (size, C, H, W) in the network's range, and where they are from, in words.
+
+    Real ones where the data has any; else a pool that the denoiser makes itself, so no data are needed.
+    """
+    low, high = model.stage.outputs[0].value_range or (-1.0, 1.0)
+    if data is not None and getattr(getattr(data, "source", None), "kind", "") == "images":
+        found = np.concatenate(list(islice(data.real_images(64), 64))) * (high - low) + low
+        said = f"{len(found)} real images, noised"
+    else:
+        settings = samplers.of(model.options) or {}
+        fewer = {**settings, "steps": min(settings["steps"], AT_MOST_STEPS), "timesteps": [], "seed": seed}
+        count = min(POOL, 4 * size)
+        shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
+        latents = np.random.default_rng([seed, 1]).standard_normal((count, *shape), dtype=np.float32)
+        found = samplers.generate(fewer, diffusion.runner(model.stage.module), latents)
+        said = f"{len(found)} images of the denoiser itself, noised"
+
+    def at(step: int) -> np.ndarray:
+        return found[np.random.default_rng([seed, step, 2]).integers(len(found), size=size)].astype(np.float32)
+
+    return at, said
+
+
+def batches(model: Model, size: int, seed: int, data: Any = None) -> tuple[Callable[[int], dict[str, Any]], str]:
+    """Batches of inputs at random times for passes that compare outputs (see `_lessons`)."""
+    made, said = images(model, size, seed, data)
+    at = diffusion.lessons(model.options, made, size, seed)
+    return lambda step: {"input": at(step), "reference": None, "label": None}, said
+
+
+def untouched(model: Model, why: str, **notes: Any) -> PassResult:
+    """The result of a pass that finds nothing to do, with the reason for every layer."""
+    names = graph.layers(model.stage.module) if model.stage.module is not None else ["network"]
+    return PassResult(model, {}, dict.fromkeys(names, why), notes)
+
+
+class Teacher:
+    """A frozen denoiser as `image(x, t, label)`, with the guidance of its settings built in."""
+
+    def __init__(self, module: nn.Module, settings: Mapping[str, Any]) -> None:
+        self.module, self.levels = module, diffusion.Levels(settings)
+        self.weight, self.clip = float(settings["guidance"]), float(settings["clip"])
+
+    @torch.no_grad()
+    def image(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        """The estimate of the image in x at times t."""
+        made = call(self.module, x, t, label)
+        if self.weight != 1 and label is not None:
+            free = call(self.module, x, t, torch.full_like(label, self.levels.labels))
+            made = free + self.weight * (made - free)
+        x0 = self.levels.image(made.float(), x, t)
+        return x0.clamp(-self.clip, self.clip) if self.clip else x0
+
+    def step(self, x: torch.Tensor, t: torch.Tensor, end: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        """One DDIM step from times t to times `end`; below 0 is the image."""
+        x0 = self.image(x, t, label)
+        (alpha, sigma), (alpha_end, sigma_end) = self.levels.at(t, x), ends(self.levels, end, x)
+        return alpha_end * x0 + sigma_end * (x - alpha * x0) / sigma
+
+
+def ends(levels: diffusion.Levels, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(alpha, sigma) where times below 0 are free of noise."""
+    alpha, sigma = levels.at(t.clamp_min(0), like)
+    done = (t < 0).view(-1, *[1] * (like.ndim - 1))
+    return torch.where(done, torch.ones_like(alpha), alpha), torch.where(done, torch.zeros_like(sigma), sigma)
+
+
+def call(module: nn.Module, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+    """Run a denoiser with or without labels."""
+    return module(x, t) if label is None else module(x, t, label)
+
+
+def times(settings: Mapping[str, Any], steps: int) -> torch.Tensor:
+    """Times of so many evenly spread steps, falling, and -1 for the image."""
+    visited = samplers.levels(samplers.complete({**settings, "steps": steps, "timesteps": [], "spacing": "trailing"}))
+    return torch.tensor([*(level.t for level in visited[:-1]), -1.0])

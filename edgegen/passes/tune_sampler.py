@@ -1,0 +1,171 @@
+"""Settings of a denoiser's sampler that bring its images nearest to the teacher's, at a number of network runs.
+
+No training: sampler, spacing and rho of the steps (Karras et al., 2022, arXiv:2206.00364), the steps' own times, and
+factors of a U-Net's skips (Ma et al., 2024, Skip-Tuning, arXiv:2402.15170; Si et al., 2024, FreeU, arXiv:2309.11497).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from edgegen import graph, samplers
+from edgegen.nn import diffusion
+from edgegen.nn.skips import ScaledSkips
+from edgegen.passes import _denoising
+from edgegen.types import Job, Model, PassResult
+
+METHODS = ("ddim", "euler", "heun", "dpmpp_2m")  # those whose images depend on nothing but the latent
+Score = Callable[[Mapping[str, Any], nn.Module], float]
+
+
+def tune_sampler(
+    model: Model,
+    job: Job,
+    *,
+    nfe: int = 0,
+    methods: Sequence[str] = ("ddim", "dpmpp_2m", "heun"),
+    rhos: Sequence[float] = (3.0, 7.0),
+    times: int = 1,
+    skips: Sequence[float] = (),
+    backbones: Sequence[float] = (),
+    images: int = 16,
+    finest: int = 0,
+) -> PassResult:
+    """Search over settings, each judged by the mean squared distance to the teacher's images of the same latents.
+
+    Args:
+        nfe: network runs for one image; 0: as many as now.
+        methods: samplers to try, with steps spread evenly and with spacing "karras" at each of `rhos`.
+        times: rounds over the steps in which each one's time is moved towards its neighbours.
+        skips, backbones: factors to try on a U-Net's skips and on half of the channels from below; none: left alone.
+        images: how many latents. finest: steps of the teacher's sampler; 0: as its settings say.
+    Returns:
+        PassResult; `notes` has every setting that was tried with its distance.
+    Raises:
+        ValueError: an option out of range.
+    """
+    settings = samplers.of(model.options)
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}")
+    if nfe < 0 or times < 0 or images < 1 or finest < 0:
+        raise ValueError(f"nfe, times and finest must be 0 or more and images 1 or more, got {nfe}, {times}, {finest},"
+                         f" {images}")  # fmt: skip
+    if any(not factor > 0 for factor in (*rhos, *skips, *backbones)):
+        raise ValueError("rhos, skips and backbones must be above 0")
+    if settings is None or model.stage.module is None:
+        return _denoising.untouched(model, "the network makes its output in one run; it has no sampler")
+    runs = nfe or samplers.nfe(settings)
+    score = _distance(model, job, settings, images, finest)
+    tried: list[dict[str, Any]] = []
+
+    def judged(candidate: Mapping[str, Any], module: nn.Module, more: Mapping[str, Any]) -> float:
+        tried.append({**_told(candidate), **more, "distance": score(candidate, module)})
+        return tried[-1]["distance"]
+
+    plain = {**settings, **_steps("ddim", runs), "spacing": "trailing", "timesteps": []} if nfe else settings
+    start = judged(plain, model.stage.module, {})
+    best, found = plain, start
+    for candidate in _candidates(settings, runs, methods, rhos):
+        if (value := judged(candidate, model.stage.module, {})) < found:
+            best, found = candidate, value
+    best, found = _moved(best, found, times, lambda candidate: judged(candidate, model.stage.module, {}))
+    module, factors, found = _factors(model, best, found, skips, backbones, judged)
+    notes = {"nfe": samplers.nfe(best), "distance_before": start, "distance": found, "tried": tried, **factors}
+    if best == settings and not factors:
+        return _denoising.untouched(model, "no other setting comes nearer to the teacher", **notes)
+    told = {name: str(value) for name, value in factors.items()}
+    changed = {"sampler": f"{_words(settings)} -> {_words(best)}", **told}
+    options = {**model.options, "sampler": _told(best)}
+    return PassResult(dataclasses.replace(model.with_module(module), options=options), changed, {}, notes)
+
+
+def _distance(model: Model, job: Job, settings: Mapping[str, Any], images: int, finest: int) -> Score:
+    """The score of (settings, module) on fixed latents."""
+    origin = job.teacher if job.teacher is not None and samplers.of(job.teacher.options) else model
+    truth = dict(samplers.of(origin.options) or settings)
+    if finest:
+        truth.update(steps=finest, timesteps=[])
+    shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
+    latents = np.random.default_rng([job.seed, 4]).standard_normal((images, *shape), dtype=np.float32)
+    wanted = samplers.generate(truth, diffusion.runner(origin.stage.module), latents)
+
+    def score(candidate: Mapping[str, Any], module: nn.Module) -> float:
+        made = samplers.generate(candidate, diffusion.runner(module), latents)
+        return float(np.square(made.astype(np.float64) - wanted).mean())
+
+    return score
+
+
+def _steps(name: str, runs: int) -> dict[str, Any]:
+    """Steps of a sampler that take `runs` network runs, or the next fewer."""
+    return {"name": name, "steps": max(1, (runs + 1) // 2) if name == "heun" else runs}
+
+
+def _candidates(
+    settings: Mapping[str, Any], runs: int, methods: Sequence[str], rhos: Sequence[float]
+) -> list[dict[str, Any]]:
+    shared = {key: value for key, value in settings.items() if key != "eta"}
+    per_step = max(1, round(samplers.nfe({**shared, "name": "ddim", "timesteps": [], "steps": runs}) / runs))
+    spacings = [{"spacing": "trailing"}, *({"spacing": "karras", "rho": rho} for rho in rhos)]
+    return [
+        samplers.complete({**shared, "timesteps": [], **_steps(name, max(1, runs // per_step)), **spacing})
+        for name in methods for spacing in spacings
+    ]  # fmt: skip
+
+
+def _moved(
+    best: Mapping[str, Any], found: float, rounds: int, judged: Callable[[Mapping[str, Any]], float]
+) -> tuple[Mapping[str, Any], float]:
+    """Each time of the steps moved a third of the way to its neighbours, kept where that helps."""
+    for _ in range(rounds):
+        for place in range(1, len(samplers.levels(best)) - 1):
+            for side in (-1, 1):
+                now = [level.t for level in samplers.levels(best)[:-1]]
+                beside = now[place + side] if place + side < len(now) else 0.0
+                now[place] += (beside - now[place]) / 3
+                if any(a <= b for a, b in pairwise(now)):
+                    continue
+                candidate = {**best, "timesteps": [round(t, 3) for t in now]}
+                if (value := judged(candidate)) < found:
+                    best, found = candidate, value
+    return best, found
+
+
+def _factors(
+    model: Model, best: Mapping[str, Any], found: float, skips: Sequence[float], backbones: Sequence[float],
+    judged: Callable[[Mapping[str, Any], nn.Module, Mapping[str, Any]], float],
+) -> tuple[nn.Module, dict[str, float], float]:  # fmt: skip
+    """The network with the factors that bring it nearest; the unchanged one where none does."""
+    module, chosen = model.stage.module, {}
+    if not any(hasattr(part, "up_blocks") for part in model.stage.module.modules()):
+        return module, {}, found
+    for skip in skips or (1.0,):
+        for backbone in backbones or (1.0,):
+            if (skip, backbone) == (1.0, 1.0):
+                continue
+            factors = {"skip": float(skip), "backbone": float(backbone)}
+            scaled = graph.clone(model.stage.module)
+            for part in [part for part in scaled.modules() if hasattr(part, "up_blocks")]:
+                for number, block in enumerate(part.up_blocks):
+                    part.up_blocks[number] = ScaledSkips(block, **factors)
+            if (value := judged(best, scaled.eval(), factors)) < found:
+                module, chosen, found = scaled, factors, value
+    return module, chosen, found
+
+
+def _told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's part of complete settings."""
+    return {key: value for key, value in settings.items() if key not in samplers._core.OF_NETWORK}
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    spread = "own times" if settings["timesteps"] else settings["spacing"]
+    rho = f" {settings['rho']:g}" if spread == "karras" else ""
+    return f"{settings['name']}, {settings['steps']} steps, {spread}{rho}"
