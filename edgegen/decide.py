@@ -115,6 +115,16 @@ def group_verdict(
     return ("kept" if here else "predicted"), figure
 
 
+def preparing_verdict(broken: str, forced: bool) -> tuple[str, str]:
+    """(status, reason) of passes that only prepare for INT8: whether they pay is decided by the INT8 builds.
+
+    broken: which limit the float build of the prepared network breaks, or "".
+    """
+    if broken and not forced:
+        return "undone", f"the prepared network breaks the budget in float already: {broken}"
+    return ("forced" if forced else "kept"), f"{ASKED}{f', although: {broken}' if broken else ''}" if forced else ""
+
+
 def _ranked(candidates: list[Candidate], baseline: Candidate) -> list[Candidate]:
     """Faster ones first, then the baseline, then the rest (for budgets that speed alone does not meet)."""
     alive = sorted((c for c in candidates if not c.verdict and c.ratio is not None), key=lambda c: c.gain, reverse=True)
