@@ -94,7 +94,9 @@ def find(
             "use another pass for this network, or raise trace_seconds"
         ) from error
     except (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, IndexError, TypeError) as error:
-        raise PassError(f"prune_channels: the channel dependencies cannot be traced: {error}") from error
+        at = _inverse.first(net)
+        flow = f"; {at} is invertible: a flow keeps its channels, use another pass" if at else ""
+        raise PassError(f"prune_channels: the channel dependencies cannot be traced: {error}{flow}") from error
     own = [_attention(path, part, heads) for path, part in _attentions(net).items()]
     taken = {f"{group.heads}.qkv" for group in own}
     found = [group for group in found if not taken & set(group.producers)] + own

@@ -24,6 +24,15 @@ def reason(net: nn.Module, paths: Sequence[str]) -> str:
     return f"{at[0]} is invertible and these channels pass through it: its inverse needs them all"
 
 
+def first(net: nn.Module) -> str:
+    """Path of the first invertible module of a network, or ""."""
+    return next((path for path, part in net.named_modules() if path and _is_invertible(part)), "")
+
+
+def _is_invertible(part: nn.Module) -> bool:
+    return any(callable(getattr(part, name, None)) for name in _NAMES)
+
+
 def _around(net: nn.Module, path: str) -> str:
     """The innermost module with an inverse of its own that a layer or parameter is, or lies in."""
     names = path.split(".")
@@ -33,6 +42,6 @@ def _around(net: nn.Module, path: str) -> str:
             part = net.get_submodule(name)
         except AttributeError:  # a bare parameter
             continue
-        if any(callable(getattr(part, own, None)) for own in _NAMES):
+        if _is_invertible(part):
             return name
     return ""
