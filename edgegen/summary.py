@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgegen import quality, recipe
+from edgegen import calibration_lint, quality, recipe
 from edgegen.decide import ASKED, Final
 from edgegen.devices import local
 from edgegen.judgement import Candidate
@@ -123,7 +123,7 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
         },
         "versions": dict(chosen.artifact.versions) if chosen.artifact else {},
         "machine": local.probe(),
-        "stamps": stamps(run),
+        "stamps": stamps(run) + calibration_findings(run, chosen),
     }
     return schema.normalise(content)
 
@@ -136,6 +136,13 @@ def stamps(run: Run) -> list[str]:
     if not run.bench.measures:
         found.append(f"latency on {run.target.name} is not measured: no device; a latency beside it is an estimate")
     return found
+
+
+def calibration_findings(run: Run, chosen: Candidate) -> list[str]:
+    """What speaks against the calibration set, where the chosen build took its ranges from it."""
+    if chosen.graph.plan.precision != "int8" or run.data.calibration is None:
+        return []
+    return [f"calibration: {finding.text}" for finding in calibration_lint.lint(run.model, run.data.calibration)]
 
 
 def headline(run: Run, final: Final) -> str:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "edgegen"
 HEAVY = ("torch", "openvino", "onnxruntime", "nncf", "timm")
 LIGHT = ("edgegen", "edgegen.types", "edgegen.errors", "edgegen.registry", "edgegen.targets", "edgegen.measuring",
          "edgegen.worker", "edgegen.estimate")
-PRINTERS = ("cli", "cli_export", "cli_device", "cli_doctor", "worker", "report")
+PRINTERS = ("cli", "cli_export", "cli_lint", "cli_device", "cli_doctor", "worker", "report")
 RUNNER = "_runner.py"  # runs on the device as a program of its own
 
 Place = tuple[int, str]  # layer, room: modules of one room may import each other
@@ -93,7 +93,7 @@ def top(file: Path) -> str:
 def test_modules_import_only_from_lower_layers(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     if top(file) == "__init__":
-        assert imported(tree) == set()
+        assert imported(tree) == {"api"}, "for type checkers; at run time when first asked for"
     else:
         assert breaches(top(file), tree, PLACES) == []
 
