@@ -13,6 +13,7 @@ DROP_HELP = (
     " KID x 1000, two-sided (unconditional); with % the perceptual distance to the teacher."
 )
 SAMPLER_HELP = "How a denoiser makes images: a sampler's name, then settings, such as 'heun,spacing=karras,rho=7'."
+CONFIG_HELP = "Sizes of the network, as its factory names them, such as size=1024,part=synthesis or widths=64:32."
 JSON_HELP = "Print report.json instead of the table; events, one JSON object a line, on standard error."
 SIZES = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
 
@@ -55,6 +56,34 @@ def integers(text: str, flag: str) -> tuple[int, ...] | None:
     if values is not None and not all(value == int(value) and value > 0 for value in values):
         raise errors.ModelError(f"{flag} must be positive whole numbers with commas between, got {text!r}")
     return tuple(int(value) for value in values) if values is not None else None
+
+
+def config(text: str) -> dict[str, Any] | None:
+    """`size=1024,light=true,widths=16:16:8` as keyword arguments of a factory; None for an empty text.
+
+    Raises:
+        ModelError: a part that is not NAME=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for part in text.split(",") if text else ():
+        name, sign, value = (piece.strip() for piece in part.partition("="))
+        if not sign or not name.isidentifier() or not value:
+            raise errors.ModelError(f"--config {text}: {part!r} is not NAME=VALUE, such as size=64 or widths=64:32")
+        values = [_plain(piece) for piece in value.split(":")]
+        found[name] = values if ":" in value else values[0]
+    return found or None
+
+
+def _plain(text: str) -> Any:
+    """true, false, a whole number, a number, else the text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def sampler(text: str, steps: int) -> dict[str, Any] | None:

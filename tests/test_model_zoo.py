@@ -255,3 +255,13 @@ def test_spectral_norm_is_for_training_and_folds_away():
     network.eval()
     weight = network.blocks[0].conv1.weight.detach().flatten(1)
     assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.02)
+
+
+def test_sizes_can_be_given_on_the_command_line():
+    from edgegen import cli_options
+
+    given = cli_options.config("size=1024,light=true,widths=16:16:8,truncation=0.7,part=synthesis")
+    assert given == {"size": 1024, "light": True, "widths": [16, 16, 8], "truncation": 0.7, "part": "synthesis"}
+    assert cli_options.config("") is None
+    with pytest.raises(ModelError, match=r"'size' is not NAME=VALUE"):
+        cli_options.config("size")
