@@ -127,9 +127,9 @@ def _latency(
         if not failed:
             return _timed(times, noise)
         why = "; ".join(failed)
-    shown = [text.figure(result["latency"]) for result in results]
+    before, after = (text.figure(result["latency"]) for result in results)
     how = f"from the two reports, whose runs were not interleaved ({why})"
-    return Line("latency p50", *shown, "", "not comparable", how)
+    return Line("latency p50", before, after, "", "not comparable", how)
 
 
 def _timed(times: Sequence[Measurement], noise: float) -> Line:
@@ -140,10 +140,10 @@ def _timed(times: Sequence[Measurement], noise: float) -> Line:
     if ratio.interval is not None and ratio.interval[1] < 1.0 and ratio.value < 1.0 - noise:
         verdict = "better"
     told = schema.figure(ratio)
-    shown = [text.figure(schema.figure(one)) for one in times]
+    before, after = (text.figure(schema.figure(one)) for one in times)
     change = f"{text.speed(told)} (ratio {text.number(ratio.value)}, 95% {text.interval(told)})"
-    return Line("latency p50", *shown, change, verdict, f"measured now, in {ratio.conditions['rounds']} turns",
-                ratio.value, ratio.interval)
+    how = f"measured now, in {ratio.conditions['rounds']} turns"
+    return Line("latency p50", before, after, change, verdict, how, ratio.value, ratio.interval)
 
 
 def _not_here(sides: Sequence[Bundle]) -> str:

@@ -38,11 +38,11 @@ class Settings:
     rounds: int = 15
     iterations: int | None = None
     seconds: float = 0.15
-    most: int = 400
     warm_seconds: float = 0.3
     cold: int = 3
     seed: int = 0
     limit_s: float = 600.0
+    most: int = 400
 
 
 DEFAULTS = Settings()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,7 +312,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The output folder of a run; `manifest` is its parsed manifest.json."""
+    """The output folder of a run; `manifest` is its parsed manifest.json. A notebook shows its report."""
 
     path: Path
     manifest: Mapping[str, Any]
+
+    def report(self) -> dict[str, Any]:
+        """report.json: every figure of the bundle; see `report.schema.Report`."""
+        return dict(json.loads((self.path / "report.json").read_text(encoding="utf-8")))
+
+    def _repr_html_(self) -> str:
+        """report.html in a frame of its own, which runs no scripts and loads nothing."""
+        page = self.path / "report.html"
+        if not page.is_file():
+            return f"<code>{html.escape(str(self.path))}</code>"
+        content = html.escape(page.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe sandbox srcdoc="{content}" style="width:100%;height:48rem;border:0" title="report"></iframe>'

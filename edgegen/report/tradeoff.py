@@ -165,7 +165,7 @@ def write(
     if run:
         drawers["run"] = lambda kind, dark: draw_run(run, kind=kind, dark=dark)
     for name, drawer in drawers.items():
-        pictures.append((name, *(_inline(drawer("svg", dark)) for dark in (False, True))))
+        pictures.append((name, _inline(drawer("svg", False)), _inline(drawer("svg", True))))
         for kind in ("svg", "png"):
             file = out.with_name(f"{out.stem}-{name}.{kind}")
             file.parent.mkdir(parents=True, exist_ok=True)
