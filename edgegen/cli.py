@@ -15,12 +15,15 @@ from edgegen import (
     cli_compare,
     cli_device,
     cli_doctor,
+    cli_evaluate,
     cli_ending,
     cli_export,
+    cli_lint,
     cli_options,
     cli_plan,
     cli_probe,
     cli_profile_device,
+    cli_train,
     errors,
     faults,
     registry,
@@ -287,9 +290,12 @@ def run(
 app.command()(cli_export.export)
 app.command()(cli_compare.compare)
 app.command()(cli_doctor.doctor)
+app.command(name="lint-calibration")(cli_lint.lint_calibration)
 app.command()(cli_device.profile)
 app.command(name="profile-device")(cli_profile_device.profile_device)
 app.command()(cli_probe.probe)
+app.command()(cli_train.train)
+app.command()(cli_evaluate.evaluate)
 
 
 if __name__ == "__main__":
