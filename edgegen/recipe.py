@@ -19,10 +19,9 @@ from edgegen import errors, registry
 SCHEMA = 1
 # Passes that write a precision plan; all others change the network itself.
 PRECISION_PASSES = ("quantize", "cast")
-# Passes after which a network is as good as it gets: a group ends there, after the rounds of `distill` that follow.
-ENDS = ("distill", "distill_steps", "tune_sampler")
-# Passes after which a network is as good as it gets: a group ends there, after the rounds of `distill` that follow.
-ENDS = ("distill", "distill_steps", "tune_sampler")
+# Passes after which a network is as good as it gets: a group ends there, after the rounds of training that follow.
+ENDS = ("distill", "distill_gan", "distill_steps", "tune_sampler")
+ROUNDS = ("distill", "distill_gan")
 # Passes that change nothing but how well the network stands INT8: judged by INT8 builds, beside those without them.
 PREPARING_PASSES = ("equalize", "correct_bias", "round_adaptively", "quantize_aware")
 
@@ -136,7 +135,7 @@ def groups(recipe: Recipe) -> list[tuple[Step, ...]]:
             continue
         prepares = step.name in PREPARING_PASSES
         other = bool(open_group) and (open_group[-1].name in PREPARING_PASSES) != prepares
-        if other or (open_group and open_group[-1].name in ENDS and step.name != "distill"):
+        if other or (open_group and open_group[-1].name in ENDS and step.name not in ROUNDS):
             result.append(tuple(open_group))
             open_group = []
         open_group.append(step)

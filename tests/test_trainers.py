@@ -1,0 +1,130 @@
+"""`edgegen train`: every kind of network learns something measurable, resumes bit for bit, and says what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from edgegen import cli, loading, samplers, trainers, training  # noqa: E402
+from edgegen.errors import DataError, ModelError  # noqa: E402
+from edgegen.nn import diffusion  # noqa: E402
+
+NETWORKS = '''
+import torch
+from torch import nn
+from edgegen.models import sinddm, dcgan
+GREY = {"shape": [1, 1, 8, 8], "value_range": [0, 1], "mean": [], "std": []}
+RECORDS = {
+    "denoiser": {**sinddm.RECORD, "input": {"shape": [1, 1, 8, 8]}, "output": {"value_range": [-1, 1]},
+        "options": {"prediction": "v", "schedule": "cosine", "train_steps": 1000,
+                    "sampler": {"name": "ddim", "steps": 20}}},
+    "generator": {**dcgan.RECORD, "input": {"shape": [1, 4]}, "output": {"value_range": [-1, 1]}},
+    "classifier": {"task": "classification", "input": GREY},
+    "restorer": {"task": "restoration", "input": GREY, "output": {"value_range": [0, 1]}},
+}
+def denoiser(): return sinddm.create(channels=1, width=8, blocks=2)
+def generator(): return nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+def classifier(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+def restorer(): return nn.Conv2d(1, 1, 3, padding=1)
+'''
+
+
+@pytest.fixture
+def order(tmp_path: Path):
+    (tmp_path / "nets.py").write_text(NETWORKS, encoding="utf-8")
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    x = (np.where(y[:, None, None, None] == 1, 200, 40) + rng.integers(-20, 20, (40, 8, 8, 1))).astype(np.uint8)
+    np.savez(tmp_path / "labelled.npz", x=x, y=y)
+    np.savez(tmp_path / "plain.npz", x=x[y == 1])
+    np.savez(tmp_path / "pairs.npz", x=x, y=255 - x)
+
+    def make(name: str, file: str, **more) -> trainers.Order:
+        return trainers.Order(f"{tmp_path / 'nets.py'}:{name}", tmp_path / file, tmp_path / f"{name}.safetensors",
+                              **{"batch": 8, "precision": "fp32", "threads": 1, "ema": 0.9, **more})  # fmt: skip
+
+    return make
+
+
+def test_a_denoiser_learns_the_brightness_of_its_images(order):
+    made = order("denoiser", "plain.npz", steps=100, lr=5e-3)
+    record = trainers.train(made)
+    assert record["curve"][-1][1] < 0.5 * record["curve"][0][1]
+    assert json.loads(made.out.with_suffix(".json").read_text())["weights_sha256"] == record["weights_sha256"]
+    model = loading.load_model(made.model, weights=made.out)
+    latents = np.random.default_rng(1).standard_normal((16, 1, 8, 8)).astype(np.float32)
+    images = samplers.generate(samplers.of(model.options), diffusion.runner(model.stage.module), latents)
+    assert images.mean() == pytest.approx(200 / 127.5 - 1, abs=0.2)
+
+
+def test_a_generator_learns_the_brightness_of_its_images(order):
+    made = order("generator", "plain.npz", steps=200, lr=1e-2)
+    trainers.train(made)
+    module = loading.load_model(made.model, weights=made.out).stage.module
+    with torch.no_grad():
+        brightness = float(module(torch.randn(64, 4)).mean())
+    assert brightness == pytest.approx(200 / 127.5 - 1, abs=0.25)
+    assert len(load_file(made.out)) == len(module.state_dict())  # the discriminator is not among the weights
+
+
+def test_classifiers_and_restorers_learn(order):
+    classified = trainers.train(order("classifier", "labelled.npz", steps=60, lr=5e-2))
+    restored = trainers.train(order("restorer", "pairs.npz", steps=150, lr=3e-2))
+    assert classified["curve"][-1][1] < 0.3
+    assert restored["curve"][-1][1] < 0.3 * restored["curve"][0][1]
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(order, monkeypatch):
+    whole = order("denoiser", "plain.npz", steps=12)
+    trainers.train(whole)
+    wanted = load_file(whole.out)
+    original = training.train
+
+    def stopping(module, loss, batch_at, **more):
+        def stopped(module, batch, step):
+            if step == 7:
+                raise KeyboardInterrupt
+            return loss(module, batch, step)
+
+        return original(module, stopped, batch_at, **{**more, "every_s": 0.0})
+
+    cut = dataclasses.replace(whole, out=whole.out.with_name("cut.safetensors"))
+    monkeypatch.setattr(training, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trainers.train(cut)
+    monkeypatch.setattr(training, "train", original)
+    assert cut.out.with_suffix(".checkpoint").is_file()
+    trainers.train(dataclasses.replace(cut, resume=True))
+    found = load_file(cut.out)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    other = dataclasses.replace(whole, seed=1, out=whole.out.with_name("other.safetensors"))
+    trainers.train(other)
+    assert not all(torch.equal(load_file(other.out)[name], wanted[name]) for name in wanted)
+
+
+def test_what_does_not_fit_is_one_line(order, tmp_path: Path):
+    with pytest.raises(DataError, match="classification learns from class labels"):
+        trainers.train(order("classifier", "plain.npz"))
+    with pytest.raises(ModelError, match=r"weights are written as \.safetensors"):
+        trainers.train(dataclasses.replace(order("denoiser", "plain.npz"), out=tmp_path / "w.pt"))
+    with pytest.raises(ModelError, match="cannot be halved down to 4"):
+        trainers.discriminator(1, 28)
+
+
+def test_the_command(order, tmp_path: Path, monkeypatch, capsys):
+    made = order("classifier", "labelled.npz")
+    monkeypatch.setattr(sys, "argv", ["edgegen", "train", "--model", made.model, "--data", str(made.data), "--out",
+                                      str(made.out), "--steps", "3", "--quiet", "--threads", "1"])  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "3 steps in" in capsys.readouterr().out
