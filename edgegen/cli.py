@@ -295,7 +295,6 @@ app.command()(cli_device.profile)
 app.command(name="profile-device")(cli_profile_device.profile_device)
 app.command()(cli_probe.probe)
 app.command()(cli_train.train)
-app.command()(cli_train.train)
 app.command()(cli_evaluate.evaluate)
 
 
