@@ -105,6 +105,10 @@ class Dataset:
         """Content key of sample i without making it; tiles of one photo share the photo's key."""
         return self._maker.key(self._items[i][0])
 
+    def place(self, i: int) -> int:
+        """Which item of the source sample i comes from."""
+        return self._items[i][0]
+
     def keys(self) -> frozenset[str]:
         """All content keys."""
         return frozenset(self._maker.key(index) for index, _ in self._items)

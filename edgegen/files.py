@@ -26,7 +26,7 @@ def key(*parts: Any) -> str:
 
 
 # Folders that edgegen makes in the cache folder.
-CACHED = ("runs", "steps", "checkpoints", "scan", "tar", "npz", "probes")
+CACHED = ("runs", "steps", "features", "checkpoints", "scan", "tar", "npz", "probes")
 
 
 @contextmanager

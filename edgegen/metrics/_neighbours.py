@@ -68,6 +68,13 @@ def inside(points: Rows, manifold: Rows, reach: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
+def nearest(points: Rows, others: Rows) -> np.ndarray:
+    """Distance of each point to the nearest of the others, (n,)."""
+    found = [np.min([_apart(block, against).min(axis=1) for against in others.blocks(_BLOCK)], axis=0)
+             for block in points.blocks(_BLOCK)]  # fmt: skip
+    return np.sqrt(np.concatenate(found))
+
+
 def _apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Squared distances (n, m), float64: equal rows must come out as equal as rounding allows."""
     x, y = x.astype(np.float64), y.astype(np.float64)

@@ -7,6 +7,8 @@ from edgegen.metrics._common import Batches, mean_of, paired
 from edgegen.metrics.top1 import answers
 from edgegen.types import Measurement
 
+TAKES = "logits"  # logits against logits
+
 
 def agreement(reference: Batches, candidate: Batches, *, seed: int = 0) -> Measurement:
     """Share of equal answers.

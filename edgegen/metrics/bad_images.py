@@ -10,15 +10,16 @@ import numpy as np
 from edgegen.metrics._common import Batches, mean_of, paired_images
 from edgegen.types import Measurement
 
+TAKES = "pairs"  # image by image, against the image at the same place
 KINDS = ("not finite", "black", "flat")
 BLACK, FLAT = 4 / 255, 2 / 255  # largest value of a black image; largest difference inside a flat one
 
 
-def bad_images(reference: Batches, candidate: Batches, *, seed: int = 0) -> Measurement:
+def bad_images(reference: Batches | None, candidate: Batches, *, seed: int = 0) -> Measurement:
     """Share of candidates that are bad where the reference is not.
 
     Args:
-        reference: batches (N, C, H, W) in 0..1; give the candidate itself's inputs or teacher.
+        reference: batches (N, C, H, W) in 0..1, such as the teacher's; None: there are none, so nothing is excused.
         candidate: the same shapes.
         seed: of the bootstrap.
     Returns:
@@ -26,9 +27,11 @@ def bad_images(reference: Batches, candidate: Batches, *, seed: int = 0) -> Meas
     Raises:
         DataError: other shapes or numbers of images than the reference.
     """
-    found = np.concatenate(
-        [np.where(kinds(a) == 0, kinds(b), 0) for a, b in paired_images(reference, candidate)] or [np.zeros(0, int)]
-    )
+    if reference is None:
+        parts = [kinds(np.asarray(b, np.float64)) for b in candidate if len(b)]
+    else:
+        parts = [np.where(kinds(a) == 0, kinds(b), 0) for a, b in paired_images(reference, candidate)]
+    found = np.concatenate(parts or [np.zeros(0, int)])
     counts = {name: int((found == number).sum()) for number, name in enumerate(KINDS, 1)}
     return mean_of("bad_images", "share", [float(v > 0) for v in found], seed=seed, direction="lower", kinds=counts)
 

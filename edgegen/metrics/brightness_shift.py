@@ -10,6 +10,7 @@ import numpy as np
 from edgegen.metrics._common import Batches, mean_of, per_image
 from edgegen.types import Measurement
 
+TAKES = "pairs"  # image by image, against the image at the same place
 LUMA = np.array([0.299, 0.587, 0.114])
 
 

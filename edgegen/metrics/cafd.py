@@ -19,6 +19,7 @@ from edgegen.metrics.fid import frechet
 from edgegen.metrics.inception_score import probabilities
 from edgegen.types import Measurement
 
+TAKES = "features"  # two sets of pooled features
 _GROUPS, _T_OF_GROUPS = 10, 2.262  # delete-a-group jackknife: Student's t for 95 %, 9 degrees of freedom
 _LARGEST = 1 << 24  # values of all classes' covariances, 128 MiB a side
 

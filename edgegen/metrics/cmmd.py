@@ -17,6 +17,7 @@ from edgegen.metrics._common import Batches, feature_name, two_sides, with_error
 from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
+TAKES = "features"  # two sets of pooled features
 SIGMA, SCALE = 10.0, 1000.0
 _BLOCK = 1024
 

@@ -10,6 +10,7 @@ import numpy as np
 from edgegen.metrics._common import Batches, mean_of, per_image
 from edgegen.types import Measurement
 
+TAKES = "pairs"  # image by image, against the image at the same place
 CHROMA = np.array([[-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 

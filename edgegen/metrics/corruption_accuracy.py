@@ -13,6 +13,8 @@ from edgegen.metrics._corruptions import CORRUPTIONS
 from edgegen.metrics.top1 import answers
 from edgegen.types import Measurement
 
+TAKES = "corruptions"  # logits on corrupted images against labels
+
 
 def corruption_accuracy(
     reference: Batches, candidate: Batches, *, seed: int = 0, corruptions: tuple[str, ...] = tuple(CORRUPTIONS)

@@ -15,6 +15,7 @@ from edgegen.metrics._common import Batches, feature_name, too_few, two_sides, w
 from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
+TAKES = "features"  # two sets of pooled features
 FULL_RANK = 2048
 # A bootstrap resample costs an eigendecomposition and all features in memory; where that is too much, whole groups of
 # images are left out instead, which streams.

@@ -18,6 +18,7 @@ from edgegen.metrics._common import Batches, feature_name, feature_rows, too_few
 from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
+TAKES = "features"  # two sets of pooled features
 SPLITS = 10
 
 

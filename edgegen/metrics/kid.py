@@ -16,6 +16,7 @@ from edgegen.metrics._common import Batches, feature_name, feature_rows, two_sid
 from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
+TAKES = "features"  # two sets of pooled features
 SUBSETS, SUBSET_SIZE = 100, 1000
 
 

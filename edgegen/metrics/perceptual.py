@@ -18,6 +18,7 @@ from edgegen.errors import DataError
 from edgegen.metrics._common import Batches, feature_name, mean_of, paired
 from edgegen.types import Measurement
 
+TAKES = "pairs"  # image by image, against the image at the same place
 _EPSILON = 1e-10
 _AT_ONCE = 16  # feature maps are much larger than images: this many images are compared at a time
 

@@ -12,6 +12,8 @@ from edgegen.metrics._neighbours import share_inside
 from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
+TAKES = "features"  # two sets of pooled features
+
 
 def precision(
     reference: Batches | Rows, candidate: Batches | Rows, *, features: Any, seed: int = 0, k: int = 3

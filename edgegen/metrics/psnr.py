@@ -7,6 +7,7 @@ import numpy as np
 from edgegen.metrics._common import Batches, mean_of, per_image
 from edgegen.types import Measurement
 
+TAKES = "pairs"  # image by image, against the image at the same place
 SMALLEST_MSE = 1e-10  # equal images give 100 dB, not infinity: the mean stays a number
 
 

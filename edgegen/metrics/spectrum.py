@@ -19,6 +19,7 @@ from edgegen.types import Measurement
 if TYPE_CHECKING:
     from edgegen.nn.features import FeatureExtractor
 
+TAKES = "spectra"  # two sets of radial spectra
 _LEAST_POWER = 1e-12  # of an image in 0..1; an 8-bit step in one of a million pixels
 _RESAMPLES = 200
 

@@ -12,6 +12,7 @@ from edgegen.errors import DataError
 from edgegen.metrics._common import Batches, mean_of, per_image
 from edgegen.types import Measurement
 
+TAKES = "pairs"  # image by image, against the image at the same place
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 

@@ -8,6 +8,8 @@ from edgegen.errors import DataError
 from edgegen.metrics._common import Batches, mean_of, paired
 from edgegen.types import Measurement
 
+TAKES = "labels"  # logits against labels
+
 
 def top1(reference: Batches, candidate: Batches, *, seed: int = 0) -> Measurement:
     """Share of right answers.

@@ -1,0 +1,126 @@
+"""The quality of finished bundles: one against data, or two against each other on the same inputs.
+
+Inputs go through the built artifact in blocks of 64; what the metrics need of a block (features, logits, the figures of
+each image) is kept in the cache under the hash of artifact, inputs, extractor and settings. So memory does not grow
+with the number of images, a run that was cut off goes on, and several processes share one evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgegen import data, registry
+from edgegen.errors import BundleError, DataError, UsageError
+from edgegen.evaluation_figures import Result, result
+from edgegen.evaluation_work import Settings, Subject, Task, Work, referenced, subject, takes
+from edgegen.metrics import _blocks, _extractors
+from edgegen.types import Model
+
+__all__ = ["Result", "Settings", "evaluate"]
+
+DEFAULT_N = 2048
+DEFAULTS = {
+    "classification": ("top1", "agreement"),
+    "unconditional": ("kid", "fid", "precision", "recall", "spectrum", "psnr", "bad_images"),
+    "": ("psnr", "ssim", "perceptual", "brightness_shift", "colour_shift", "bad_images"),
+}
+Progress = Callable[[str, str, float], None]
+
+
+def evaluate(paths: list[Path], settings: Settings, progress: Progress) -> Result:
+    """Figures of one bundle, or of two on the same inputs with the differences' paired intervals.
+
+    Raises:
+        BundleError: not a bundle. DataError: no data where they are needed. UsageError: metrics that do not fit.
+    """
+    if not 1 <= len(paths) <= 2:
+        raise UsageError(f"evaluate takes one bundle, or two to compare, got {len(paths)}")
+    subjects = [subject(path) for path in paths]
+    _check_same(subjects)
+    model = subjects[0].model
+    dataset, real = _dataset(model, settings)
+    chosen = _metrics(model, dataset, settings, real, len(subjects))
+    features = None
+    if any(takes(name) == "features" for name in chosen) or "perceptual" in chosen:
+        features = _extractors.load(settings.features or str(model.options.get("features", "cifar")))
+    share = _blocks.share_of(settings.shard)
+    task = Task(subjects, dataset, real, chosen, settings, features)
+    made = task.blocks()
+    with contextlib.ExitStack() as stack:
+        made.fill(Work(task, stack), share, lambda text, part: progress("evaluate", text, part))
+    reference = task.reference_blocks()
+    if reference is not None:
+        reference.fill(task.reference_block, share, lambda text, part: progress("real images", text, part))
+    if share.count > 1 and not share.together:
+        return Result((), complete=False)
+    return result(task, made, reference)
+
+
+def _check_same(subjects: list[Subject]) -> None:
+    """Two bundles must take the same inputs and give outputs of one kind."""
+    if len(subjects) < 2:
+        return
+    a, b = (s.model for s in subjects)
+    same = a.task == b.task and a.preprocessing == b.preprocessing
+    shapes = [(m.stage.inputs[0].shape, m.stage.outputs[0].shape) for m in (a, b)]
+    if not same or shapes[0] != shapes[1]:
+        raise BundleError(
+            f"{subjects[0].path} is {a.task} {shapes[0]}, {subjects[1].path} is {b.task} {shapes[1]}; only networks of"
+            " the same task, input, preprocessing and output can be compared"
+        )
+
+
+def _dataset(model: Model, settings: Settings) -> tuple[Any, bool]:
+    """The samples, and whether they come with real images to compare sets with."""
+    source = data.open_source(settings.data) if settings.data is not None else None
+    if model.task == "unconditional":
+        if source is not None and source.kind != "images":
+            raise DataError(f"{settings.data}: holds {source.kind}; a generator is compared with images")
+        return data.Dataset(source, model, seed=settings.seed, length=settings.n or DEFAULT_N), source is not None
+    if source is None:
+        raise DataError(f"{model.name} ({model.task}) needs inputs: give --data FOLDER, an archive of one, or .npz")
+    return data.Dataset(source, model, seed=settings.seed, length=settings.n or None), False
+
+
+def _metrics(model: Model, dataset: Any, settings: Settings, real: bool, bundles: int) -> tuple[str, ...]:
+    """The metrics that were asked for, or those of the task that the data allow.
+
+    Raises:
+        UsageError: an unknown metric, or one that needs what is not there; says what.
+    """
+    asked = settings.metrics or DEFAULTS.get(model.task, DEFAULTS[""])
+    lacking = {}
+    for name in asked:
+        registry.check("metrics", name)
+        lacking[name] = _lacks(name, model, dataset, real, bundles)
+    if settings.metrics:
+        for name, why in lacking.items():
+            if why:
+                raise UsageError(f"metric {name}: {why}")
+    found = tuple(dict.fromkeys(name for name in asked if not lacking[name]))
+    if not found and bundles == 1:
+        why = "; ".join(sorted({text for text in lacking.values() if text}))
+        raise UsageError(f"nothing to measure on {model.name}: {why}")
+    return found
+
+
+def _lacks(name: str, model: Model, dataset: Any, real: bool, bundles: int) -> str:
+    """Why a metric cannot be had here; empty when it can."""
+    kind, classifier = takes(name), model.task == "classification"
+    if classifier != (kind in ("labels", "corruptions", "logits")):
+        return f"is not for {model.task}"
+    if kind in ("labels", "corruptions"):
+        if not dataset.labelled:
+            return "needs labels; give --data with a folder for each class, or .npz with y"
+        if kind == "corruptions" and dataset.source.kind != "images":
+            return "needs images that can be corrupted; the data are arrays"
+    if kind == "logits" and bundles == 1:
+        return "compares two bundles; give two"
+    if kind in ("features", "spectra") and name != "inception_score" and not real:
+        return "needs real images; give --data with images of the kind that is generated"
+    if kind == "pairs" and name != "bad_images" and bundles == 1 and not referenced(dataset):
+        return "needs reference images; give an .npz with x and y, or a second bundle to compare with"
+    return ""
