@@ -19,11 +19,12 @@ TARGET = Target("testbed", "", ("onnxruntime",), precisions=("fp32", "fp16", "in
 # Options that make a pass quick; every other pass runs with its defaults.
 QUICK: dict[str, dict[str, Any]] = {
     "distill": {"steps": 3, "batch": 2, "precision": "fp32"},
+    "distill_gan": {"steps": 3, "batch": 2, "precision": "fp32"},
     "prune_blocks": {"ratio": 0.5},
 }
 # Passes that find nothing to do in some of the tiny models.
 NOWHERE = (
-    "reconstruct", "prune_blocks", "substitute_modconv",
+    "reconstruct", "prune_blocks", "substitute_modconv", "distill_gan",
     "commute_upsample", "share_weights",
     "prune_tokens", "downsample_kv", "replace_attention", "distill_steps", "tune_sampler",
 )  # fmt: skip
@@ -52,6 +53,12 @@ WRONG = [
     ("distill", {"crop": 0}, "crop must be at least 1 pixel"),
     ("distill", {"precision": "fp16"}, "precision must be one of auto, bf16, fp32, got 'fp16'"),
     ("distill", {"losses": ["labels"]}, "loss labels needs samples with a label"),
+    ("distill", {"accumulate": 0}, "accumulate must be at least 1, got 0"),
+    ("distill", {"every": -1}, "every and patience must be 0 or more, got -1 and 0"),
+    ("distill_gan", {"loss": "wgan"}, "loss must be one of hinge, r3gan, got 'wgan'"),
+    ("distill_gan", {"adversarial_after": 1.0}, r"adversarial_after must lie in \[0, 1\), got 1.0"),
+    ("distill_gan", {"critic_lr": 0.0}, "critic_lr must be above 0, got 0.0"),
+    ("distill_gan", {"features": -1.0}, "features must be 0 or more, got -1.0"),
     ("prune_blocks", {"ratio": 1.0}, r"ratio must lie in \[0, 1\) and samples be at least 1, got 1.0"),
     ("distill", {"margin": 3, "crop": 6}, "margin must be 0, or less than half of crop, got 3 with crop 6"),
     ("distill", {"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, muon, got 'lion'"),

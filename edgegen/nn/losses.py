@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 PROJECTIONS = ("conv", "orthogonal")
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def absolute(student: torch.Tensor, teacher: torch.Tensor, span: float = 1.0) -> torch.Tensor:
@@ -195,7 +195,7 @@ def _shapes(
     handles = [
         part.register_forward_hook(lambda part, args, out, name=name: note(name, out))
         for name, part in net.named_modules()
-        if (name in names if names else isinstance(part, _WEIGHTED))
+        if (name in names if names else isinstance(part, WEIGHTED))
     ]
     try:
         with torch.no_grad():
