@@ -84,11 +84,11 @@ def _collected(run: Run, teacher: Candidate, dataset: Any, part: str) -> Path:
 
 
 def _features(run: Run) -> Any:
-    from edgegen.nn import features
+    from edgegen.metrics import _extractors
 
     if run.model.task == "classification":
         return None
-    return features.load_features(run.request.features or str(run.model.options.get("features", "cifar")))
+    return _extractors.load(run.request.features or str(run.model.options.get("features", "cifar")))
 
 
 def group_verdict(
