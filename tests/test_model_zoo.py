@@ -37,7 +37,7 @@ TINY: dict[str, tuple[str, dict[str, Any], tuple[int, ...] | None]] = {
     "ugatit": ("ugatit", {"width": 4, "blocks": 1, "size": 32}, IMAGE),
     "ugatit-light": ("ugatit", {"width": 4, "blocks": 1, "light": True}, IMAGE),
 }
-SLOW = ("animegan", "cut", "stylegan2-mapping", "stylegan2-synthesis", "styleswin", "ugatit")
+SLOW = ("animegan", "cut", "fastgan", "stylegan2-mapping", "stylegan2-synthesis", "styleswin", "taesd", "ugatit")
 CASES = [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in TINY]
 MINE = sorted({name for name, _, _ in TINY.values()})
 
