@@ -17,6 +17,8 @@ from edgegen.bundle_manifest import MANIFEST, SCHEMA, check_name
 from edgegen.errors import BundleError
 from edgegen.types import Artifact, Graph, Model
 
+REBUILT = ("builtin", "timm", "file")
+"""Kinds of origin from which a network's architecture is made again; .pt2 and .onnx hold a graph alone."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -118,7 +120,7 @@ def _manifest(
         "graph": dataclasses.replace(contents.graph, onnx=Path("model.onnx")),
         "artifacts": placed,
         "golden": golden,
-        "torch": torch_files if model.stage.module is not None else None,
+        "torch": torch_files if model.stage.module is not None and origin.get("kind") in REBUILT else None,
     })  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def _write_torch(folder: Path, contents: Contents) -> dict[str, Any]:
     module = contents.model.stage.module
     if origin.get("kind") in ("pt2", "onnx"):
         origin["path"] = Path(origin["path"]).name
-    if module is None or origin.get("kind") not in ("builtin", "timm", "file"):
+    if module is None or origin.get("kind") not in REBUILT:
         return origin
     from edgegen import architecture, origins, weights
 

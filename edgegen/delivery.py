@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import bundle, calibration_sets, decide, layer_rows, measuring, recipe, registry, samplers, serial, summary
+from edgegen import (
+    bundle,
+    calibration_sets,
+    decide,
+    layer_rows,
+    measuring,
+    model_card,
+    recipe,
+    registry,
+    samplers,
+    serial,
+    summary,
+)
 from edgegen.decide import Final
 from edgegen.errors import RuntimeFailed
 from edgegen.images import unit_range
@@ -36,7 +48,8 @@ def deliver(
     content["images"] = pictures(run, final, folder)
     content |= layers(run, final)
     content["reproduce"] = f"edgegen reproduce {run.out}"
-    html.write_report(folder, schema.normalise(content))
+    checked = html.write_report(folder, schema.normalise(content))
+    card = model_card.card(checked, artifact.runtime)
     report = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     feeds, outputs, tolerance = decide.golden(run, final)
     told = json.dumps(serial.to_json(run.request), indent=1, sort_keys=True) + "\n"
@@ -51,7 +64,7 @@ def deliver(
             recipe=recipe.to_toml(run.recipe),
             golden=(bundle.Golden(feeds, outputs, tolerance),),
             report=report,
-            extra={"request.json": told, **_project(model, artifact)},
+            extra={"request.json": told, "MODEL_CARD.md": card, **_project(model, artifact)},
             licences=_attributions(run),
             stamps=tuple(summary.stamps(run)),
             versions=dict(artifact.versions),
