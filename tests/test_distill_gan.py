@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import graph, training
+from edgegen import graph, recipe, training
 from edgegen.errors import PassError
 from edgegen.models import dcgan
 from edgegen.nn import discriminators, encoders
@@ -220,6 +220,16 @@ def test_what_is_no_generator_is_left_as_it_is(conv_chain: Model) -> None:
 def test_wrong_options_are_named(options: dict[str, Any], message: str, residual: Model) -> None:
     with pytest.raises(ValueError, match=message):
         distill_gan(residual, job(residual), **QUICK | options)
+
+
+def test_the_presets_are_judged_with_their_recovery() -> None:
+    names = {preset: [[step.name for step in group] for group in recipe.groups(recipe.load(preset))]
+             for preset in ("gan", "strong")}  # fmt: skip
+    assert names == {"gan": [["prune_channels", "distill_gan"]],
+                     "strong": [["prune_blocks", "prune_channels", "reconstruct", "distill"]]}  # fmt: skip
+    both = recipe.Recipe(steps=tuple(recipe.Step(name=name) for name in
+                                     ("prune_channels", "distill", "distill_gan", "prune_blocks")))  # fmt: skip
+    assert [len(group) for group in recipe.groups(both)] == [3, 1], "rounds of training belong together"
 
 
 def test_no_teacher_is_said(residual: Model) -> None:

@@ -29,12 +29,12 @@ class OutputDiscriminator(nn.Module):
         self.logits = logits
         kind: Any = nn.Conv2d if len(shape) == 3 else nn.Linear
         kernel = {"kernel_size": 3, "stride": 2, "padding": 1} if len(shape) == 3 else {}
+        first, last = kind(shape[0] if len(shape) == 3 else shape[-1], width, **kernel), kind(width, 1, **kernel)
         self.body = nn.Sequential(
-            kind(shape[0] if len(shape) == 3 else shape[-1], width, **kernel), nn.LeakyReLU(0.2),
-            kind(width, width, **kernel), nn.LeakyReLU(0.2), kind(width, 1, **kernel),
-        )  # fmt: skip
-        nn.init.zeros_(self.body[-1].weight)  # at first it cannot tell, and the student's gradient is 0
-        nn.init.zeros_(self.body[-1].bias)
+            first, nn.LeakyReLU(0.2), kind(width, width, **kernel), nn.LeakyReLU(0.2), last
+        )
+        nn.init.zeros_(last.weight)  # at first it cannot tell, and the student's gradient is 0
+        nn.init.zeros_(last.bias)
 
     def forward(self, output: torch.Tensor) -> torch.Tensor:
         """Logit of "the teacher's", (N, ...)."""

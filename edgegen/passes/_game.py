@@ -103,7 +103,8 @@ class Game:
         self.frozen = not any(parameter.requires_grad for parameter in self.student.parameters())
         if self.frozen:  # loaded for inference: then everything learns, and is frozen again afterwards
             self.student.requires_grad_(True)
-        self.teacher = graph.clone(job.teacher.stage.module if job.teacher else None).eval().to(job.device)
+        original: Any = job.teacher.stage.module if job.teacher else None
+        self.teacher = graph.clone(original).eval().to(job.device)
         self.teacher.requires_grad_(online).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def check(self, batch: dict[str, Any]) -> None:

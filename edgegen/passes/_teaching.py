@@ -52,7 +52,9 @@ class Lesson:
         self.names: tuple[str, ...] = ()
         self.maps: dict[str, nn_losses.FeatureLoss] = {}
         self.learner = nn.ModuleDict({"student": self.student})
-        self.weighed = losses_maps.weight_pairs(self.student, self.teacher) if "weights" in table else ()
+        self.weighed: tuple[str, ...] = ()
+        if "weights" in table and self.teacher is not None:
+            self.weighed = losses_maps.weight_pairs(self.student, self.teacher)
         if "weights" in table and not self.weighed:
             raise ValueError("no layer of the student stands for a matrix of its teacher's; leave out the loss weights")
         if "discriminator" in table:

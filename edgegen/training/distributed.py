@@ -154,13 +154,13 @@ def wrapped(module: nn.Module, loss_step: Callable[[nn.Module, Any, int], Any]) 
     step = Step(module, loss_step)
     if group().count == 1:
         return step
-    ddp = nn.parallel.DistributedDataParallel
+    ddp: Any = nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # `synced` keeps buffers equal
     # Not every loss uses every parameter in every step, and a network may hold some that it never uses.
     return ddp(step, find_unused_parameters=True, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
 
 
-def without_sync(module: nn.Module, last: bool) -> Any:
+def without_sync(module: Any, last: bool) -> Any:
     """Gradients are exchanged once a step: not before its last part."""
     return nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
 
@@ -209,13 +209,13 @@ class _Sum(torch.autograd.Function):
     """The sum over the processes, in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return _Sum.apply(gradient.contiguous())
 
 
