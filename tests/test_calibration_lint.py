@@ -54,7 +54,7 @@ def black(images: np.ndarray) -> np.ndarray:
 
 FAULTS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "few": ("count", lambda p: normalised(p[:8])),
-    "copies": ("diversity", lambda p: normalised(np.repeat(p[:10], 4, 0) + np.linspace(0, 1e-3, 40).reshape(-1, 1, 1, 1))),
+    "copies": ("diversity", lambda p: normalised(np.repeat(p[:10], 4, 0) + 1e-5 * np.arange(40)[:, None, None, None])),
     "not normalised by 255": ("preprocessing", lambda p: normalised(p * 255)),
     "scaled twice": ("preprocessing", lambda p: normalised(p / 255)),
     "not normalised": ("preprocessing", lambda p: normalised(normalised(p))),

@@ -85,13 +85,20 @@ def _outputs(model: onnx.ModelProto) -> set[str]:
 
 
 def _rounded(model: onnx.ModelProto, computed: set[str]) -> dict[str, tuple[float, float]]:
-    """Computed tensors that go through QuantizeLinear -> range of their steps; in the order of the graph."""
+    """Computed tensors that go through QuantizeLinear -> range of their steps; in the order of the graph.
+
+    A graph output keeps its name behind the rounding, so there what is rounded has another.
+    """
     consts = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    behind = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     found = {}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] in computed:
+        if node.op_type != "QuantizeLinear":
+            continue
+        name = next((n for n in (node.input[0], behind.get(node.output[0], "")) if n in computed), "")
+        if name:
             scale, zero = float(consts[node.input[1]]), int(consts[node.input[2]])
-            found[node.input[0]] = (-zero * scale, (255 - zero) * scale)
+            found[name] = (-zero * scale, (255 - zero) * scale)
     return found
 
 
