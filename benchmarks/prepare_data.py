@@ -7,8 +7,8 @@
     cifar/test.npz          the 8,000 test images
     photos/train, eval      image folders: every fifth photo is for evaluation
     imagenet/train, eval    .npz of the same photos, shorter side 256, centre 224; y = ImageNet class
-    taef2/train, eval       .npz of the same photos, 256: x float32 latents (N, 32, 32, 32), y uint8 photos; centre,
-                            and for training also both ends of the longer side (one mirrored), and crops of kodak24
+    taef2/train, eval       .npz of the same photos, 256: x float32 latents (N, 32, 32, 32), y uint8 photos; the
+                            centre, and for training 8 views of other places and scales, and 24 of each of kodak24
 
 Only evaluation files may be used for reported quality.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -93,24 +94,18 @@ def imagenet(assets: Path, out: Path) -> None:
         np.savez(out / f"{part}.npz", x=x, y=np.array([int(file.name[:4]) for file in files], np.int64))
 
 
-def views(photo: Path, size: int) -> list[np.ndarray]:
-    """Squares of a photo brought to `size` on its shorter side: both ends of the longer one, one of them mirrored."""
+def views(photo: Path, size: int, count: int) -> list[np.ndarray]:
+    """Squares of `size` from all over a photo, at 0.6 to 1 of its shorter side, every second one mirrored."""
+    rng = np.random.default_rng(zlib.crc32(photo.name.encode()))
     with Image.open(photo) as opened:
         image = opened.convert("RGB")
-    factor = size / min(image.size)
-    image = image.resize([max(size, round(side * factor)) for side in image.size], Image.Resampling.BICUBIC)
-    width, height = image.size
-    first = np.asarray(image.crop((0, 0, size, size)))
-    last = np.asarray(image.crop((width - size, height - size, width, height)))
-    return [first, last[:, ::-1]]
-
-
-def tiles(photo: Path, size: int) -> list[np.ndarray]:
-    """Squares of a large photo side by side, what is left over at the ends dropped."""
-    with Image.open(photo) as opened:
-        image = np.asarray(opened.convert("RGB"))
-    places = [(y, x) for y in range(0, len(image) - size + 1, size) for x in range(0, image.shape[1] - size + 1, size)]
-    return [image[y : y + size, x : x + size] for y, x in places]
+    found = []
+    for number in range(count):
+        side = round(min(image.size) * rng.uniform(0.6, 1.0))
+        left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
+        square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        found.append(np.asarray(square)[:, :: -1 if number % 2 else 1])
+    return found
 
 
 def taef2(assets: Path, out: Path) -> None:
@@ -125,9 +120,9 @@ def taef2(assets: Path, out: Path) -> None:
     for part, files in split_photos(assets).items():
         images = [centre(file, 256, 256) for file in files]
         if part == "train":
-            images += [view for file in files for view in views(file, 256)]
-            images += [tile for file in sorted((assets / "kodak24").iterdir()) if file.suffix in PICTURES
-                       for tile in tiles(file, 256)]  # fmt: skip
+            images += [view for file in files for view in views(file, 256, 8)]
+            images += [view for file in sorted((assets / "kodak24").iterdir()) if file.suffix in PICTURES
+                       for view in views(file, 256, 24)]  # fmt: skip
         # Training latents in BF16 where the processor has it, four times as fast; what is judged on is FP32.
         precision = training.resolve_precision("auto" if part == "train" else "fp32")
         with torch.no_grad(), training.autocast(precision):
