@@ -76,7 +76,8 @@ def attended(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x + attention, what the attention was given); with `sizes` a key counts that many times."""
     given = block.norm1(x)
-    more = {} if sizes is None else {"attn_mask": sizes.log().transpose(1, 2)[:, None]}  # (N, 1, 1, tokens)
+    counted = sizes is not None and not isinstance(block.attn, nn.Identity)  # removed: there is nothing to count
+    more = {"attn_mask": sizes.log().transpose(1, 2)[:, None]} if counted else {}  # type: ignore[union-attr]
     return x + _optional(block, 1, block.attn(given, **more)), given
 
 

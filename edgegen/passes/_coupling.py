@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,37 +21,12 @@ from torch_pruning._helpers import _HybridIndex as Index
 
 from edgegen import graph
 from edgegen.errors import PassError
-from edgegen.passes import _inverse
+from edgegen.nn import tokens
+from edgegen.passes import _groups, _inverse
+from edgegen.passes._groups import Coupled, Key, Unit
 from edgegen.passes._limited import limited
 
-Key = tuple[str, str]  # (path of a layer or parameter, "out" or "in")
-Unit = dict[Key, tuple[int, ...]]  # what leaves together, as indices into the original network
 _STATISTICS_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
-
-
-@dataclass
-class Coupled:
-    """A set of coupled layers. `units` may leave one by one; `blocked` says why none may; `fixed` units never may.
-
-    blocks: one unit takes this many channels at equal distances (heads, groups). inexact: a norm over the channels sees
-    the removal, so that the smaller network is not the masked one. heads: attention module whose head size shrinks, or
-    with `whole` the number of its heads (then a unit is a head, `blocks` channels wide).
-    """
-
-    root: str
-    units: list[Unit]
-    blocked: str = ""
-    fixed: set[int] = field(default_factory=set)
-    blocks: int = 1
-    inexact: bool = False
-    heads: str = ""
-    whole: bool = False
-    producers: tuple[str, ...] = ()  # paths whose output channels are coupled here
-
-    @property
-    def keys(self) -> list[Key]:
-        """Every (path, side) that some unit takes channels from."""
-        return list(dict.fromkeys(key for unit in self.units for key in unit))
 
 
 class _Traced(nn.Module):
@@ -86,6 +60,9 @@ def find(
         PassError: tracing failed or took too long.
     """
     net = graph.clone(module).requires_grad_(True).eval()
+    for part in net.modules():
+        if isinstance(part, tokens.TokenStages):  # merging moves tokens, not channels, and cannot be traced
+            part.counts = {}
     try:
         found = limited(lambda: _find(net, inputs), seconds)
     except TimeoutError as error:
@@ -97,8 +74,8 @@ def find(
         at = _inverse.first(net)
         flow = f"; {at} is invertible: a flow keeps its channels, use another pass" if at else ""
         raise PassError(f"prune_channels: the channel dependencies cannot be traced: {error}{flow}") from error
-    own = [_attention(path, part, heads) for path, part in _attentions(net).items()]
-    taken = {f"{group.heads}.qkv" for group in own}
+    own = _groups.of_attention(net, heads)
+    taken = {path for group in own for path in group.producers}
     found = [group for group in found if not taken & set(group.producers)] + own
     for group in found:
         group.blocked = group.blocked or _inverse.reason(net, [path for path, _ in group.keys])
@@ -264,34 +241,3 @@ def _join(units: Iterable[Unit]) -> Unit:
         for key, indices in unit.items():
             joined.setdefault(key, set()).update(indices)
     return {key: tuple(sorted(indices)) for key, indices in joined.items()}
-
-
-def _attentions(net: nn.Module) -> dict[str, nn.Module]:
-    """Self-attention modules of timm's form: one `qkv` linear layer, heads of `head_dim`, a `proj` linear layer."""
-    return {
-        path: part
-        for path, part in net.named_modules()
-        if isinstance(getattr(part, "qkv", None), nn.Linear)
-        and isinstance(getattr(part, "proj", None), nn.Linear)
-        and isinstance(getattr(part, "head_dim", None), int)
-        and isinstance(getattr(part, "num_heads", None), int)
-        and part.qkv.out_features == 3 * part.num_heads * part.head_dim
-        and part.proj.in_features == part.num_heads * part.head_dim
-    }
-
-
-def _attention(path: str, part: Any, whole: bool = False) -> Coupled:
-    """Positions inside the heads, the same in each, so that the width stays a multiple of their number; or heads."""
-    heads, size = part.num_heads, part.head_dim
-    group = Coupled(f"{path}.qkv", [], blocks=size if whole else heads, heads=path, whole=whole,
-                    producers=(f"{path}.qkv",))  # fmt: skip
-    inner = [getattr(part, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
-    if any(x is not None and not isinstance(x, nn.Identity) for x in inner):
-        group.blocked = "attention with norms or a gate inside its heads is left as it is"
-    for position in range(heads if whole else size):
-        channels = [position * size + i for i in range(size)] if whole else [
-            head * size + position for head in range(heads)
-        ]
-        stacked = tuple(offset * heads * size + channel for offset in range(3) for channel in channels)
-        group.units.append({(f"{path}.qkv", "out"): stacked, (f"{path}.proj", "in"): tuple(channels)})
-    return group

@@ -38,6 +38,15 @@ def width(part: Any, side: str) -> int:
     return pruner.get_out_channels(part) if side == "out" else pruner.get_in_channels(part)
 
 
+def misfit(module: nn.Module, group: Coupled) -> str:
+    """Why a group cannot be as it was traced (an index that a layer does not have), or ""."""
+    for path, side in group.keys:
+        size = width(part_at(module, path), side)
+        if any(max(unit.get((path, side), (0,))) >= size for unit in group.units):
+            return f"cannot be removed safely: the trace takes channels from {path} that it does not have"
+    return ""
+
+
 def remove(module: nn.Module, removals: Removals, heads: Mapping[str, tuple[int, int]]) -> nn.Module:
     """A copy of `module` without the given channels.
 
@@ -83,9 +92,10 @@ def _set_heads(part: Any, count: int, size: int) -> None:
     with torch.no_grad():
         rows = count * size
         factor = math.sqrt(size / part.head_dim)
-        part.qkv.weight[:rows] *= factor
-        if part.qkv.bias is not None:
-            part.qkv.bias[:rows] *= factor
+        layer = part.qkv if hasattr(part, "qkv") else part.q
+        layer.weight[:rows] *= factor
+        if layer.bias is not None:
+            layer.bias[:rows] *= factor
     part.head_dim = size
     if hasattr(part, "attn_dim"):
         part.attn_dim = rows

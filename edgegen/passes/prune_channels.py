@@ -83,7 +83,7 @@ def prune_channels(
     for turn in range(iterations):
         groups = _coupling.find(result, inputs, seconds=trace_seconds, heads=heads)
         for group in groups:
-            group.blocked = group.blocked or _by_name(group, layers, skip)
+            group.blocked = group.blocked or _by_name(group, layers, skip) or _removal.misfit(result, group)
             full.setdefault(group.producers, len(group.units))
         open_groups = [group for group in groups if not group.blocked]
         scores = _importance.scores(result, open_groups, importance, job.seed, seen, job.progress)
@@ -261,9 +261,9 @@ class _Probe:
         removals, heads = _removals(plans)
         try:
             got = graph.outputs(_removal.remove(self.module, removals, heads), self.inputs)
+            expected = graph.outputs(_removal.mask(self.module, removals), self.inputs)
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, AttributeError) as error:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
-        expected = graph.outputs(_removal.mask(self.module, removals), self.inputs)
         exact = not any(plan.group.inexact for plan in plans)
         return _difference(got, expected, self.tolerance if exact else math.inf)
 
