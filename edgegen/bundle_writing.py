@@ -73,7 +73,9 @@ def fill(folder: Path, contents: Contents) -> None:
         script: bundle_samples.script(contents.model, main, main.path.as_posix(), contents.target),
     }
     loop = samplers.of(contents.model.options)
-    copied = {f"samplers/{name}": file for name, file in samplers.sources(loop).items()} if loop is not None else {}
+    copied: dict[str, str | bytes | Path] = {}
+    if loop is not None:
+        copied = {f"samplers/{name}": file for name, file in samplers.sources(loop).items()}
     for name, content in [*copied.items(), *own.items(), *contents.report.items(), *contents.extra.items()]:
         _put(folder, name, content)
     for name, content in {**bundle_text.licences(contents.model, artifacts), **contents.licences}.items():

@@ -35,6 +35,7 @@ class Embedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         rates = torch.exp(torch.arange(width // 2) * (-math.log(10_000.0) / (width // 2 - 1)))
+        self.rates: torch.Tensor
         self.register_buffer("rates", rates, persistent=False)
         self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 

@@ -71,7 +71,8 @@ def tune_sampler(
 
     plain = {**settings, **_steps("ddim", runs), "spacing": "trailing", "timesteps": []} if nfe else settings
     start = judged(plain, model.stage.module, {})
-    best, found = plain, start
+    best: Mapping[str, Any] = plain
+    found = start
     for candidate in _candidates(settings, runs, methods, rhos):
         if (value := judged(candidate, model.stage.module, {})) < found:
             best, found = candidate, value
@@ -113,7 +114,7 @@ def _candidates(
 ) -> list[dict[str, Any]]:
     shared = {key: value for key, value in settings.items() if key != "eta"}
     per_step = max(1, round(samplers.nfe({**shared, "name": "ddim", "timesteps": [], "steps": runs}) / runs))
-    spacings = [{"spacing": "trailing"}, *({"spacing": "karras", "rho": rho} for rho in rhos)]
+    spacings: list[dict[str, Any]] = [{"spacing": "trailing"}, *({"spacing": "karras", "rho": rho} for rho in rhos)]
     return [
         samplers.complete({**shared, "timesteps": [], **_steps(name, max(1, runs // per_step)), **spacing})
         for name in methods for spacing in spacings
@@ -153,8 +154,9 @@ def _factors(
             factors = {"skip": float(skip), "backbone": float(backbone)}
             scaled = graph.clone(model.stage.module)
             for part in [part for part in scaled.modules() if hasattr(part, "up_blocks")]:
-                for number, block in enumerate(part.up_blocks):
-                    part.up_blocks[number] = ScaledSkips(block, **factors)
+                blocks: Any = part.up_blocks
+                for number, block in enumerate(blocks):
+                    blocks[number] = ScaledSkips(block, **factors)
             if (value := judged(best, scaled.eval(), factors)) < found:
                 module, chosen, found = scaled, factors, value
     return module, chosen, found

@@ -76,9 +76,9 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
         if not 0 <= float(found[key]) < math.inf or (key == "rho" and not found[key]):
             least = "above 0" if key == "rho" else "of 0 or more"
             raise ValueError(f"{key} must be a number {least}, got {found[key]}")
-    low, high = (float(end) for end in found["guidance_interval"])
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"guidance_interval must be shares of the time, low to high, in 0..1, got {low}, {high}")
+    first, end = (float(share) for share in found["guidance_interval"])
+    if not 0 <= first <= end <= 1:
+        raise ValueError(f"guidance_interval must be shares of the time, low to high, in 0..1, got {first}, {end}")
     if found["guidance"] != 1 and not found["labels"]:
         raise ValueError(f"guidance {found['guidance']} needs a network with class labels; this one has none, use 1")
     return found
@@ -109,7 +109,7 @@ def levels(settings: Mapping[str, Any]) -> list[Level]:
         wanted = (ends[0] + np.linspace(0, 1, count) * (ends[1] - ends[0])) ** settings["rho"]
         times = np.interp(np.log(wanted), np.log(ratios), np.arange(total))
     elif settings["spacing"] == "leading":
-        times = np.arange(count)[::-1] * float(total // count)
+        times = np.arange(count)[::-1].astype(np.float64) * (total // count)
     elif settings["spacing"] == "linspace":
         times = np.round(np.linspace(0, total - 1, count))[::-1]
     else:
