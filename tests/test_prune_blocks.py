@@ -25,6 +25,22 @@ class Residual(nn.Module):
         return x + self.strength * self.body(x)
 
 
+class Timed(Residual):
+    """A block that is told the time too, as in a denoiser."""
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return x + scale * time * self.body(x)
+
+
+class Denoiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Timed(1.0), Timed(1.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x, torch.ones(1), scale=0.1), torch.ones(1), scale=1.0)
+
+
 class Stages(nn.Module):
     """A stage of three blocks (a module of its own class) and a fourth block behind it."""
 
@@ -107,3 +123,16 @@ def test_a_ratio_below_one_block_removes_none(model: Model) -> None:
 def test_wrong_options_are_one_clear_line(model: Model, options: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         prune_blocks(model, JOB, **options)
+
+
+def test_a_block_that_is_told_more_than_its_input_can_go(model: Model) -> None:
+    denoiser = Denoiser().eval()
+    stage = Stage("d", denoiser, (TensorSpec("input", (1, 4, 8, 8)),), (TensorSpec("output", (1, 4, 8, 8)),))
+    result = prune_blocks(Model("d", "restoration", (stage,)), JOB, ratio=0.5)
+    assert result.notes["removed"] == "first"
+    x = torch.rand(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = denoiser.second(x, torch.ones(1))
+    again = architecture.rebuild(Denoiser(), architecture.describe(result.model.stage.module, denoiser)).eval()
+    again.load_state_dict(result.model.stage.module.state_dict())
+    assert torch.equal(graph.outputs(again, [x])[0], expected)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgegen import graph, registry, training
+from edgegen.nn.passthrough import Passthrough
 from edgegen.passes import _lessons
 from edgegen.types import Job, Model, PassResult
 
@@ -81,7 +82,7 @@ def _of_block(layer: str, told: dict[str, str]) -> str:
 
 
 def removable(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[str]:
-    """Names of blocks that map one tensor to one of the same shape and hold two or more weighted layers.
+    """Names of blocks that map their first tensor to one of the same shape and hold two or more weighted layers.
 
     Of nested ones the outermost, unless it holds several of one class: then it is a stage, and they are the blocks.
     """
@@ -129,7 +130,7 @@ def _remove(
             break
         errors = {name: _error(module, name, inputs, wanted) for name in free}
         name = min(errors, key=lambda key: errors[key])
-        _put(module, name, nn.Identity().eval())
+        _put(module, name, Passthrough().eval())
         changed[name] = f"removed with block {name}; relative squared error of the output {errors[name]:.3g}"
     left = {
         name: f"removing block {name} would make a relative squared error of {_error(module, name, inputs, wanted):.3g}"
@@ -143,7 +144,7 @@ def _error(
 ) -> float:
     """Relative squared error of the outputs without this block; the block comes back."""
     block = module.get_submodule(name)
-    _put(module, name, nn.Identity())
+    _put(module, name, Passthrough())
     try:
         got = [graph.outputs(module, sample) for sample in inputs]
     finally:
