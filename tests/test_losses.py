@@ -197,6 +197,8 @@ def test_gradient_penalty_of_a_linear_score_is_its_squared_slope() -> None:
     images = noise(5, 3, 4, 4, seed=1).requires_grad_()
     scores = (images * slope).sum((1, 2, 3))
     assert adversarial.gradient_penalty(scores, images).item() == pytest.approx(slope.square().sum().item(), rel=1e-5)
+    places = scores[:, None].expand(5, 7)  # a score of many places counts as their mean
+    assert adversarial.gradient_penalty(places, images).item() == pytest.approx(slope.square().sum().item(), rel=1e-5)
     twice = adversarial.gradient_penalty(images.square().sum((1, 2, 3)) / 2, images)  # the gradient is x itself
     assert twice.item() == pytest.approx(images.square().sum((1, 2, 3)).mean().item(), rel=1e-5)
     assert twice.requires_grad, "it can be minimised"

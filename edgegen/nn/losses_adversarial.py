@@ -63,8 +63,9 @@ def maker_loss(kind: str, real: torch.Tensor, made: torch.Tensor) -> torch.Tenso
 
 
 def gradient_penalty(scores: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Mean over the images (N, ...) of the squared norm of the gradient of their scores."""
-    (gradient,) = torch.autograd.grad(scores.float().sum(), images, create_graph=True)
+    """Mean over the images (N, ...) of the squared norm of the gradient of an image's mean score; scores: (N, ...)."""
+    each = scores.float().reshape(len(scores), -1).mean(1)
+    (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=True)
     return gradient.float().pow(2).flatten(1).sum(1).mean()
 
 
