@@ -46,7 +46,7 @@ def deliver(
     folder = run.folder / "report"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     content["images"] = pictures(run, final, folder)
-    content |= layers(run, final)
+    content |= layers(run, final, content["steps"])
     content["reproduce"] = f"edgegen reproduce {run.out}"
     checked = html.write_report(folder, schema.normalise(content))
     card = model_card.card(checked, artifact.runtime)
@@ -74,8 +74,11 @@ def deliver(
     return result
 
 
-def layers(run: Run, final: Final) -> dict[str, Any]:
-    """The layers of the chosen build, timed where it runs here and its runtime tells; the target's own figures."""
+def layers(run: Run, final: Final, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The layers of the chosen build, timed where it runs here and its runtime tells; the target's own figures.
+
+    Figures of single layers move from the steps to the layers.
+    """
     artifact, graph = final.chosen.artifact, final.chosen.graph
     if artifact is None:
         raise RuntimeFailed(f"{final.chosen.label} was not built")
@@ -87,7 +90,10 @@ def layers(run: Run, final: Final) -> dict[str, Any]:
                 times, reason = worker.layer_times(run.bench.feeds)
         except RuntimeFailed as error:
             reason = str(error)
-    rows = layer_rows.rows(graph, final.chosen.inspection, times)
+    told = [{key: step["figures"].pop(key, None) for key in layer_rows.FIGURES} for step in steps]
+    kept = ("kept", "forced", "predicted")
+    noted = [notes for notes, step in zip(told, steps, strict=True) if step["status"] in kept]
+    rows = layer_rows.rows(graph, final.chosen.inspection, times, noted)
     return {"layers": rows, "layers_reason": "" if times else reason, "roof": layer_rows.roof(run.target)}
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import onnx
 
 from edgegen import estimate, onnx_cost
-from edgegen.types import Graph, Inspection, PassResult, Target
+from edgegen.types import Graph, Inspection, Target
 
 _FUSED = 3
 """How many operations behind a layer a runtime may fuse to it."""
-_FIGURES = ("sqnr_db", "recovers")
+FIGURES = ("sqnr_db", "recovers")
 """Keys of `PassResult.notes` that hold a figure a layer: {layer: number}."""
 
 
@@ -22,13 +22,13 @@ def rows(
     graph: Graph,
     inspection: Inspection | None,
     times: Sequence[Mapping[str, Any]],
-    results: Sequence[PassResult] = (),
+    noted: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Every weighted layer in order, then kernels without weights that took time; dicts for `schema.Layer`.
 
     Args:
         times: as `measuring.Worker.layer_times` gives them; empty where the runtime tells none.
-        results: passes whose notes may hold figures a layer.
+        noted: notes of the passes that were kept, which may hold figures a layer under the keys of FIGURES.
     """
     model = onnx.load(graph.onnx)
     costs = {layer.name: layer for layer in onnx_cost.cost(model).layers}
@@ -39,7 +39,7 @@ def rows(
     for row in times:
         name = row["name"].removesuffix("_nchwc")  # ONNX Runtime names its blocked kernels after their output
         timed.setdefault(known.get(name, name), []).append(row)
-    noted = {key: _noted(results, key) for key in _FIGURES}
+    figures = {key: _figures(noted, key) for key in FIGURES}
     found = []
     for name in [*costs, *(name for name in timed if name not in costs)]:
         cost, mine = costs.get(name), timed.get(name, [])
@@ -59,7 +59,8 @@ def rows(
             "kernel": _kernel(mine),
             "promised": promised,
             "obtained": precision,
-            **{key: noted[key].get(name) for key in _FIGURES},
+            # a pass may name the module, body.0.conv, where the graph says body.0.conv/Conv
+            **{key: figures[key].get(name, figures[key].get(name.rpartition("/")[0])) for key in FIGURES},
         })  # fmt: skip
     return found
 
@@ -105,10 +106,10 @@ def _kernel(mine: Sequence[Mapping[str, Any]]) -> str:
     return re.sub(r"ExecutionProvider$", "", longest["kernel"]) if longest is not None else ""
 
 
-def _noted(results: Sequence[PassResult], key: str) -> dict[str, float]:
+def _figures(noted: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    for result in results:
-        told = result.notes.get(key)
+    for notes in noted:
+        told = notes.get(key)
         if isinstance(told, Mapping):
             found |= {str(name): float(value) for name, value in told.items() if isinstance(value, int | float)}
     return found

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgegen import calibration_lint, quality, recipe
+from edgegen import calibration_lint, layer_rows, quality, recipe
 from edgegen.decide import ASKED, Final
 from edgegen.devices import local
 from edgegen.judgement import Candidate
@@ -39,7 +39,9 @@ def step_records(
 
 
 def _scalars(notes: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in notes.items() if isinstance(v, (str, int)) or _is_finite(v)}
+    """Notes that are one figure or word, and those that `layer_rows` takes as figures of single layers."""
+    layers = {k: dict(v) for k in layer_rows.FIGURES if isinstance(v := notes.get(k), Mapping)}
+    return {k: v for k, v in notes.items() if isinstance(v, (str, int)) or _is_finite(v)} | layers
 
 
 def prepared(records: Sequence[dict[str, Any]], networks: Sequence[str], chosen: Candidate) -> list[dict[str, Any]]:

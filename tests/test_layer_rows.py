@@ -10,7 +10,7 @@ import pytest
 
 from edgegen import layer_rows, measuring, registry, serial
 from edgegen.bundle import read
-from edgegen.types import Graph, Inspection, PassResult, PrecisionPlan, Target
+from edgegen.types import Graph, Inspection, PrecisionPlan, Target
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def graph(tmp_path: Path) -> Graph:
 
 def test_work_and_bytes_are_those_by_hand(graph: Graph) -> None:
     seen = Inspection({"conv": "fp32"}, 0.0, 0.0)
-    notes = PassResult(model=None, notes={"sqnr_db": {"conv": 30.5}, "recovers": "x"})  # type: ignore[arg-type]
+    notes = {"sqnr_db": {"conv": 30.5}, "recovers": "x"}
     times = [{"name": "conv", "op": "Conv", "kernel": "k", "ms": [3.0, 1.0, 2.0]},
              {"name": "order", "op": "Reorder", "kernel": "r", "ms": [0.5]}]  # fmt: skip
     first, second = layer_rows.rows(graph, seen, times, [notes])
