@@ -102,6 +102,7 @@ def levels(settings: Mapping[str, Any]) -> list[Level]:
     bars = alpha_bars(settings["schedule"], settings["train_steps"])
     ratios = np.sqrt((1 - bars) / bars)  # sigma / alpha: the noise level of EDM (Karras et al., 2022)
     count, total = settings["steps"], len(bars)
+    times: np.ndarray
     if settings["timesteps"]:
         times = np.array(settings["timesteps"], np.float64)
     elif settings["spacing"] == "karras":
