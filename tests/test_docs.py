@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgegen import errors
+from edgegen import cli, errors
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = {
@@ -72,7 +72,6 @@ def wrong_commands(text: str) -> list[str]:
     import click
     import typer
 
-    from edgegen import cli
 
     group = typer.main.get_command(cli.app)
     found = []
@@ -135,3 +134,10 @@ def test_a_page_whose_code_fails_is_noticed(tmp_path: Path) -> None:
         run_page("```python\n1 / 0\n```\n", tmp_path)
     with pytest.raises(AssertionError, match="never tried"):
         run_page("```toml\na = 1\n```\n", tmp_path)
+
+
+def test_every_command_has_an_example_that_it_takes() -> None:
+    for command in cli.app.registered_commands:
+        lines = re.findall(r"Example: (edgegen .*)", command.callback.__doc__ or "")
+        assert lines, command.callback
+        assert wrong_commands("```sh\n" + "\n".join(lines) + "\n```\n") == []
