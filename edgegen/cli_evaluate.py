@@ -19,7 +19,7 @@ def evaluate(
     bundles: Annotated[list[Path], typer.Argument(help="A bundle, or two: the second is compared with the first.")],
     data: Annotated[Path | None, typer.Option(help="Images: folder, archive, .npz; real ones for a GAN.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metric, repeatable; default: the task's own.")] = None,
-    n: Annotated[int, typer.Option(help="Samples; 0: all of the data, or 2,048 latents.", min=0)] = 0,
+    n: Annotated[int, typer.Option("--n", "--samples", help="Samples; 0: all data, or 2,048 latents.", min=0)] = 0,
     features: Annotated[str, typer.Option(help="Feature extractor, such as cifar, inception or clip:FILE.")] = "",
     seed: Annotated[int, typer.Option(help="Of latents, of the choice of images, of intervals.", min=0)] = 0,
     shard: Annotated[str, typer.Option(help="I/N: do one part of N only; run without it to merge.")] = "",

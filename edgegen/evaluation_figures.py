@@ -155,6 +155,9 @@ def _told(task: Task, figure: Measurement) -> Measurement:
         "data_seed": task.settings.seed,
         "artifact": [s.artifact.label for s in task.subjects],
     }
+    if task.real:
+        shape = task.dataset.model.stage.outputs[0].shape
+        told["reference_fit"] = f"resized to cover {shape[2]} x {shape[3]}, bicubic, then centre crop"
     return dataclasses.replace(figure, conditions={**figure.conditions, **told})
 
 

@@ -186,7 +186,7 @@ class Work:
         against = None
         if referenced(task.dataset):
             against = images.unit_range(np.stack([s.reference for s in samples]), span)
-        kept = {}
+        kept: dict[str, np.ndarray] = {}
         for k, made in enumerate(pictures):
             found = task.set_arrays(made) | task.pairs(against, made)
             kept |= {f"{k}.{name}": value for name, value in found.items()}

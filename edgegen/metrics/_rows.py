@@ -49,7 +49,7 @@ class Rows:
         if block.ndim != 2 or (self._count and block.shape[1] != self.width):
             raise DataError(f"features are {block.shape} after rows of {self.width}; all must be (N, {self.width})")
         self.width = block.shape[1]
-        view = memoryview(block).cast("B") if block.size else memoryview(b"")
+        view = block.data.cast("B") if block.size else memoryview(b"")
         offset = self._count * self.width * 4
         while view:
             written = os.pwrite(self._file, view, offset)

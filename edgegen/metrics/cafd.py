@@ -87,5 +87,5 @@ def _jackknife(a: Rows, b: Rows, features: Any) -> float:
     found = []
     for group in range(_GROUPS):
         kept = [side.only(np.flatnonzero(np.arange(len(side)) % _GROUPS != group)) for side in (a, b)]
-        found.append(float(np.mean(distances(*kept, features)[0])))
+        found.append(float(np.mean(distances(kept[0], kept[1], features)[0])))
     return float(np.sqrt((_GROUPS - 1) / _GROUPS * np.square(np.array(found) - np.mean(found)).sum()))

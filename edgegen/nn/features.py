@@ -88,8 +88,8 @@ def _shipped(name: str) -> FeatureExtractor:
     path = encoders.weights_path(name)
     if not path.is_file():
         raise DataError(f"the weights of the encoder {name!r} are not at {path}; install edgegen again")
-    module = encoders.create(name)
-    classifier: Any = module.body.head if name == "cifar" else module.head
+    module: Any = encoders.create(name)
+    classifier = module.body.head if name == "cifar" else module.head
     run = _of_module(module, enlarge=SMALLEST)
     return FeatureExtractor(f"{name} encoder", files.sha256(path), run, resize=_ENLARGED, head=linear_head(classifier))
 
