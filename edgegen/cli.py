@@ -179,6 +179,7 @@ def compress(
 
 def _compress(request: Any, quiet: bool, json_output: bool) -> None:
     cli_options.need_torch("to compress")
+    cli_options.need_one_process("compress")
     from edgegen import pipeline
     from edgegen.report import events, terminal
 

@@ -38,6 +38,7 @@ def export(
     Example: edgegen export --bundle out/edsr-cpu --target jetson --target iphone --target android
     """
     cli_options.need_torch("to export")
+    cli_options.need_one_process("export")
     from edgegen import exporting
     from edgegen.report import terminal
     from edgegen.request import Request, parse_drop, parse_quantity

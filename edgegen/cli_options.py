@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any
 
 from edgegen import errors
@@ -22,6 +23,15 @@ def need_torch(why: str) -> None:
     """Say how to install torch where it is missing."""
     if importlib.util.find_spec("torch") is None:
         raise errors.MissingExtra("torch", why, "torch")
+
+
+def need_one_process(command: str) -> None:
+    """Refuse a command that would run once in every process of torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise errors.UsageError(
+            f"edgegen {command} is one process, and torchrun started {os.environ['WORLD_SIZE']}: start it without"
+            " torchrun; edgegen evaluate, and a script of yours around a pass, run under it"
+        )
 
 
 def model_options(**values: Any) -> dict[str, Any]:

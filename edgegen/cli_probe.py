@@ -32,6 +32,7 @@ def probe(
     Example: edgegen probe --model cifar_resnet --target cpu
     """
     cli_options.need_torch("to probe")
+    cli_options.need_one_process("probe")
     from edgegen import probing, serial
     from edgegen.report import terminal
     from edgegen.request import Request

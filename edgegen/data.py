@@ -116,7 +116,9 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Hash of what the dataset holds: with seed and count it names the data behind a figure."""
-        return files.key(sorted(self.keys()), len(self), self.seed)
+        beside = self.source if self.model.task == "unconditional" else None  # the real images beside the latents
+        real = [beside.key(i) for i in range(len(beside))] if beside is not None and beside.kind == "images" else []
+        return files.key(sorted(self.keys()), len(self), self.seed, *([real, self._real] if real else []))
 
     @property
     def labelled(self) -> bool:

@@ -100,8 +100,9 @@ def _latents(request: Request, model: Model) -> RunData:
     real = data.open_source(path) if path is not None else None
     if real is not None and real.kind != "images":
         raise DataError(f"{path}: holds {real.kind}; an unconditional generator is compared with images")
+    learned = _learned(request, real)
     train, select, test = (
-        data.Dataset(real if part else None, model, seed=4 * request.seed + part, length=number) for part in range(3)
+        data.Dataset(real if part else learned, model, seed=4 * request.seed + part, length=number) for part in range(3)
     )
     if real is not None:
         select, test = data.split_real([select, test], request.seed)
@@ -109,8 +110,28 @@ def _latents(request: Request, model: Model) -> RunData:
     fresh = (both.subset(range(number)), both.subset(range(number, 2 * number)))
     calibration = _calibration(request, model, train, (select, test))
     reference = str(path) if real is not None else "samples of the teacher from other latents"
-    names = {"train": "latents N(0, 1)", "evaluation": f"latents N(0, 1), against {reference}"}
+    taught = f"latents N(0, 1), real images of {request.data}" if learned is not None else "latents N(0, 1)"
+    names = {"train": taught, "evaluation": f"latents N(0, 1), against {reference}"}
     return RunData(train, select, test, calibration, names, tuple(real.broken) if real is not None else (), fresh)
+
+
+def _learned(request: Request, judged: Any) -> Any:
+    """The real images that passes of a generator may learn from: those of --data, where --eval-data gives others.
+
+    Raises:
+        DataError: not images, or images that the result is judged on.
+    """
+    if request.data is None or request.eval_data is None:
+        return None
+    source = data.open_source(request.data)
+    if source.kind != "images":
+        raise DataError(f"{request.data}: holds {source.kind}; an unconditional generator learns from images")
+    held_out = {judged.key(i) for i in range(len(judged))}
+    if shared := sum(source.key(i) in held_out for i in range(len(source))):
+        raise DataError(
+            f"{shared} images are both in the training and in the evaluation data; give data that do not overlap"
+        )
+    return source
 
 
 def _calibration(request: Request, model: Model, train: Any, held_out: tuple[Any, Any]) -> Any:

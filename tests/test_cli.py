@@ -75,3 +75,12 @@ def test_the_cache_shows_its_place_and_is_emptied(tmp_path, capsys, monkeypatch)
         assert words in shown
         assert str(tmp_path / "cache") in shown
     assert not os.path.exists(tmp_path / "cache")
+
+
+def test_a_command_of_one_process_is_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgegen import cli_options, errors
+
+    cli_options.need_one_process("compress")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(errors.UsageError, match="torchrun started 2"):
+        cli_options.need_one_process("compress")
