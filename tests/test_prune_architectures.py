@@ -111,6 +111,11 @@ def mobilenet() -> nn.Module:
     return timm.create_model("mobilenetv2_050", num_classes=5)
 
 
+def convnext() -> nn.Module:
+    """Norms over the channels of maps and of tokens."""
+    return timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(16, 16, 32, 32), num_classes=5)
+
+
 def vit(**config: Any) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
@@ -119,8 +124,8 @@ def vit(**config: Any) -> nn.Module:
 
 
 SHAPES: dict[Callable[[], nn.Module], tuple[int, ...]] = {
-    resnet: (1, 3, 32, 32), densenet: (1, 3, 32, 32), mobilenet: (1, 3, 32, 32), vit: (1, 3, 16, 16),
-    UNet: (1, 3, 16, 16), Shuffled: (1, 3, 16, 16), Styled: (1, 12),
+    resnet: (1, 3, 32, 32), densenet: (1, 3, 32, 32), mobilenet: (1, 3, 32, 32), convnext: (1, 3, 32, 32),
+    vit: (1, 3, 16, 16), UNet: (1, 3, 16, 16), Shuffled: (1, 3, 16, 16), Styled: (1, 12),
 }  # fmt: skip
 
 
@@ -156,7 +161,9 @@ def check(model: Model, result: PassResult, removals: Any) -> float:
 # ---------------------------------------------------------------------------------------------- pruned == masked
 
 
-@pytest.mark.parametrize("create", [resnet, densenet, mobilenet, UNet, Shuffled, Styled], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "create", [resnet, densenet, mobilenet, convnext, vit, UNet, Shuffled, Styled], ids=lambda f: f.__name__
+)
 def test_the_pruned_network_equals_the_masked_one(create: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch):
     seen = masked_by(monkeypatch)
     model, result = prune(create, ratio=0.5, min_width=4)
@@ -211,11 +218,45 @@ def test_the_width_of_the_tokens_and_the_depth():
     assert shorter.notes["removed"].count("blocks.") == 2
 
 
+def test_a_norm_over_the_channels_does_not_hide_a_wrong_trace(monkeypatch: pytest.MonkeyPatch):
+    original = _removal._shrink
+
+    def other(part: Any, side: str, indices: list[int]) -> None:
+        shift = int(isinstance(part, nn.LayerNorm))
+        original(part, side, sorted((i + shift) % _removal.width(part, side) for i in indices))
+
+    monkeypatch.setattr(_removal, "_shrink", other)
+    _, result = prune(vit, ratio=0.5)
+    assert "differs from the masked network" in result.skipped["patch_embed.proj"]
+
+
 def test_scale_and_shift_of_a_style_stay_coupled():
     _, result = prune(Styled, ratio=0.5, min_width=4)
     net = result.model.stage.module
     assert (net.style1.out_features, net.conv1.out_channels) == (16, 8)
     assert (net.style2.out_features, net.conv2.out_channels, net.mapping[2].out_features) == (16, 8, 12)
+
+
+@pytest.mark.parametrize(("first", "options"), [
+    ("prune_tokens", {}), ("downsample_kv", {"min_tokens": 16}),
+    ("replace_attention", {"to": "window", "blocks": "all", "steps": 0, "joint_steps": 0, "radius": 1.5}),
+    ("replace_attention", {"to": "conv", "blocks": "all", "steps": 0, "joint_steps": 0}),
+])  # fmt: skip
+def test_channels_and_blocks_of_a_network_that_was_changed_before(first: str, options: dict[str, Any]):
+    from edgegen import registry
+
+    torch.manual_seed(0)
+    stage = Stage("main", randomised(vit()), (TensorSpec("x", SHAPES[vit]),), (TensorSpec("y", (1,)),))
+    model, job = Model("net", "image-to-image", (stage,)), Job(Target("t", "", (), channel_multiple={"int8": 4}))
+    changed = getattr(registry.module("passes", first), first)(model, job, **options).model
+    result = prune_channels(changed, job, ratio=0.5)
+    assert result.notes["params_after"] < 0.45 * result.notes["params_before"]
+    shorter = prune_blocks(result.model, job, ratio=0.3, samples=1)
+    net = shorter.model.stage.module
+    fresh = architecture.rebuild(randomised(vit()), architecture.describe(net, stage.module)).eval()
+    fresh.load_state_dict(net.state_dict())
+    x = torch.randn(SHAPES[vit])
+    assert torch.equal(graph.outputs(fresh, [x])[0], graph.outputs(net, [x])[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ flows

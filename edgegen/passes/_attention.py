@@ -33,8 +33,8 @@ class Site:
     grid: tuple[int, int] = (0, 0)
     prefix: int = 0
     problem: str = ""
-    x: torch.Tensor | None = None
-    y: torch.Tensor | None = None
+    x: Any = None
+    y: Any = None
     calls: int = 0
     maps: list[tuple[int, int]] = field(default_factory=list)
 
@@ -151,8 +151,7 @@ def _problem(part: nn.Module, site: Site, given: dict[str, torch.Tensor]) -> str
     inside = [given.get(f"{site.path}.{name}".lstrip(".")) for name in site.names]
     if any(x is None for x in inside) or not all(torch.equal(inside[0], x) for x in inside[1:]):  # type: ignore[arg-type]
         return "looks at another sequence (cross attention)"
-    x = inside[0]
-    assert x is not None
+    x: Any = inside[0]
     if x.ndim not in (3, 4) or x.shape[0] != site.x.shape[0]:
         return "works in windows or on other than one sequence of tokens a sample"
     site.tokens = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
@@ -181,7 +180,6 @@ def _place(site: Site, grids: Sequence[tuple[int, ...]]) -> bool:
 
 def difference(block: nn.Module, site: Site) -> float:
     """How far the output of `block` is from that of the attention, relative to its largest value."""
-    assert site.x is not None and site.y is not None
     with torch.no_grad():
         got = block(site.x)
     if got.shape != site.y.shape:

@@ -26,7 +26,7 @@ from edgegen.passes import _groups, _inverse
 from edgegen.passes._groups import Coupled, Key, Unit
 from edgegen.passes._limited import limited
 
-_STATISTICS_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
+_NOT_MASKED = (nn.MultiheadAttention,)  # its masked twin is not built
 
 
 class _Traced(nn.Module):
@@ -153,7 +153,7 @@ def _coupled(dg: tp.DependencyGraph, group: Any, maps: list[_Mapping]) -> Couple
         sorted(idxs) == list(range(count)) and not any(dep.index_mapping) for dep, idxs in group
     )
     result.blocked = _reason(dg, group)
-    result.inexact = any(isinstance(part, _STATISTICS_OVER_CHANNELS) for part in parts)
+    result.inexact = any(isinstance(part, _NOT_MASKED) for part in parts)
     if result.blocked:
         return result
     if simple:

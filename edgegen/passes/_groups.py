@@ -18,9 +18,9 @@ Unit = dict[Key, tuple[int, ...]]  # what leaves together, as indices into the o
 class Coupled:
     """A set of coupled layers. `units` may leave one by one; `blocked` says why none may; `fixed` units never may.
 
-    blocks: one unit takes this many channels at equal distances (heads, groups). inexact: a norm over the channels sees
-    the removal, so that the smaller network is not the masked one. heads: attention module whose head size shrinks, or
-    with `whole` the number of its heads (then a unit is a head, `blocks` channels wide).
+    blocks: one unit takes this many channels at equal distances (heads, groups). inexact: there is no masked network
+    to compare the smaller one with. heads: attention module whose head size shrinks, or with `whole` the number of its
+    heads (then a unit is a head, `blocks` channels wide).
     """
 
     root: str

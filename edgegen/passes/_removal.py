@@ -1,7 +1,7 @@
 """Taking channels out of layers for good, and the masked twin that proves it right.
 
-The masked network has its full shapes, and zeros wherever a removed channel is written or read; the pruned network must
-compute the same, unless a norm over the channels sees the difference.
+The masked network has its full shapes, and zeros wherever a removed channel is written or read; its norms over the
+channels take their statistics from those that stay. The pruned network must compute the same.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 from torch_pruning import ops
@@ -125,10 +126,40 @@ def mask(module: nn.Module, removals: Removals) -> nn.Module:
                 part.index_fill_(_parameter_dim(part), torch.tensor(at), 0.0)
             elif isinstance(part, graph.WEIGHTED):
                 _mask_weight(part, side, at)
+            elif isinstance(part, nn.LayerNorm | nn.GroupNorm):
+                put(masked, path, _KeptNorm(part, at))
             elif isinstance(part, _NORMS) and part.weight is not None:
                 part.weight[at] = 0
                 part.bias[at] = 0
     return masked
+
+
+def put(module: nn.Module, path: str, part: nn.Module) -> None:
+    """Put `part` in the place of a submodule."""
+    parent, _, name = path.rpartition(".")
+    module.get_submodule(parent)._modules[name] = part
+
+
+class _KeptNorm(nn.Module):
+    """A LayerNorm over the last dimension, or a GroupNorm, over the channels that stay; the others become 0."""
+
+    def __init__(self, norm: Any, gone: Sequence[int]) -> None:
+        super().__init__()
+        self.norm, self.groups = norm, norm.num_groups if isinstance(norm, nn.GroupNorm) else 0
+        self.first = bool(self.groups) or "2d" in type(norm).__name__.lower()  # timm: a LayerNorm of maps (N, C, H, W)
+        size = norm.num_channels if self.groups else norm.normalized_shape[-1]
+        self.kept = torch.tensor([i for i in range(size) if i not in set(gone)], dtype=torch.long)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        axis = 1 if self.first else x.ndim - 1
+        few, out = x.index_select(axis, self.kept), torch.zeros_like(x)
+        scale, shift = (None if p is None else p[self.kept] for p in (self.norm.weight, self.norm.bias))
+        if self.groups:
+            few = F.group_norm(few, self.groups, scale, shift, self.norm.eps)
+        else:
+            few = few.movedim(axis, -1)
+            few = F.layer_norm(few, few.shape[-1:], scale, shift, self.norm.eps).movedim(-1, axis)
+        return out.index_copy_(axis, self.kept, few)
 
 
 def _mask_weight(layer: Any, side: str, at: list[int]) -> None:

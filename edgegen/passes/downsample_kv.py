@@ -17,6 +17,8 @@ from edgegen.passes import _attention
 from edgegen.passes._attention import Site
 from edgegen.types import Job, Model, PassResult
 
+# Option sets that `edgegen probe` times before any training.
+PROBES = ({"factor": 2}, {"factor": 4})
 _OTHER = "is in no self-attention over a grid of tokens"
 
 

@@ -17,6 +17,8 @@ from edgegen.nn import attention, tokens
 from edgegen.passes import _attention
 from edgegen.types import Job, Model, PassResult
 
+# Option sets that `edgegen probe` times before any training.
+PROBES = ({"ratio": 0.1}, {"ratio": 0.25}, {"ratio": 0.5})
 _OTHER = "is not behind a block at which tokens leave"
 
 

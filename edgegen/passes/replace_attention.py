@@ -26,6 +26,8 @@ from edgegen.passes.downsample_kv import check_names, relative_error
 from edgegen.types import Job, Model, PassResult
 
 KINDS = ("conv", "window", "linear", "ffn")
+# Option sets that `edgegen probe` times before any training.
+PROBES = tuple({"to": to, "blocks": "all", "steps": 0, "joint_steps": 0} for to in KINDS)
 _OTHER = "is in no self-attention over a grid of tokens"
 
 
@@ -132,7 +134,6 @@ def _why_not(
         return "not named in blocks"
     if site.problem:
         return site.problem
-    assert site.x is not None and site.y is not None
     if site.y.shape != site.x.shape:
         return "gives another width than it is given"
     share = locality[site.path][f"{radius:g}"]
@@ -163,7 +164,6 @@ def _made(module: nn.Module, site: Site, to: str, options: Mapping[str, Any], se
 
 def _mixer(old: Any, site: Site, to: str, options: Mapping[str, Any]) -> mixers.Mixer:
     """A fresh block; where the old module adds its input (which is seen in its output), the new one does too."""
-    assert site.x is not None and site.y is not None
     dim = site.x.shape[1] if site.x.ndim == 4 else site.x.shape[-1]
     value = getattr(old, site.names[-1])
     inner = value.weight.shape[0] // (3 if len(site.names) == 1 else 1)
