@@ -57,7 +57,8 @@ def factorize_svd(
         kernels: windows wider than one pixel become k x k and 1x1 ("channel") or k x 1 and 1 x k ("spatial", which is
             fitted to the weights).
         layers, skip: names of layers, or of modules for all in them. round_to: ranks are rounded down to a multiple of
-            it, never below one; None: the target's int8 width. samples: inputs to fit and compare on.
+            it, never below one; None: the target's int8 width. samples: inputs to fit and compare on; by drop, as
+            many others to compare on.
     Returns:
         PassResult; `changed` has the rank of each layer and the energy it keeps, `skipped` why the others stay.
     Raises:
@@ -70,15 +71,17 @@ def factorize_svd(
     _swap.check_choice("kernels", kernels, KERNELS)
     multiple = _ranks.multiple(round_to, job)
     module = _swap.network(model, "factorize_svd")
-    inputs, source = _swap.samples(model, job, samples)
+    # what a fit was made on looks better than the rest: the budget of outputs is judged on as many other samples
+    inputs, source = _swap.samples(model, job, 2 * samples if by == "drop" else samples)
+    fitted, judged = inputs[:samples], inputs[-samples:]
     with torch.no_grad(), training.use_threads(job.threads):
-        places, skipped = _swap.find(model, module, inputs[0], layers=layers, skip=skip)
+        places, skipped = _swap.find(model, module, judged[0], layers=layers, skip=skip)
         grouped = [place for place in places if getattr(place.layer, "groups", 1) != 1]
         skipped |= dict.fromkeys((place.name for place in grouped), "grouped convolution: there is nothing to share")
         places = [place for place in places if place not in grouped]
-        moments = _moments.of_outputs(module, inputs, places) if fit == "outputs" else {}
+        moments = _moments.of_outputs(module, fitted, places) if fit == "outputs" else {}
         menus = [_menu(place, multiple, moments.get(place.name), kernels) for place in places]
-        return _ranks.carry_out(model, module, menus, rule, inputs, job, skipped,
+        return _ranks.carry_out(model, module, menus, rule, judged, job, skipped,
                                 {"inputs": source, "rank_multiple": multiple})  # fmt: skip
 
 
