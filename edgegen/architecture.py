@@ -98,8 +98,16 @@ def _became_identity(new: nn.Module, old: nn.Module) -> bool:
 
 
 def _shapes(module: nn.Module) -> str:
-    """A hash over the names, shapes and dtypes of the state."""
-    state = {n: t for n, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
+    """A hash over the names, shapes and dtypes of parameters and persistent buffers.
+
+    Not over `state_dict()`: a module may leave out there what still has its first value.
+    """
+    state = {
+        f"{path}.{name}" if path else name: tensor
+        for path, part in module.named_modules(remove_duplicate=False)
+        for name, tensor in _own_tensors(part).items()
+        if tensor is not None and name not in part._non_persistent_buffers_set
+    }
     text = "\n".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(state.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 

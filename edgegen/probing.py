@@ -9,6 +9,7 @@ what does not pay here will not pay after training either.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,14 +102,12 @@ def _probe(opened: Run, wanted: list[tuple[str, dict[str, Any]]]) -> Probed:
     floats = run.unquantized(opened, "original", original, None)
     baseline = judgement.fastest(floats)
     quantized = _quantized(opened, original, baseline)
-    rows = [Probe("original", {}, original.params, original.macs, baseline.ratio, quantized and quantized.ratio)]
+    int8 = quantized.ratio if quantized is not None else None
+    rows = [Probe("original", {}, original.params, original.macs, baseline.ratio, int8)]
     for number, (name, options) in enumerate(wanted):
         opened.progress("probe", f"{name} {options_text(options)}", number / len(wanted))
-        row = opened.log.once(
-            files.key("probe", name, options),
-            lambda name=name, options=options: serial.to_json(_row(opened, name, options, baseline, quantized)),
-        )
-        rows.append(serial.from_json(Probe, row))
+        work = functools.partial(_row, opened, name, options, baseline, quantized)
+        rows.append(serial.from_json(Probe, opened.log.once(files.key("probe", name, options), work)))
     if baseline.latency is None:
         raise RuntimeFailed(f"{baseline.label} was not timed")
     return Probed(baseline.label, baseline.latency, tuple(rows))
@@ -127,6 +126,13 @@ def _quantized(opened: Run, graph: Graph, baseline: Candidate) -> Candidate | No
 
 
 def _row(
+    opened: Run, name: str, options: dict[str, Any], baseline: Candidate, quantized: Candidate | None
+) -> dict[str, Any]:
+    """`_shape` as JSON, for the log."""
+    return serial.to_json(_shape(opened, name, options, baseline, quantized))
+
+
+def _shape(
     opened: Run, name: str, options: dict[str, Any], baseline: Candidate, quantized: Candidate | None
 ) -> Probe:
     """One shape, built as the baseline and as the fastest INT8 build of the original are, and timed beside them."""

@@ -67,6 +67,8 @@ def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], source: str)
         ModelError: missing or unexpected names, a wrong shape, or integers where the module has floats.
     """
     expected = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    # A module may leave out of its state what still has its first value; the file may hold another one.
+    expected |= {name: tensor.detach() for name, tensor in module.named_parameters() if name in state}
     fitted = _fit_names(dict(state), expected)
     _fill_aliases(fitted, expected)
     _check_names(fitted, expected, source)

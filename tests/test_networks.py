@@ -146,6 +146,20 @@ def test_pruned_resnet_is_rebuilt_from_its_description():
     assert torch.equal(again(x), module(x)) and again.layer2[0].shortcut.weight.shape == (16, 8, 1, 1)
 
 
+def test_a_trained_resnet_comes_back_though_its_shortcuts_were_not_in_the_state_before():
+    from edgegen import architecture, weights
+    from edgegen.errors import ModelError
+
+    module, x = create("resnet_cifar", "resnet20"), torch.rand(1, 3, 32, 32)
+    module.layer2[0].shortcut.weight.mul_(1.5)
+    description = architecture.describe(module, create("resnet_cifar", "resnet20"))
+    again = architecture.rebuild(create("resnet_cifar", "resnet20"), description)
+    weights.load_into(again, module.state_dict(), "the trained network")
+    assert torch.equal(again(x), module(x))
+    with pytest.raises(ModelError, match="unexpected"):
+        weights.load_into(again, {**module.state_dict(), "layer9.weight": torch.zeros(1)}, "another network")
+
+
 def test_same_padding_at_stride_two_is_right_and_bottom_only():
     conv = prepare_data.network_module("mobilenet_v2").ConvReLU6(1, 1, 3, 2)
     conv.conv.weight.zero_()

@@ -72,5 +72,6 @@ def create(channels: int = 64, blocks: int = 8, scale: int = 4) -> nn.Module:
     """
     model = EDSR(channels, blocks, scale)
     nn.init.zeros_(model.tail.weight)
-    nn.init.zeros_(model.tail.bias)
+    if model.tail.bias is not None:
+        nn.init.zeros_(model.tail.bias)
     return model

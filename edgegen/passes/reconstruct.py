@@ -9,6 +9,7 @@ are, and the kept channels are those of `prune_channels`, not chosen by LASSO. A
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,8 @@ def reconstruct(
     else:
         batch_at, source = _lessons.made_up(model, 1, job.seed)
     inputs = [batch_at(step)["input"] for step in range(samples)]
-    changed, skipped = {}, {}
+    changed: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     with torch.no_grad(), training.use_threads(job.threads):
         names = [name for name in _called(student, inputs[0]) if _applies(name, student, teacher, skipped)]
         for number, name in enumerate(names):
@@ -68,7 +70,8 @@ def _called(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[str]:
 
 
 def _applies(name: str, student: nn.Module, teacher: nn.Module, skipped: dict[str, str]) -> bool:
-    mine, theirs = student.get_submodule(name), teacher.get_submodule(name)
+    mine: Any = student.get_submodule(name)
+    theirs: Any = teacher.get_submodule(name)
     if mine.weight.shape[0] != theirs.weight.shape[0]:
         skipped[name] = "has fewer outputs than its teacher"
     elif mine.weight.shape[1] == theirs.weight.shape[1]:
@@ -83,7 +86,7 @@ def _solve(
     ridge: float, seed: int,
 ) -> tuple[float, float]:  # fmt: skip
     """Put the solution into the student's layer; its relative squared error before and after."""
-    layer = student.get_submodule(name)
+    layer: Any = student.get_submodule(name)
     weight = layer.weight.flatten(1).T.double()  # (inputs * kernel, outputs)
     bias = layer.bias.double() if layer.bias is not None else torch.zeros(weight.shape[1], dtype=torch.float64)
     start = torch.cat([weight, bias[None]]) if layer.bias is not None else weight

@@ -116,6 +116,8 @@ def reference(graph: Graph, values: Sequence[np.ndarray]) -> list[np.ndarray]:
     """What the torch program says to the same arrays."""
     import torch
 
+    if graph.program is None:
+        raise errors.RuntimeFailed(f"{graph.stage}: no torch program to compare with")
     with _litert_run.quiet(), torch.no_grad():
         found = program.load(graph.program).module()(*[torch.from_numpy(value) for value in values])
     return [value.numpy() for value in (found if isinstance(found, tuple | list) else (found,))]

@@ -39,8 +39,9 @@ def _conv_transpose2d(module: Any, node: Any) -> None:
         wide[:, :, :: dilation[0], :: dilation[1]] = weight
         weight = wide
     bias = fx.value(module, given["bias"]) if given["bias"] is not None else None
-    late = bias is not None and any(e > p for e, p in zip(extra, padding))  # what lies beyond the kernel is bias alone
-    args = (given["input"], write.constant(weight), None if late else given["bias"], list(stride))
+    # What lies beyond the kernel is bias alone.
+    late = bias if bias is not None and any(e > p for e, p in zip(extra, padding)) else None
+    args = (given["input"], write.constant(weight), None if late is not None else given["bias"], list(stride))
     made = write(node.target, *args, [0, 0], [0, 0], given["groups"], [1, 1])
     h, w = node.meta["val"].shape[2:]
     sizes = [(s - 1) * t + k for s, t, k in zip(given["input"].meta["val"].shape[2:], stride, kernel)]
@@ -50,7 +51,9 @@ def _conv_transpose2d(module: Any, node: Any) -> None:
     beyond = [max(0, start + length - size) for start, size, length in zip(padding, sizes, (h, w))]
     if any(beyond):
         made = write(aten.constant_pad_nd.default, made, [0, beyond[1], 0, beyond[0]], 0.0)
-    write.done(write(aten.add.Tensor, made, write.constant(bias.reshape(1, -1, 1, 1))) if late else made)
+    if late is not None:
+        made = write(aten.add.Tensor, made, write.constant(late.reshape(1, -1, 1, 1)))
+    write.done(made)
 
 
 def _from_one_pixel(module: Any, node: Any, given: dict[str, Any], weight: torch.Tensor) -> bool:

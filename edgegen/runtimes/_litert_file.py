@@ -158,7 +158,7 @@ def activations(content: bytes) -> list[tuple[int, str]]:
         (tensor.index, tensor.name): None
         for op in read(content)
         for tensor in (*_given(op), *op.outputs)
-        if tensor.type == "FLOAT32" and not tensor.constant and math.prod(tensor.shape)
+        if tensor.type == "FLOAT32" and not tensor.constant and 0 not in tensor.shape
     }
     return list(found)
 
@@ -181,8 +181,8 @@ def quantizable(content: bytes, layer_of: Mapping[str, str], kept: set[str]) -> 
         weight = op.inputs[1] if len(op.inputs) > 1 else None
         if FLOAT in scope or layer_of.get(op.outputs[0].name) in kept or not computed:
             continue
-        core = op.kind in WEIGHTED and op.kind != "CONV_3D" and weight is not None
-        core = core and (weight.constant or op.kind == "BATCH_MATMUL")
+        core = op.kind in WEIGHTED and op.kind != "CONV_3D"
+        core = core and weight is not None and (weight.constant or op.kind == "BATCH_MATMUL")
         if core or (op.kind in _BETWEEN and all(tensor.index in carried for tensor in computed)):
             chosen.append((scope, _QUANTIZER.get(op.kind, op.kind)))
             carried.update(tensor.index for tensor in op.outputs)

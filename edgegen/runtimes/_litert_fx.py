@@ -103,7 +103,7 @@ def value(module: Any, node: Any) -> torch.Tensor | None:
     """The tensor behind a get_attr node."""
     if not isinstance(node, torch.fx.Node) or node.op != "get_attr":
         return None
-    found = operator.attrgetter(node.target)(module)
+    found = operator.attrgetter(str(node.target))(module)
     return found if isinstance(found, torch.Tensor) else None
 
 

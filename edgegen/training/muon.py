@@ -36,26 +36,26 @@ class Muon(torch.optim.Optimizer):
                     continue
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 update = self._matrix if parameter.ndim >= 2 else self._vector
-                parameter.add_(update(parameter), alpha=-group["lr"])
+                parameter.add_(update(parameter, parameter.grad), alpha=-group["lr"])
 
-    def _matrix(self, parameter: torch.Tensor) -> torch.Tensor:
+    def _matrix(self, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer, gradient = state["momentum_buffer"], parameter.grad
+        buffer = state["momentum_buffer"]
         buffer.lerp_(gradient, 1 - self.momentum)
         matrix = gradient.lerp(buffer, self.momentum).contiguous().flatten(1)
         return (orthogonalised(matrix) * (0.2 * math.sqrt(max(matrix.shape)))).view(parameter.shape)
 
-    def _vector(self, parameter: torch.Tensor) -> torch.Tensor:
+    def _vector(self, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if "step" not in state:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         first, second = self.betas
         state["step"] += 1
-        state["exp_avg"].lerp_(parameter.grad, 1 - first)
-        state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - second)
+        state["exp_avg"].lerp_(gradient, 1 - first)
+        state["exp_avg_sq"].lerp_(gradient.square(), 1 - second)
         count = float(state["step"])
         mean, square = state["exp_avg"] / (1 - first**count), state["exp_avg_sq"] / (1 - second**count)
         return mean / (square.sqrt() + self.eps)
