@@ -1,0 +1,1 @@
+"""edgegen beside what a user would pick instead; see run.py."""

@@ -1,0 +1,63 @@
+"""A runtime module for `edgegen.measuring`: opens an artifact as its maker's documentation does, on so many threads.
+
+edgegen's own artifacts are opened by edgegen's own runtimes, as its bundles say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from edgegen import registry
+from edgegen.types import Artifact
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@contextmanager
+def load(artifact: Artifact) -> Iterator[Run]:
+    """Yield run(feeds) -> outputs."""
+    if "lane" not in artifact.options or artifact.runtime == "executorch":
+        with registry.module("runtimes", artifact.runtime).load(artifact) as run:
+            yield run
+        return
+    opened = {"onnxruntime": _onnxruntime, "openvino": _openvino, "litert": _litert}[artifact.runtime](artifact)
+    source, target = artifact.inputs[0].name, artifact.outputs[0].name
+    yield lambda feeds: {target: opened(feeds[source])}
+
+
+def _onnxruntime(artifact: Artifact) -> Callable[[np.ndarray], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(artifact.options["threads"])
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})[0]
+
+
+def _openvino(artifact: Artifact) -> Callable[[np.ndarray], Any]:
+    """OpenVINO's own choice of precision: BF16 for what is not quantized, where the processor has it."""
+    import openvino
+
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": int(artifact.options["threads"])}
+    request = openvino.Core().compile_model(str(artifact.path), "CPU", config).create_infer_request()
+    return lambda x: np.array(request.infer([x], share_inputs=True)[0])
+
+
+def _litert(artifact: Artifact) -> Callable[[np.ndarray], Any]:
+    from edgegen.runtimes import _litert_run
+
+    interpreter = _litert_run.open_interpreter(artifact.path, int(artifact.options["threads"]))
+    given, found = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(x: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(found)
+
+    return run
