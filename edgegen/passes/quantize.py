@@ -71,7 +71,7 @@ def quantize(
             raise RecipeError(f"float_types: {kind!r} is no ONNX operation; name one such as Conv, Gemm, MatMul")
     _check(weights_only, sensitivity, budget, samples, last_layer)
     names = _plans.node_names(float_layers, model)
-    notes: dict[str, Any] = {"formats": list(formats), "weights_only": list(weights_only)}
+    notes: dict[str, Any] = {"formats": list(formats)} | ({"weights_only": list(weights_only)} if weights_only else {})
     names = tuple(dict.fromkeys((*names, *_output_layer(model, job))) if last_layer else names)
     if sensitivity or budget:
         names, told = _measured(model, job, names, tuple(float_types), rest, sensitivity or "output", budget, samples)
