@@ -6,6 +6,8 @@ al., 2020, arXiv:2012.12877). It has timm's VisionTransformer, so that every pas
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from edgegen.errors import MissingExtra
@@ -33,7 +35,7 @@ RECORD = {
 
 def create(
     size: int = 32, patch: int = 4, width: int = 192, depth: int = 9, heads: int = 3, classes: int = 10,
-    pool: str = "token", drop_path: float = 0.0,
+    pool: Literal["token", "avg"] = "token", drop_path: float = 0.0,
 ) -> nn.Module:  # fmt: skip
     """A fresh network.
 

@@ -49,7 +49,7 @@ class DownsampledTokens(nn.Module):
 
     def __init__(self, inner: nn.Module, grid: Sequence[int], prefix: int, factor: int, mode: str) -> None:
         super().__init__()
-        self.config = {"grid": list(grid), "prefix": prefix, "factor": factor, "mode": mode}
+        self.config: dict[str, Any] = {"grid": list(grid), "prefix": prefix, "factor": factor, "mode": mode}
         _check_grid(grid, factor, "factor")
         self.inner = inner
 
@@ -92,7 +92,7 @@ class DownsampledAttention(Projections):
 
     def __init__(self, inner: nn.Module, grid: Sequence[int], prefix: int, factor: int, mode: str) -> None:
         super().__init__(inner)
-        self.config = {"grid": list(grid), "prefix": prefix, "factor": factor, "mode": mode}
+        self.config: dict[str, Any] = {"grid": list(grid), "prefix": prefix, "factor": factor, "mode": mode}
         _check_grid(grid, factor, "factor")
 
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -111,9 +111,13 @@ class WindowAttention(Projections):
 
     def __init__(self, inner: nn.Module, grid: Sequence[int], prefix: int, window: int, radius: float) -> None:
         super().__init__(inner)
-        self.config = {"grid": list(grid), "prefix": prefix, "window": window, "radius": radius}
+        self.config: dict[str, Any] = {"grid": list(grid), "prefix": prefix, "window": window, "radius": radius}
         _check_grid(grid, window, "window")
         order, keys, far = _neighbours(grid, prefix, window, radius)
+        self.order: torch.Tensor
+        self.back: torch.Tensor
+        self.keys: torch.Tensor
+        self.far: torch.Tensor
         self.register_buffer("order", order, persistent=False)  # (H * W): tokens square by square
         self.register_buffer("back", order.argsort(), persistent=False)
         self.register_buffer("keys", keys, persistent=False)  # (squares, K), into all tokens
@@ -124,9 +128,9 @@ class WindowAttention(Projections):
         prefix, (squares, count) = self.config["prefix"], self.keys.shape
         q, k, v = self.project(x, x)
         size = (-1, squares, count, self.head_dim)
-        near = [part.index_select(2, self.keys.flatten()).reshape(size) for part in (k, v)]
+        near_k, near_v = (part.index_select(2, self.keys.flatten()).reshape(size) for part in (k, v))
         body = q[:, :, prefix:].index_select(2, self.order).reshape(-1, squares, self.far.shape[1], self.head_dim)
-        out = F.scaled_dot_product_attention(body, *near, attn_mask=self.far.to(q.dtype))
+        out = F.scaled_dot_product_attention(body, near_k, near_v, attn_mask=self.far.to(q.dtype))
         out = out.reshape(-1, self.num_heads, q.shape[2] - prefix, self.head_dim).index_select(2, self.back)
         if prefix:
             out = torch.cat([F.scaled_dot_product_attention(q[:, :, :prefix], k, v), out], 2)

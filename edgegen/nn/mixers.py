@@ -71,6 +71,7 @@ class PyramidConv(Mixer):
         self.convs = nn.ModuleList(
             nn.Conv2d(inner, inner, kernel, padding=kernel // 2, groups=inner) for _ in range(levels)
         )
+        conv: Any
         for conv in self.convs:  # at first the mean over the neighbourhood: attention that is even and local
             nn.init.constant_(conv.weight, 1 / (kernel**2 * (levels + 1)))
             nn.init.zeros_(conv.bias)

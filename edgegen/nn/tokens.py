@@ -7,6 +7,7 @@ the attention of the class token. Everything exports with static shapes: TopK, G
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,13 @@ class TokenStages(nn.Sequential):
         self, inner: nn.Sequential, cuts: Sequence[Sequence[int]], prefix: int, method: str, by: str, proportional: bool
     ) -> None:
         super().__init__(*inner)
-        self.config = {"cuts": [[int(at), int(count)] for at, count in cuts], "prefix": prefix, "method": method,
-                       "by": by, "proportional": proportional}  # fmt: skip
+        self.config: dict[str, Any] = {
+            "cuts": [[int(at), int(count)] for at, count in cuts], "prefix": prefix, "method": method, "by": by,
+            "proportional": proportional,
+        }  # fmt: skip
         if method not in METHODS or by not in SCORES:
             raise ValueError(f"method must be one of {METHODS} and by one of {SCORES}, got {method!r} and {by!r}")
-        self.counts = dict(self.config["cuts"])  # type: ignore[call-overload]
+        self.counts = dict(self.config["cuts"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens (N, tokens, C) to (N, fewer tokens, C)."""
@@ -55,7 +58,7 @@ class TokenStages(nn.Sequential):
         return x
 
     def _fewer(
-        self, block: nn.Module, x: torch.Tensor, given: torch.Tensor, sizes: torch.Tensor | None, count: int
+        self, block: Any, x: torch.Tensor, given: torch.Tensor, sizes: torch.Tensor | None, count: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         prefix = self.config["prefix"]
         if self.config["method"] == "drop":
@@ -66,13 +69,13 @@ class TokenStages(nn.Sequential):
         return merge(x, keys(block.attn, given), sizes, count, prefix)
 
 
-def has_parts(block: nn.Module) -> bool:
+def has_parts(block: Any) -> bool:
     """Whether a module looks like a block of timm's VisionTransformer."""
     return all(isinstance(getattr(block, name, None), nn.Module) for name in _PARTS)
 
 
 def attended(
-    block: nn.Module, x: torch.Tensor, sizes: torch.Tensor | None = None
+    block: Any, x: torch.Tensor, sizes: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x + attention, what the attention was given); with `sizes` a key counts that many times."""
     given = block.norm1(x)
@@ -81,12 +84,12 @@ def attended(
     return x + _optional(block, 1, block.attn(given, **more)), given
 
 
-def fed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def fed_forward(block: Any, x: torch.Tensor) -> torch.Tensor:
     """x + MLP, with the layer scale and the stochastic depth of the block."""
     return x + _optional(block, 2, block.mlp(block.norm2(x)))
 
 
-def _optional(block: nn.Module, number: int, x: torch.Tensor) -> torch.Tensor:
+def _optional(block: Any, number: int, x: torch.Tensor) -> torch.Tensor:
     for name in (f"ls{number}", f"drop_path{number}"):
         part = getattr(block, name, None)
         x = x if part is None else part(x)

@@ -58,7 +58,8 @@ def find(module: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, Site]:
     given: dict[str, torch.Tensor] = {}
     with _hooks(module, sites, order, given):
         graph.outputs(module, inputs)
-    grids = [tuple(part.grid_size) for part in module.modules() if _is_pair(getattr(part, "grid_size", None))]
+    sizes: list[Any] = [getattr(part, "grid_size", None) for part in module.modules()]
+    grids = [tuple(size) for size in sizes if _is_pair(size)]
     found = {path: sites[path] for path in dict.fromkeys(order)}
     fewer = {path: part for path, part in module.named_modules() if isinstance(part, tokens.TokenStages)}
     for path, site in found.items():

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgegen import graph
 from edgegen.passes import _removal
-from edgegen.passes._coupling import Coupled, Key
+from edgegen.passes._groups import Coupled, Key
 
 BY_WEIGHTS = ("l2", "l1", "group", "random", "fpgm")
 BY_OUTPUT = ("taylor", "output_effect")  # in units of the output: they compare groups as they are
@@ -122,7 +123,7 @@ def _activations(module: nn.Module, groups: Sequence[Coupled], inputs: Inputs) -
         for sample in inputs:
             graph.outputs(module, sample)
     return [
-        sum(_sums(group, key, means[key[0]]) for key in keys if key[0] in means) / len(keys)
+        torch.stack([_sums(group, key, means[key[0]]) for key in keys if key[0] in means]).sum(0) / len(keys)
         if any(key[0] in means for key in keys) else _norms(module, group, 1, False)
         for group, keys in zip(groups, readers, strict=True)
     ]  # fmt: skip
@@ -137,7 +138,7 @@ def _first_order(
     second order there is J^T J, which random signs v of the outputs measure: (sum of w * d(v^T f)/dw)^2, over the
     columns that read a unit (the same as activation times gradient), or over its filters where none does.
     """
-    net = graph.clone(module).eval().requires_grad_(True)
+    net: Any = graph.clone(module).eval().requires_grad_(True)
     chosen = [_readers(net, group) or [key for key in group.keys if _writes(net, key)] for group in groups]
     paths = sorted({path for keys in chosen for path, _ in keys})
     weights = [net.get_submodule(path).weight for path in paths]

@@ -69,7 +69,7 @@ def _queries_and_keys(
                 norm(t.reshape(t.shape[0], t.shape[1], heads, -1).transpose(1, 2))
                 for norm, t in zip(norms, (q, k), strict=True)
             )
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _names(path: str, site: Site) -> list[str]:

@@ -17,7 +17,7 @@ from torch import nn
 from torch_pruning import ops
 
 from edgegen import graph
-from edgegen.passes._coupling import Coupled, Key
+from edgegen.passes._groups import Coupled, Key
 
 Removals = Mapping[Key, frozenset[int]]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)

@@ -109,8 +109,8 @@ def _replaced(module: nn.Module, site: Site, inputs: Sequence[torch.Tensor], fac
     paths = [f"{site.path}.{name}".lstrip(".") for name in site.names[1:]]
     parts = {path: module.get_submodule(path) for path in paths}
     for path, old in parts.items():
-        block = attention.DownsampledTokens(old, site.grid, site.prefix, factor, mode)
-        _attention.put(module, path, block)
+        coarser = attention.DownsampledTokens(old, site.grid, site.prefix, factor, mode)
+        _attention.put(module, path, coarser)
     return _undone(module, inputs, parts)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from torch import nn
 from edgegen import graph, registry
 from edgegen.errors import PassError
 from edgegen.passes import _coupling, _importance, _lessons, _removal, distill
-from edgegen.passes._coupling import Coupled
+from edgegen.passes._groups import Coupled, Key
 from edgegen.passes._importance import IMPORTANCE
 from edgegen.types import Job, Model, PassResult
 
@@ -79,7 +80,9 @@ def prune_channels(
     inputs = graph.example_inputs(model.stage, seed=job.seed, preprocessing=model.preprocessing)
     seen = [] if importance in _importance.BY_WEIGHTS else _lessons.some_inputs(model, job, samples)
     multiple = round_to or job.target.width_multiple("int8")
-    result, full, pruned_groups = graph.clone(module), {}, set()
+    result = graph.clone(module)
+    full: dict[Any, Any] = {}
+    pruned_groups: set[Any] = set()
     for turn in range(iterations):
         groups = _coupling.find(result, inputs, seconds=trace_seconds, heads=heads)
         for group in groups:
@@ -270,7 +273,7 @@ class _Probe:
 
 def _removals(plans: list[_Plan]) -> tuple[_removal.Removals, dict[str, tuple[int, int]]]:
     """All indices that the plans take, and the new number and size of the heads."""
-    taken: dict[_coupling.Key, set[int]] = {}
+    taken: dict[Key, set[int]] = {}
     for plan in plans:
         for unit in plan.units:
             for key, indices in plan.group.units[unit].items():

@@ -8,6 +8,7 @@ merge; the mean of the heads' keys is compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -130,7 +131,7 @@ def _unfit(
     """Why tokens cannot leave between these blocks, or "". Each block is recomputed and compared with what it gave."""
     if isinstance(blocks, tokens.TokenStages):
         return "tokens already leave here"
-    seen: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+    seen: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
     handles = [
         block.register_forward_hook(lambda part, args, out: seen.append((part, args[0], out)))
         for block in blocks if tokens.has_parts(block)

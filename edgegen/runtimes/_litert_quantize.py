@@ -131,5 +131,5 @@ def _ranges(source: Converted, graph: Graph, calibration: Path, threads: int) ->
             else:
                 low[name], high[name] = min(low.get(name, np.inf), least), max(high.get(name, -np.inf), most)
     scale = 1 / count if mean else 1.0
-    ends = {name: (np.asarray(low[name] * scale, np.float32), np.asarray(high[name] * scale, np.float32)) for name in low}
-    return {name: {"min": least, "max": most} for name, (least, most) in ends.items()}
+    ends = (("min", low), ("max", high))
+    return {name: {end: np.asarray(found[name] * scale, np.float32) for end, found in ends} for name in low}
