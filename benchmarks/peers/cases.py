@@ -23,9 +23,8 @@ HELD_MOST = 4000  # images of the table's quality figures
 
 @dataclass(frozen=True)
 class Case:
-    """model: as `edgegen compress --model` takes it. train, evaluation: under out/data; empty: latents (or, for random
-    weights, photos still). trained: False where only output error can be told. best: arguments of edgegen's best recipe.
-    """
+    """model, weights: as `edgegen compress` takes them. train, evaluation: under out/data; empty: latents. trained:
+    False where only output error can be told. best: arguments of edgegen's best recipe; empty: the preset alone."""
 
     name: str
     model: str
@@ -132,8 +131,8 @@ def stack(found: Any) -> dict[str, np.ndarray]:
 def prepare(case: Case, out: Path) -> Path:
     """All files of a case in the folder `out`, whole or not at all; a finished one is kept.
 
-    model.onnx; state.pt and case.json (how to make the module); calibration-inputs.npz and held-inputs.npz (x as the network takes
-    it; y labels or references); the images of the three parts as edgegen takes them.
+    model.onnx; state.pt and case.json (how to make the module); calibration-inputs.npz and held-inputs.npz (x as the
+    network takes it; y labels or references); the images of the three parts as edgegen takes them.
     """
     import torch
 

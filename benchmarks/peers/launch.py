@@ -85,7 +85,7 @@ def cell(case: Case, peer: str, setting: str, given: Mapping[str, Any], folder: 
     result.unlink(missing_ok=True)
     job.write_text(json.dumps({"peer": str(file), "folder": str(folder), "out": str(out), "options": dict(given),
                                "result": str(result)}), encoding="utf-8")  # fmt: skip
-    ended = measured([str(python), str(HERE / "inside.py"), str(job)], log)
+    ended = measured([str(python), "-P", str(HERE / "inside.py"), str(job)], log)
     told |= {"seconds": round(ended["seconds"], 2), "peak_mb": round(ended["peak_bytes"] / 1e6)}
     if ended["code"] != 0 or not result.is_file():
         return {**told, "exit": ending(ended["code"]), "failure": last_words(log)}

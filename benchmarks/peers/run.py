@@ -1,0 +1,150 @@
+"""edgegen and what a user would pick instead: same networks, same calibration images, same runtimes, one run.
+
+    python benchmarks/peers/run.py [--case resnet20 ...] [--peer nncf_openvino ...] [--setting default] [--again]
+    python benchmarks/peers/run.py --table                   only the page and the plot, from the lines that are there
+    python benchmarks/peers/run.py --install                 only the environments
+
+Every peer runs in an environment of its own under out/peers/<peer>/venv, made from its requirements.txt. A finished
+cell is a line of benchmarks/results/peers.jsonl and is not run again; neither is the timing of a case whose cells have
+not changed. A crash is a line too. Needs benchmarks/prepare_data.py and ../shared/assets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+# Not this folder, which a script has first: it holds folders that are called like packages.
+sys.path[:1] = [str(HERE.parent), str(HERE.parents[1])]
+
+from peers import cases, environments, launch, report  # noqa: E402
+
+RESULTS = cases.ROOT / "benchmarks" / "results"
+SETTINGS = ("default", "best")
+
+
+def append(file: Path, row: dict[str, Any]) -> None:
+    """One more line, on disk before the next cell starts; a line that was cut off before gets its end first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cut = file.is_file() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
+    if cut:
+        whole = file.read_bytes().rpartition(b"\n")
+        file.write_bytes(whole[0] + whole[1])
+    with file.open("a", encoding="utf-8") as sink:
+        sink.write(json.dumps(row) + "\n")
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def now() -> str:
+    """UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def run_case(case: cases.Case, options: argparse.Namespace) -> None:
+    """The cells of a case that are not done yet, then its timing when a cell changed."""
+    folder = cases.prepare(case, environments.WORK / "cases" / case.name)
+    rows = report.read(options.output)
+    for peer in options.peer:
+        for setting in options.setting:
+            given = launch.options(case, peer, setting)
+            if given is None or ((case.name, peer, setting) in rows and not options.again):
+                continue
+            print(f"{case.name}: {peer} {setting} ...", file=sys.stderr, flush=True)
+            out = environments.WORK / "made" / case.name / f"{peer}-{setting}"
+            row = {"kind": "cell", **launch.cell(case, peer, setting, given, folder, out), "date": now()}
+            append(options.output, row)
+            print(f"  {row['exit']} {row.get('failure', '')} {row.get('seconds', '')} s", file=sys.stderr, flush=True)
+    time_case(case, folder, options)
+
+
+def time_case(case: cases.Case, folder: Path, options: argparse.Namespace) -> None:
+    """All artifacts of the case in one interleaved run."""
+    from peers import judge
+
+    rows = report.read(options.output)
+    cells = [row for row in rows.values() if row["kind"] == "cell" and row["case"] == case.name]
+    ready = [row for row in cells if row["exit"] == "ok" and Path(row["path"]).exists()]
+    made = sorted([row["peer"], row["setting"], row["date"]] for row in ready)
+    before = rows.get((case.name,), {})
+    if options.no_timing or (before.get("made") == made and before["rounds"] == options.rounds):
+        return
+    print(f"{case.name}: quality and latency of {len(ready)} artifacts ...", file=sys.stderr, flush=True)
+    told = judge.measure(folder, ready, threads=options.threads, rounds=options.rounds, seconds=options.seconds)
+    load = os.getloadavg()
+    append(options.output, {"kind": "timing", "case": case.name, "made": made, "date": now(), "load": load,
+                            "versions": installed(), **told})  # fmt: skip
+
+
+def installed() -> dict[str, str]:
+    """The runtimes that all artifacts are timed with."""
+    from importlib import metadata
+
+    return {f"{name} (timing)": metadata.version(name) for name in ("onnxruntime", "openvino", "numpy")}
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, and what this host runs."""
+    from edgegen.devices import local
+
+    told = local.probe()
+    return {name: told[name] for name in ("cpu_model", "cores", "governor") if told.get(name)}
+
+
+def write(options: argparse.Namespace) -> None:
+    """The page and the plot."""
+    rows = report.read(options.output)
+    page, drawn = options.output.with_suffix(".md"), options.output.with_suffix(".svg")
+    page.write_text(report.markdown(rows, machine()), encoding="utf-8")
+    report.plot(rows, drawn)
+    print(f"{page}\n{drawn}")
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    peers = environments.names()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=list(cases.CASES), nargs="*", default=list(cases.CASES))
+    parser.add_argument("--peer", choices=peers, nargs="*", default=peers)
+    parser.add_argument("--setting", choices=SETTINGS, nargs="*", default=list(SETTINGS))
+    parser.add_argument("--output", type=Path, default=RESULTS / "peers.jsonl")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=0.3, help="runs of an artifact in a round take so long")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--again", action="store_true", help="run finished cells again")
+    parser.add_argument("--no-timing", action="store_true", help="only the cells")
+    parser.add_argument("--table", action="store_true", help="only write the page and the plot")
+    parser.add_argument("--install", action="store_true", help="only make the environments")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """What is not done yet, then the page."""
+    options = parse()
+    if options.install:
+        for peer in options.peer:
+            try:
+                print(f"{peer}: {environments.python(peer)}", flush=True)
+            except environments.CannotInstall as error:
+                print(f"{peer}: cannot install: {error}", flush=True)
+        return
+    if not options.table:
+        # Workers import peers.lane; temporary files of numpy arrays are large.
+        paths = (str(HERE.parent), os.environ.get("PYTHONPATH", ""))
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        tempfile.tempdir = str(environments.WORK / "tmp")
+        Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
+        for name in options.case:
+            run_case(cases.CASES[name], options)
+    write(options)
+
+
+if __name__ == "__main__":
+    main()
