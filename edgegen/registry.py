@@ -17,8 +17,9 @@ from edgegen import errors
 PACKAGE = Path(__file__).parent
 KINDS = (
     "models", "passes", "targets", "runtimes", "metrics", "calibration", "devices", "recipes", "rewrites", "samplers",
+    "spaces",
 )  # fmt: skip
-_DATA_KINDS = ("targets", "calibration", "recipes")
+_DATA_KINDS = ("targets", "calibration", "recipes", "spaces")
 _ERRORS: dict[str, type[errors.UsageError]] = {
     "models": errors.ModelError,
     "targets": errors.TargetError,

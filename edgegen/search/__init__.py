@@ -1,0 +1,1 @@
+"""Search: the latency, quality and size front that a space of recipes reaches on a target."""

@@ -1,0 +1,214 @@
+"""What a candidate comes to, measured: its recipe is applied, built, timed beside the baseline, trained and scored.
+
+Cheap things first: latency and size need no training, so a candidate over a limit, or slower than one that is better
+already, is stopped before the time is spent (successive halving: no training, a quarter of it, all of it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgegen import decide, graph, judgement, recipe, run, steps, variants
+from edgegen.errors import EdgegenError, NothingChanged, PassError, UsageError
+from edgegen.judgement import Candidate
+from edgegen.request import Request
+from edgegen.run import Run
+from edgegen.search.spaces import Layers, Space, to_recipe
+from edgegen.search.store import Figures
+from edgegen.types import Budget
+
+SHARES = (0.25, 1.0)  # of the training steps; latency and size are known before the first
+FEWEST = 80  # steps of training below which a first, shorter training says nothing that the whole does not
+
+
+@dataclass
+class Bench:
+    """A run opened once in a worker, in which candidates are measured one after the other."""
+
+    run: Run
+    baseline: Candidate
+    floats: list[Candidate]
+    evaluations: variants.Evaluations | None
+    layers: Layers
+    kept: frozenset[Path] = frozenset()
+
+
+def open_bench(request: Request, progress: judgement.Progress = run.quiet) -> Bench:
+    """Load the network and its data, build and time the original, and collect the teacher's outputs.
+
+    Raises:
+        UsageError: bad input, or a network that passes cannot change.
+    """
+    opened = run.open_run(request, progress)
+    if opened.model.stage.module is None:
+        raise UsageError(f"{request.model} is an ONNX file, which passes cannot reshape; give the torch network")
+    original = run.export(opened, opened.model, "original")
+    opened.bench.feeds = run.feeds(opened, original)
+    floats = run.unquantized(opened, "original", original, None)
+    baseline = judgement.fastest(floats)
+    evaluations = decide.evaluations(opened, floats)
+    kept = frozenset(path for part in ("builds", "graphs") for path in (opened.folder / part).glob("*"))
+    return Bench(opened, baseline, floats, evaluations, layers_of(opened.model.stage.module), kept)
+
+
+def layers_of(module: Any) -> dict[str, str]:
+    """Name -> class of each convolution and linear layer, in order."""
+    return {name: type(part).__name__ for name, part in module.named_modules() if isinstance(part, graph.WEIGHTED)}
+
+
+def objective(
+    bench: Bench, space: Space, budget: Budget, done: Callable[[], Sequence[Figures]]
+) -> Callable[[Mapping[str, int]], Figures]:
+    """choices -> Figures, in the bench. done: the figures of all candidates that are finished, for early stopping."""
+
+    def measured(choices: Mapping[str, int]) -> Figures:
+        made = to_recipe(space, choices, bench.layers)
+        try:
+            return _measured(bench, made, budget, done)
+        except EdgegenError as error:  # a candidate that cannot be made or run is a result
+            return Figures(failure=" ".join(str(error).split())[:500])
+        finally:
+            _tidy(bench)
+
+    return measured
+
+
+def reach(bench: Bench, made: recipe.Recipe) -> Figures:
+    """Latency and size of a candidate without any training, for the ends of a space; quality is not looked at."""
+    try:
+        return _figures(_best(bench, made, 0.0))
+    except EdgegenError as error:
+        return Figures(failure=" ".join(str(error).split())[:500])
+    finally:
+        _tidy(bench)
+
+
+def _measured(
+    bench: Bench, made: recipe.Recipe, budget: Budget, done: Callable[[], Sequence[Figures]]
+) -> Figures:
+    """As far as it is worth it: untrained for latency and size, then trained a quarter, then wholly."""
+    trained = [step for step in made.steps if step.name in recipe.ROUNDS]
+    best = _best(bench, made, 0.0 if trained else 1.0)
+    found = _figures(best)
+    if over := judgement.within(best, dataclasses.replace(budget, max_quality_drop=None), bench.run.gate):
+        return dataclasses.replace(found, stopped=over)
+    length = sum(int(_steps(step)) for step in trained)
+    for share in SHARES if length >= FEWEST else SHARES[-1:]:
+        if trained:
+            best = _best(bench, made, share)
+        best = _scored(bench, best)
+        drop = best.drop if best.drop is not None and math.isfinite(best.drop) else None
+        if best.verdict:
+            return dataclasses.replace(found, failure=best.reason)
+        rungs = (*found.rungs, (share, drop if drop is not None else math.inf))
+        found = dataclasses.replace(_figures(best), drop=drop, rungs=rungs)
+        if share < 1.0 and (why := beaten(found, share, done())):
+            return dataclasses.replace(found, stopped=why)
+    return found
+
+
+def beaten(mine: Figures, share: float, others: Sequence[Figures]) -> str:
+    """Why no more training is spent: a finished one was faster, and no worse when it was trained as much; else ""."""
+    drop = dict(mine.rungs)[share]
+    for other in others:
+        theirs = dict(other.rungs).get(share)
+        if theirs is None or other.failure or other.stopped:
+            continue
+        if other.ratio < mine.ratio / judgement.LEAST_GAIN and theirs <= drop and other.size_bytes <= mine.size_bytes:
+            return f"slower and larger than one that had a drop of {theirs:.3g} after {share:.0%} of the training"
+    return ""
+
+
+def _steps(step: recipe.Step) -> float:
+    return float(step.options.get("steps", recipe.options_of(step.name)["steps"]))
+
+
+def shortened(made: recipe.Recipe, share: float) -> recipe.Recipe:
+    """The recipe with that share of its training steps; without them for 0."""
+    kept = []
+    for step in made.steps:
+        if step.name in recipe.ROUNDS and share < 1.0:
+            if share <= 0:
+                continue
+            step = step.model_copy(update={"options": {**step.options, "steps": max(1, int(share * _steps(step)))}})
+        kept.append(step)
+    return made.model_copy(update={"steps": tuple(kept)})
+
+
+def _best(bench: Bench, made: recipe.Recipe, share: float) -> Candidate:
+    """The fastest build that the recipe asks for: of its float builds, or of its INT8 builds where it quantizes."""
+    short = shortened(made, share)
+    opened = dataclasses.replace(bench.run, recipe=short)
+    current = opened.model
+    for step in (one for one in short.steps if one.name not in recipe.PRECISION_PASSES):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingChanged)  # then it comes to the same as one without the pass
+            current = steps.run_step(step, current, opened.model, run.job_of(opened), run.data_key(opened)).model
+    title = "original" if current is opened.model else f"candidate {run.model_key(current)[:12]}"
+    exported = run.export(opened, current, title)
+    whole = title == "original"
+    floats = bench.floats if whole else run.unquantized(opened, title, exported, bench.baseline)
+    if not any(step.name == "quantize" for step in short.steps):
+        return judgement.fastest(floats)
+    planned = variants.planned(opened, {title: (current, exported)})["quantize"]
+    pool = variants.with_quantized(
+        opened, {title: exported}, planned, bench.baseline, list(floats), bench.evaluations if share else None
+    )
+    alive = [c for c in pool if c.quantized and c.latency is not None and not c.verdict]
+    if not alive:
+        raise PassError(f"no INT8 build runs: {'; '.join(c.reason for c in pool if c.verdict) or 'none is offered'}")
+    return min(alive, key=lambda c: c.latency.value if c.latency else math.inf)
+
+
+def _scored(bench: Bench, best: Candidate) -> Candidate:
+    if bench.evaluations is None:
+        return best
+    return bench.run.bench.score(best, bench.evaluations.select, bench.run.gate, "select")
+
+
+def _tidy(bench: Bench) -> None:
+    """Remove the builds and graphs of candidates; those of the original stay."""
+    for part in ("builds", "graphs"):
+        folder = bench.run.folder / part
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path not in bench.kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _figures(best: Candidate) -> Figures:
+    latency, ratio, artifact = best.latency, best.ratio, best.artifact
+    if latency is None or ratio is None or artifact is None or not math.isfinite(latency.value):
+        raise UsageError(f"{best.label} has no latency: {best.reason or best.unknown}")
+    return Figures(
+        latency.value, ratio.value, None, artifact.size_bytes, latency.status, f"{best.runtime} {best.graph.plan.label}"
+    )
+
+
+def unreachable(budget: Budget, ends: Sequence[tuple[str, Figures]]) -> str:
+    """Why no candidate can meet a limit, with the nearest one; "" when some end of the space meets it.
+
+    ends: (what it is told as, figures) of the extreme candidates. Quality is not judged here.
+    """
+    alive = [(name, found) for name, found in ends if not found.failure]
+    for limit, unit, value in (
+        (budget.max_latency_ms, "ms", lambda f: f.latency_ms),
+        (budget.max_size_bytes and budget.max_size_bytes / 1e6, "MB", lambda f: f.size_bytes / 1e6),
+    ):
+        if limit is None or not alive:
+            continue
+        values = [value(found) for _, found in alive]
+        if min(values) > limit:
+            name, found = min(alive, key=lambda end: value(end[1]))
+            return (
+                f"no candidate of this space comes under {limit:g} {unit}: it reaches {min(values):.3g} to"
+                f" {max(values):.3g} {unit}; nearest: {name or 'no change'} with {found.latency_ms:.3g} ms,"
+                f" {found.size_bytes / 1e6:.3g} MB ({found.status}, untrained)"
+            )
+    return ""
