@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from edgegen import (
     loading,
     measuring,
     onnx_graph,
+    operator_times,
+    profiling,
     program,
     quality,
     recipe,
@@ -270,10 +272,14 @@ def data_key(run: Run) -> str:
 
 
 def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fraction: None) -> Job:
+    """What a pass may look at; `latency` takes any stage, of the whole network or of a part with inputs of its own."""
+
     def latency(stage: Stage) -> Measurement:
-        name = f"candidate {weights.state_hash(stage.module)[:12]}"
-        graph = export(run, dataclasses.replace(run.model, stages=(stage,)), name)
-        best = judgement.fastest(unquantized(run, name, graph, None))
+        shapes = [list(spec.shape) for spec in stage.inputs]
+        name = f"candidate {files.key(weights.state_hash(stage.module), shapes)[:12]}"
+        own = run if shapes == [list(spec.shape) for spec in run.model.stage.inputs] else _apart(run, stage, name)
+        graph = export(own, dataclasses.replace(own.model, stages=(stage,)), name)
+        best = judgement.fastest(unquantized(own, name, graph, None))
         if best.latency is None:
             raise RecipeError(f"{name} cannot be timed")
         return best.latency
@@ -287,4 +293,29 @@ def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fract
         threads=run.target.threads,
         progress=progress,
         latency=latency,
+        operators=(lambda probes: _operators(run, probes, progress)) if run.bench.measures else None,
     )
+
+
+def _apart(run: Run, stage: Stage, name: str) -> Run:
+    """The run for a stage with other inputs than the network's: random ones, and a folder of its own."""
+    low = {spec.name: spec.value_range or (-1.0, 1.0) for spec in stage.inputs}
+    rng = np.random.default_rng(run.request.seed)
+    given = {spec.name: rng.uniform(*low[spec.name], [int(d) for d in spec.shape]).astype(np.float32)
+             for spec in stage.inputs}  # fmt: skip
+    folder = run.folder / "apart" / name.replace(" ", "_")
+    bench = dataclasses.replace(run.bench, folder=folder, feeds=given)
+    alone = dataclasses.replace(run.model, stages=(stage,), options={})
+    nothing = inputs.RunData(None, None, None, None, {})
+    return dataclasses.replace(run, model=alone, data=nothing, bench=bench, folder=folder)
+
+
+def _operators(
+    run: Run, probes: Sequence[Mapping[str, Any]], progress: Callable[[str, float], None]
+) -> list[Measurement]:
+    """Small networks in the runtime and precision of the original's best unquantized build (from the log)."""
+    best = judgement.fastest(unquantized(run, "original", export(run, run.model, "original"), None))
+    pair = (best.runtime, best.graph.plan.precision)
+    version = profiling.version_of(best.runtime, best.artifact.versions) if best.artifact else ""
+    device = run.bench.device or "local"
+    return operator_times.times(probes, run.target, pair, version, device=device, progress=progress)

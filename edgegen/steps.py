@@ -24,16 +24,20 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
         RecipeError: an option value that the pass refuses. PassError: the pass failed; says which.
     """
     teacher = weights.state_hash(job.teacher.stage.module) if job.teacher is not None else ""
+    module = registry.module("passes", step.name)
+    timed = getattr(module, "ON_TARGET", False) or step.options.get("by") == "latency"  # by times of this target alone
+    where = [job.target.name, dict(job.target.versions)] if timed else []
     key = files.key(
         weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__,
         _contract(model), dict(job.target.channel_multiple), job.threads, dataclasses.asdict(model.plan),
+        *where,
     )  # fmt: skip
     kept = files.cache_folder() / "steps" / key
     if (kept / "result.json").is_file():
         return _restore(kept, model, original)
     job = dataclasses.replace(job, checkpoints=files.cache_folder() / "checkpoints" / key)
     scales = model.plan.scales
-    function: Callable[..., PassResult] = getattr(registry.module("passes", step.name), step.name)
+    function: Callable[..., PassResult] = getattr(module, step.name)
     try:
         result = function(model, job, **step.options)
     except EdgegenError:

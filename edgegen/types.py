@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -294,7 +294,8 @@ class Job:
 
     data: a `data.Dataset` that passes may learn from, or None (self-generated inputs). checkpoints: a folder of this
     step alone in which a long pass may keep its state to resume from, or None. progress(text, fraction 0..1).
-    latency(stage) -> Measurement and quality(model) -> Measurement judge a candidate on the target.
+    latency(stage) -> Measurement and quality(model) -> Measurement judge a candidate on the target. operators(probes)
+    -> a Measurement each: small networks as JSON (see `probes`), timed on the target into a table that is kept.
     """
 
     target: Target
@@ -308,6 +309,7 @@ class Job:
     progress: Callable[[str, float], None] = lambda text, fraction: None
     latency: Callable[[Stage], Measurement] | None = None
     quality: Callable[[Model], Measurement] | None = None
+    operators: Callable[[Sequence[Mapping[str, Any]]], Sequence[Measurement]] | None = None
 
 
 @dataclass(frozen=True)

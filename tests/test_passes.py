@@ -25,6 +25,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "correct_bias": {"samples": 2},
     "round_adaptively": {"samples": 2, "steps": 5},
     "quantize_aware": {"steps": 3, "batch": 2, "samples": 2},
+    "slim_to_latency": {"ratio": 0.7, "samples": 2},
 }
 # Passes that find nothing to do in some of the tiny models.
 NOWHERE = (
@@ -124,6 +125,13 @@ WRONG = [
     ("share_weights", {"groups": [["1", "9"]]}, "no block '9' in residual that could share its weights"),
     ("share_weights", {"groups": [["1"]]}, "groups must be lists of two or more blocks"),
     ("share_weights", {"groups": [["1", "2"], ["2", "1"]]}, "block '1' is named twice in groups"),
+    ("slim_to_latency", {"max_latency": 0.0}, "max_latency must be above 0 ms, got 0.0"),
+    ("slim_to_latency", {"max_latency": 5.0}, "max_latency needs a target with latencies, and there are none"),
+    ("slim_to_latency", {"ratio": 1.0}, r"ratio must lie in \(0, 1\), got 1.0"),
+    ("slim_to_latency", {"ratio": 1e-6}, "is out of reach: the narrowest network is predicted to take"),
+    ("slim_to_latency", {"importance": "l3"}, "importance must be one of l2, l1, .*got 'l3'"),
+    ("slim_to_latency", {"widths": 1}, "widths must be at least 2, got 1"),
+    ("slim_to_latency", {"layers": ["nowhere"]}, "no layer 'nowhere' in"),
     ("prune_weights", {"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
     ("prune_weights", {"scope": "local"}, "scope must be one of layer, global, got 'local'"),
     ("prune_weights", {"pattern": "4:2"}, 'pattern must be "N:M" with 0 < N < M'),
