@@ -255,7 +255,7 @@ def _facts(
 
 
 def _passes(report: dict[str, Any]) -> str:
-    kept = [step for step in report["steps"] if step["status"] in ("kept", "forced", "predicted")]
+    kept = [step for step in report["steps"] if step["status"] in ("kept", "forced", "predicted", "needs recovery")]
     options = (f" ({text.plain(step['options'])})" if step["options"] else "" for step in kept)
     return ", ".join(step["name"] + more for step, more in zip(kept, options, strict=True)) or "none"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import files, judgement, measuring, samplers
+from edgegen import files, judgement, measuring, reasons, samplers
 from edgegen.errors import BudgetError, RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
@@ -115,6 +115,26 @@ def group_verdict(
     return ("kept" if here else "predicted"), figure
 
 
+def cause(run: Run, build: Candidate, beaten: Candidate) -> str:
+    """Why a build is not faster than another, as the end of a reason; empty where nothing speaks for a cause."""
+    made = [reasons.read(c.graph, c.runtime, c.latency.value if c.latency else math.nan, c.inspection)
+            for c in (build, beaten) if c.graph.onnx.is_file()]  # fmt: skip
+    both = [one for one in made if one is not None]
+    return reasons.told(reasons.why(*both, run.target)) if len(both) == 2 else ""
+
+
+def unrecovered(status: str, reason: str, advice: str, judged: bool) -> tuple[str, str]:
+    """(status, reason) of a group that no training ends. judged: its quality was measured.
+
+    Without a measured quality it is no success, however fast; inside the quality budget it is one as it stands.
+    """
+    if status == "undone":
+        return status, f"{reason}; {advice}"
+    if judged:
+        return status, f"{reason}; inside the quality budget without recovery"
+    return (status if status == "forced" else "needs recovery"), f"{advice}; {reason}"
+
+
 def preparing_verdict(broken: str, forced: bool) -> tuple[str, str]:
     """(status, reason) of passes that only prepare for INT8: whether they pay is decided by the INT8 builds.
 
@@ -159,7 +179,7 @@ def choose(
         candidate, broken = _examined(run, queue.pop(0), found, baseline)
         broken = broken or refuted.get(candidate.key, "")
         if not broken:
-            rest = [c.judged("not chosen", _why_not(c, candidate, baseline)) for c in queue]
+            rest = [c.judged("not chosen", _why_not(run, c, candidate, baseline)) for c in queue]
             return candidate.judged("chosen", _why(candidate, baseline, demand)), [*judged, *rest]
         rejected.append((candidate, broken))
         judged.append(candidate.judged("undone", broken))
@@ -252,13 +272,13 @@ def _why(candidate: Candidate, baseline: Candidate, demand: Demand) -> str:
     return f"the fastest inside the budget: {candidate.gain:.2f}x against {baseline.label}"
 
 
-def _why_not(candidate: Candidate, chosen: Candidate, baseline: Candidate) -> str:
+def _why_not(run: Run, candidate: Candidate, chosen: Candidate, baseline: Candidate) -> str:
     if candidate.label == baseline.label:
         return "the baseline"
     if candidate.unknown:
         return f"what is faster cannot be said: {candidate.unknown}"
     if candidate.quantized and not judgement.is_faster(candidate):
-        return f"INT8 is not faster than {baseline.label} here ({candidate.gain:.2f}x)"
+        return f"INT8 is not faster than {baseline.label} here ({candidate.gain:.2f}x){cause(run, candidate, baseline)}"
     return f"slower than {chosen.label} ({candidate.gain:.2f}x against {chosen.gain:.2f}x)"
 
 

@@ -91,7 +91,7 @@ def layers(run: Run, final: Final, steps: Sequence[dict[str, Any]]) -> dict[str,
         except RuntimeFailed as error:
             reason = str(error)
     told = [{key: step["figures"].pop(key, None) for key in layer_rows.FIGURES} for step in steps]
-    kept = ("kept", "forced", "predicted")
+    kept = ("kept", "forced", "predicted", "needs recovery")
     noted = [notes for notes, step in zip(told, steps, strict=True) if step["status"] in kept]
     rows = layer_rows.rows(graph, final.chosen.inspection, times, noted)
     return {"layers": rows, "layers_reason": "" if times else reason, "roof": layer_rows.roof(run.target)}

@@ -42,7 +42,8 @@ def card(report: dict[str, Any], runtime: str) -> str:
     before = {figure["name"]: figure for figure in base["quality"]}
     rows += [(f["name"], text.figure(before.get(f["name"])), _with_interval(f)) for f in result["quality"]]
     table = "\n".join(f"| {_cell(name)} | {_cell(old)} | {_cell(new)} |" for name, old, new in rows)
-    kept = [step["name"] for step in report["steps"] if step["status"] in ("kept", "forced", "predicted")]
+    there = ("kept", "forced", "predicted", "needs recovery")
+    kept = [step["name"] for step in report["steps"] if step["status"] in there]
     return (
         "\n".join(head) + f"\n\n# {report['model']} for {report['target']}\n\n{stamps}{report['headline']}\n\n"
         f"| | {_cell(base['label'])} | {_cell(result['label'])} |\n|---|---|---|\n{table}\n\n"

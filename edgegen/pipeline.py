@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgegen import bundle, decide, delivery, files, judgement, recipe, serial, steps, summary, variants
+from edgegen import bundle, decide, delivery, files, judgement, recipe, recovery, serial, steps, summary, variants
 from edgegen.errors import BundleError, RuntimeFailed, UsageError
 from edgegen.judgement import Candidate
 from edgegen.request import Request
@@ -121,6 +121,11 @@ def _group(
         builds = [c.judged("not chosen", "made for INT8: as a float build it has nothing to gain") for c in builds]
     else:
         status, reason = decide.group_verdict(best, before, broken, forced, run.bench.measures, smaller)
+        if status in ("undone", "forced") and not broken:
+            reason += decide.cause(run, best, max(alive, key=lambda c: c.gain))
+        if unfinished := recovery.open_ends(group, results):
+            advice = recovery.advice(unfinished, recovery.step_seconds(run, current))
+            status, reason = decide.unrecovered(status, reason, advice, evaluations is not None)
     work.records += summary.step_records(group, results, status, reason, name)
     builds = [best if c.key == best.key else c for c in builds]
     work.pool += [c.judged("undone", reason) for c in builds] if status == "undone" else builds

@@ -11,6 +11,7 @@ from edgegen import calibration_lint, layer_rows, quality, recipe
 from edgegen.decide import ASKED, Final
 from edgegen.devices import local
 from edgegen.judgement import Candidate
+from edgegen.recovery import NEEDS
 from edgegen.report import schema
 from edgegen.run import Run
 from edgegen.types import Measurement, PassResult
@@ -97,7 +98,7 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
     chosen = final.chosen
     request = run.request
     content = {
-        "headline": headline(run, final),
+        "headline": unfinished(records) + headline(run, final),
         "model": run.model.name,
         "task": run.model.task,
         "target": run.target.name,
@@ -145,6 +146,12 @@ def calibration_findings(run: Run, chosen: Candidate) -> list[str]:
     if chosen.graph.plan.precision != "int8" or run.data.calibration is None:
         return []
     return [f"calibration: {finding.text}" for finding in calibration_lint.lint(run.model, run.data.calibration)]
+
+
+def unfinished(records: Sequence[dict[str, Any]]) -> str:
+    """What stands before the headline of a network that was changed and not trained after it."""
+    names = [record["name"] for record in records if record["status"] == NEEDS]
+    return f"Not finished, {NEEDS} ({', '.join(names)}): " if names else ""
 
 
 def headline(run: Run, final: Final) -> str:

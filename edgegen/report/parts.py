@@ -182,7 +182,7 @@ def _step(step: Report) -> str:
     facts = f'<p class="soft">{escape(text.plain(step["figures"]))}</p>' if step["figures"] else ""
     folds = fold(f"{_layers(step['changed'])} changed", step["changed"])
     folds += fold(f"{_layers(step['skipped'])} left as they were", step["skipped"])
-    return f'<section class="step {escape(step["status"])}">{head}{reason}{facts}{folds}</section>'
+    return f'<section class="step {escape(step["status"].replace(" ", "-"))}">{head}{reason}{facts}{folds}</section>'
 
 
 def _layers(named: Report) -> str:

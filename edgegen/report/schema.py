@@ -90,13 +90,14 @@ class Step(_Part):
     """A pass and what became of it.
 
     status: kept; undone (it did not pay, `reason` says why); forced (kept on request, although it did not pay);
-    predicted (kept by the estimate, the device is not here); skipped (not run). changed, skipped: layer -> text.
+    predicted (kept by the estimate, the device is not here); needs recovery (faster, but nothing was trained after it
+    and no quality was measured); skipped (not run). changed, skipped: layer -> text.
     figures: name -> number or text, as the pass reported them.
     """
 
     name: str
     options: dict[str, Any] = {}
-    status: Literal["kept", "undone", "forced", "predicted", "skipped"]
+    status: Literal["kept", "undone", "forced", "predicted", "needs recovery", "skipped"]
     reason: str = ""
     changed: dict[str, str] = {}
     skipped: dict[str, str] = {}

@@ -17,6 +17,7 @@ from edgegen.report.schema import Report, normalise
 
 _STYLES = {
     "kept": "green", "chosen": "green", "predicted": "yellow", "forced": "yellow", "failed": "red",
+    "needs recovery": "yellow",
     "undone": "dim", "rejected": "dim", "skipped": "dim", "baseline": "",
 }  # fmt: skip
 
