@@ -18,11 +18,11 @@ STAMP := .venv/.installed
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder wheel clean train-mnist-ddpm train-cifar-ddpm
+.PHONY: help setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder wheel clean train-mnist-ddpm train-cifar-ddpm
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
-	@echo "targets: setup demo test lint bench train-edsr train-dcgan train-cifar train-encoder \
+	@echo "targets: setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder \
 		train-mnist-ddpm train-cifar-ddpm wheel clean"
 
 setup: $(STAMP)
@@ -54,6 +54,13 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/prepare_data.py
 	$(BIN)/python benchmarks/goals.py
 	$(BIN)/python benchmarks/by_hand.py $(addprefix --network ,$(NETWORKS))
+
+# edgegen beside other tools, each in an environment of its own (some gigabytes under out/peers); goes on as above.
+# One case: make bench-peers CASES=resnet20
+CASES ?=
+bench-peers: $(STAMP)
+	$(BIN)/python benchmarks/prepare_data.py
+	$(BIN)/python benchmarks/peers/run.py $(if $(CASES),--case $(CASES))
 
 train-edsr train-dcgan train-cifar train-encoder: train-%: $(STAMP)
 	$(BIN)/python benchmarks/train/$*.py

@@ -293,7 +293,7 @@ def test_growth_that_is_too_steep_is_said_so() -> None:
 
 
 def test_the_import_profile_is_parsed() -> None:
-    text = "import time: self [us] | cumulative | imported package\nimport time:       150 |       1150 |   numpy.core\nx\n"
+    text = "import time: self [us] | cumulative | imported package\nimport time:   150 |   1150 |   numpy.core\nx\n"
     assert startup.profile(text) == [
         {"module": "numpy.core", "self_ms": 0.15, "total_ms": 1.15, "depth": 1}
     ]

@@ -7,6 +7,7 @@ result: {"exit": ..., "failure": one line}.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from peers.cases import ROOT, Case, weights
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "# user: begin", "# user: end"
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 LIMIT_SECONDS = 3600.0
 KEPT = ("numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch", "olive-ai", "nvidia-modelopt", "torch_pruning",
         "torch-pruning", "onnx-neural-compressor", "coremltools", "ai-edge-quantizer", "litert-torch", "executorch",
@@ -96,8 +97,11 @@ def cell(case: Case, peer: str, setting: str, given: Mapping[str, Any], folder: 
 
 
 def measured(command: list[str], log: Path, limit: float = LIMIT_SECONDS) -> dict[str, Any]:
-    """Run to the end: {"code", "seconds", "peak_bytes"}; peak: the larger of the kernel's figure for the largest single
-    process and of the sum over the tree, sampled. After `limit` seconds it and its children are killed ("code" -9)."""
+    """Run to the end: {"code", "seconds", "peak_bytes"}. After `limit` seconds it and its children are killed (-9).
+
+    Peak: the larger of the kernel's figure for the largest single process and of the sum over the tree, sampled, in
+    which memory that several processes share counts once.
+    """
     path = os.pathsep.join((str(ROOT / "benchmarks"), str(ROOT)))
     with log.open("wb") as sink:
         started = time.monotonic()
@@ -117,13 +121,28 @@ def measured(command: list[str], log: Path, limit: float = LIMIT_SECONDS) -> dic
 
 
 def _watch(pid: int, peak: list[int], done: threading.Event, deadline: float) -> None:
-    from edgegen.isolation import resident_bytes
-
     while not done.wait(POLL_SECONDS):
-        peak[0] = max(peak[0], resident_bytes(pid))
+        peak[0] = max(peak[0], tree_bytes(pid))
         if time.monotonic() > deadline:
             os.killpg(pid, signal.SIGKILL)
             return
+
+
+def tree_bytes(pid: int) -> int:
+    """Proportional set size of a process and its descendants (Linux; elsewhere 0, and the kernel's figure remains).
+
+    Not resident size: libraries that several processes map would count for each, and a tool of several processes would
+    look larger than the machine that holds it.
+    """
+    total, left = 0, [pid]
+    while left:
+        current = left.pop()
+        with contextlib.suppress(OSError, ValueError):  # it may end at any moment
+            for task in Path(f"/proc/{current}/task").iterdir():
+                left.extend(int(child) for child in (task / "children").read_text().split())
+            text = Path(f"/proc/{current}/smaps_rollup").read_text(encoding="utf-8")
+            total += sum(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total
 
 
 def ending(code: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import sys
@@ -65,6 +66,18 @@ def run_case(case: cases.Case, options: argparse.Namespace) -> None:
     time_case(case, folder, options)
 
 
+def finished(case: cases.Case, options: argparse.Namespace) -> bool:
+    """Run a case; False, and why on standard error, where its files are not here or its timing cannot be taken."""
+    from edgegen.errors import EdgegenError
+
+    try:
+        run_case(case, options)
+    except (EdgegenError, OSError, KeyError, ValueError) as error:
+        print(f"{case.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def time_case(case: cases.Case, folder: Path, options: argparse.Namespace) -> None:
     """All artifacts of the case in one interleaved run."""
     from peers import judge
@@ -103,8 +116,12 @@ def write(options: argparse.Namespace) -> None:
     rows = report.read(options.output)
     page, drawn = options.output.with_suffix(".md"), options.output.with_suffix(".svg")
     page.write_text(report.markdown(rows, machine()), encoding="utf-8")
-    report.plot(rows, drawn)
-    print(f"{page}\n{drawn}")
+    print(page)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: it needs matplotlib, pip install 'edgegen[report]'", file=sys.stderr)
+    else:
+        report.plot(rows, drawn)
+        print(drawn)
 
 
 def parse() -> argparse.Namespace:
@@ -135,15 +152,17 @@ def main() -> None:
             except environments.CannotInstall as error:
                 print(f"{peer}: cannot install: {error}", flush=True)
         return
+    failed: list[str] = []
     if not options.table:
         # Workers import peers.lane; temporary files of numpy arrays are large.
         paths = (str(HERE.parent), os.environ.get("PYTHONPATH", ""))
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         tempfile.tempdir = str(environments.WORK / "tmp")
         Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
-        for name in options.case:
-            run_case(cases.CASES[name], options)
+        failed = [name for name in options.case if not finished(cases.CASES[name], options)]
     write(options)
+    if failed:
+        sys.exit(f"not finished: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
