@@ -23,6 +23,7 @@ from edgegen import (
     cli_plan,
     cli_probe,
     cli_profile_device,
+    cli_search,
     cli_train,
     errors,
     faults,
@@ -35,7 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Compress image generators and vision backbones for edge devices, and prove it with measurements.",
 )
-LISTED = ("models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes", "rewrites", "samplers")
+LISTED = (
+    "models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes", "rewrites", "samplers", "spaces",
+)  # fmt: skip
 
 
 # The base class of what typer raises for wrong arguments; its own name is private to typer.
@@ -93,6 +96,7 @@ def compress(
     calibration: Annotated[str, typer.Option(help="Calibration set: a name or a path.")] = "",
     calibration_images: Annotated[int, typer.Option(help="How many images to calibrate on.", min=1)] = 100,
     recipe: Annotated[str, typer.Option(help="Recipe: a preset's name or a .toml file.")] = "",
+    from_front: Annotated[Path | None, typer.Option(help="Recipe: the best point of a search's front.json.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Keep this pass even when it does not pay.")] = None,
     max_latency: Annotated[str, typer.Option(help="Latency limit (p50, batch 1), such as 5ms.")] = "",
     max_size: Annotated[str, typer.Option(help="Size limit of the artifact, such as 2MB.")] = "",
@@ -100,6 +104,7 @@ def compress(
     min_psnr: Annotated[float | None, typer.Option(help="image-to-image: least PSNR to the teacher, in dB.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default out/MODEL-TARGET.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the same command that was interrupted.")] = False,
+    resolution: Annotated[list[str] | None, typer.Option(help=cli_options.RESOLUTION_HELP)] = None,
     latency_only: Annotated[bool, typer.Option(help="Timing without data or quality; stamps the bundle.")] = False,
     samples: Annotated[int, typer.Option(help="Most samples in each evaluation part (0: by task).", min=0)] = 0,
     features: Annotated[str, typer.Option(help="Feature extractor of perceptual distance and KID.")] = "",
@@ -126,7 +131,7 @@ def compress(
 
     Example: edgegen compress --model edsr --target cpu --max-quality-drop 0.5
     """
-    from edgegen.request import Request, parse_drop, parse_quantity
+    from edgegen.request import Request, parse_drop, parse_quantity, parse_resolutions
     from edgegen.types import Budget
 
     drop, unit = parse_drop(max_quality_drop) if max_quality_drop else (None, "")
@@ -135,6 +140,9 @@ def compress(
         int(parse_quantity(max_size, "--max-size", cli_options.SIZES)) if max_size else None,
         drop,
     )
+    if from_front is not None:
+        recipe, found = cli_search.picked(from_front, model, target, recipe, budget)
+        keep = [*(keep or ()), *found]
     request = Request(
         model=model,
         target=target,
@@ -169,6 +177,7 @@ def compress(
             sampler=cli_options.sampler(sampler, steps),
         ),
         device=device,
+        resolutions=parse_resolutions(resolution or ()),
         command=shlex.join(["edgegen", *sys.argv[1:]]),
     )
     if dry_run:
@@ -295,6 +304,7 @@ app.command(name="lint-calibration")(cli_lint.lint_calibration)
 app.command()(cli_device.profile)
 app.command(name="profile-device")(cli_profile_device.profile_device)
 app.command()(cli_probe.probe)
+app.command()(cli_search.search)
 app.command()(cli_train.train)
 app.command()(cli_evaluate.evaluate)
 

@@ -1,0 +1,124 @@
+"""`edgegen search`: the front of a space on a target. `cli` registers it; heavy modules are imported inside."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgegen import cli_options
+from edgegen.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgegen.types import Budget
+
+STUDY_HELP = "Database of the search: a file, or postgresql://USER:PASSWORD@HOST/NAME; also from $EDGEGEN_STUDY."
+
+
+def search(
+    model: Annotated[str, typer.Option(help="Built-in name, timm:NAME or FILE.py:FACTORY.")] = "",
+    target: Annotated[str, typer.Option(help="Target name, or a .toml file.")] = "cpu",
+    space: Annotated[str, typer.Option(help="Space: a name (edgegen list spaces) or a .toml file.")] = "recipe",
+    trials: Annotated[int, typer.Option(help="Candidates to try, by all workers together.", min=1)] = 40,
+    sampler: Annotated[str, typer.Option(help="nsga2, tpe, evolution (aging) or random.")] = "nsga2",
+    weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
+    max_latency: Annotated[str, typer.Option(help="Latency limit (p50, batch 1), such as 5ms.")] = "",
+    max_size: Annotated[str, typer.Option(help="Size limit of the artifact, such as 2MB.")] = "",
+    max_quality_drop: Annotated[str, typer.Option(help=cli_options.DROP_HELP)] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the front; default out/search-MODEL-TARGET.")] = None,
+    study: Annotated[str, typer.Option(help=STUDY_HELP, envvar="EDGEGEN_STUDY", show_envvar=False)] = "",
+    name: Annotated[str, typer.Option(help="Name of the study in the database.")] = "",
+    join: Annotated[bool, typer.Option("--join", help="Work on the study that is there, until it is done.")] = False,
+    workers: Annotated[int, typer.Option(help="Worker processes on this machine, or on --ray.", min=1)] = 1,
+    ray: Annotated[str, typer.Option(help="Address of a Ray cluster that works too.")] = "",
+    bundles: Annotated[bool, typer.Option(help="Write every point of the front as a bundle.")] = True,
+    samples: Annotated[int, typer.Option(help="Most samples in each evaluation part (0: by task).", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port] or adb[:serial].")] = "",
+    threads: Annotated[int, typer.Option(help="Threads on this host (0: the target's).", min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    grace: Annotated[float, typer.Option(help="Seconds of silence after which a worker counts as dead.", min=1)] = 60.0,
+    quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print front.json.")] = False,
+) -> None:
+    """Search a space of recipes for the front of latency, quality and size; the same command again goes on.
+
+    Example: edgegen search --model cifar_resnet --data cifar.npz --trials 40
+    """
+    cli_options.need_torch("to search")
+    from edgegen.report import terminal
+    from edgegen.request import Request, parse_drop, parse_quantity
+    from edgegen.search import front, session
+    from edgegen.types import Budget
+
+    if join:
+        if not study:
+            raise UsageError("--join needs the study to join: --study URL")
+        with terminal.progress(quiet=quiet or json_output) as progress:
+            done = session.join(study, name, progress, grace)
+        typer.echo(f"joined: {done} candidates done here; all workers together are done")
+        return
+    if not model:
+        raise UsageError("--model is missing: the network to search for; or --study URL --join to help a search")
+    drop, unit = parse_drop(max_quality_drop) if max_quality_drop else (None, "")
+    limits = Budget(
+        parse_quantity(max_latency, "--max-latency", {"ms": 1.0, "s": 1e3, "us": 1e-3}) if max_latency else None,
+        int(parse_quantity(max_size, "--max-size", cli_options.SIZES)) if max_size else None,
+        drop,
+    )
+    os.environ.pop(session.STUDY, None)  # for the helpers alone, which are given their own
+    stem = Path(model.split(":")[-1]).stem
+    request = Request(
+        model=model, target=target, weights=_absolute(weights), data=_absolute(data), eval_data=_absolute(eval_data),
+        budget=limits, quality_unit=unit, samples=samples, device=device, threads=threads, seed=seed,
+        command=shlex.join(["edgegen", *sys.argv[1:]]),
+    )  # fmt: skip
+    order = session.Order(
+        request, out or Path("out") / f"search-{stem}-{Path(target).stem}", space, trials, sampler, study, name,
+        workers, ray, bundles, grace,
+    )  # fmt: skip
+    with terminal.progress(quiet=quiet or json_output) as progress:
+        path = session.search(order, progress)
+    if json_output:
+        typer.echo(path.read_text(encoding="utf-8"))
+        return
+    found = front.read(path)
+    for point in found.points:
+        size = f"{point.size_bytes / 1e6:.3g} MB"
+        chosen = ", ".join(f"{gene} {value}" for gene, value in point.choices.items())
+        cost = f"{point.latency_ms:8.3g} ms ({point.status})  {size:>8}"
+        typer.echo(f"{point.name}  {cost}  drop {point.drop:.3g}  {chosen}")
+    typer.echo(f"{path}: {len(found.points)} points of {sum(found.counts.get(s, 0) for s in ('done', 'failed'))}")
+
+
+def picked(path: Path, model: str, target: str, recipe: str, budget: Budget) -> tuple[str, list[str]]:
+    """(recipe file, passes to keep) of the best point of a front.json inside the limits: `compress --from-front`.
+
+    Raises:
+        UsageError: another model or target than the front's, or a recipe beside it. BudgetError: no point is inside.
+    """
+    from edgegen import recipe as recipes
+    from edgegen.search import front
+
+    if recipe:
+        raise UsageError(f"--from-front gives the recipe, got --recipe {recipe} too; leave one out")
+    found = front.read(path)
+    for what, asked, told in (("--model", model, found.model), ("--target", target, found.target)):
+        if asked != told:
+            raise UsageError(f"--from-front {path}: is the front of {what} {told}, got {asked}")
+    point = front.pick(found, budget, str(path))
+    file = path.parent / point.recipe
+    steps = recipes.load(str(file)).steps
+    drop = f"{point.drop:.3g} {found.unit}"
+    typer.echo(f"point {point.name}: {point.latency_ms:.3g} ms ({point.status}), drop {drop}: {file}", err=True)
+    return str(file), list(dict.fromkeys(step.name for step in steps))
+
+
+def _absolute(path: Path | None) -> Path | None:
+    """Other workers start in other folders."""
+    return path.absolute() if path is not None else None

@@ -1,0 +1,289 @@
+"""A search from its order to its front: opened or joined, worked on, and written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgegen import files, judgement, pipeline, run, serial
+from edgegen.errors import BudgetError, EdgegenError, UsageError
+from edgegen.request import Request, check_out
+from edgegen.search import front, measured, spaces, store, strategies, working
+from edgegen.search.front import Front, Point
+from edgegen.search.measured import Bench
+from edgegen.search.spaces import Space
+from edgegen.search.store import Figures, Store
+
+STUDY = "EDGEGEN_STUDY"  # the address may hold a password, which a command line would show to everybody
+_OWN = ("out", "resume", "command", "recipe", "kept", "budget")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is searched for. request: network, data, target and limits, as for `compress`. trials: of all workers.
+
+    study: address of the database ("": a file in `out`). workers: processes on this machine. ray: address of a Ray
+    cluster whose nodes work too, `workers` of them. grace: seconds after which a silent worker counts as dead.
+    """
+
+    request: Request
+    out: Path
+    space: str = "recipe"
+    trials: int = 40
+    sampler: str = "nsga2"
+    study: str = ""
+    name: str = ""
+    workers: int = 1
+    ray: str = ""
+    bundles: bool = True
+    grace: float = 60.0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study that is open here, with everything a worker needs."""
+
+    store: Store
+    study: Any
+    bench: Bench
+    space: Space
+    budget: Any
+    trials: int
+    seed: int
+    left: dict[str, str]
+
+
+def search(order: Order, progress: judgement.Progress = run.quiet) -> Path:
+    """Search, and write the front into `order.out`; the path of front.json. The same order again goes on.
+
+    Raises:
+        UsageError: bad input. BudgetError: a limit that no candidate can meet; names the nearest.
+    """
+    space = spaces.load(order.space)
+    strategies.make(order.sampler, space, order.trials, 0)
+    url, name = order.study or str((order.out / "study.db").absolute()), order.name or _name(order)
+    if order.study:
+        store.open_storage(url).engine.dispose()  # before the minutes that the network takes
+    elif not (order.out / "study.db").is_file():
+        check_out(order.out, resume=False)
+    request = dataclasses.replace(order.request, recipe="", kept=(), resume=False, command="")
+    bench = measured.open_bench(_own(request), progress)
+    try:
+        opened = _opened(order, space, bench, url, name)
+        try:
+            return _searched(order, opened, url, name, progress)
+        finally:
+            opened.store.close()
+    finally:
+        shutil.rmtree(bench.run.folder, ignore_errors=True)
+
+
+def join(url: str, name: str = "", progress: judgement.Progress = run.quiet, grace: float = 60.0) -> int:
+    """Work on a study that is there until it is done; how many candidates this worker did.
+
+    Raises:
+        UsageError: no such study, or the network or data here are not those of the study.
+    """
+    name = name or _only(url)
+    _, study, content = store.open_study(url, name, None, None)
+    trials = int(study.user_attrs.get("trials", 0))
+    request = serial.from_json(Request, content["request"])
+    bench = measured.open_bench(_own(request), progress)
+    try:
+        if (mine := _fingerprint(bench)) != content["fingerprint"]:
+            raise UsageError(
+                f"--study {store.shown(url)}: study {name!r} is of another network or other data than {request.model}"
+                f" here ({mine} instead of {content['fingerprint']}); copy its weights and data to the same paths"
+            )
+        space = spaces.parse(content["space"], f"the space of study {name!r}")
+        sampler = strategies.make(content["sampler"], space, trials, request.seed + os.getpid())
+        kept, study, _ = store.open_study(url, name, None, sampler, grace)
+        opened = Opened(kept, study, bench, space, request.budget, trials, request.seed, {})
+        try:
+            return _work(opened, progress)
+        finally:
+            kept.close()
+    finally:
+        shutil.rmtree(bench.run.folder, ignore_errors=True)
+
+
+def _name(order: Order) -> str:
+    return f"{Path(order.request.model.split(':')[-1]).stem}-{order.request.target}-{Path(order.space).stem}"
+
+
+def _only(url: str) -> str:
+    found = store.names(url)
+    if len(found) != 1:
+        there = f"there are: {', '.join(found)}; choose by --name" if found else "start one without --join"
+        raise UsageError(f"--study {store.shown(url)}: --join needs one study, got {len(found)}; {there}")
+    return found[0]
+
+
+def _own(request: Request) -> Request:
+    """The request with a run folder of this process alone; nothing is written to its `out`."""
+    place = files.cache_folder() / "search" / f"{os.uname().nodename}-{os.getpid()}"
+    return dataclasses.replace(request, out=place, recipe="post-training")
+
+
+def _fingerprint(bench: Bench) -> str:
+    parts = [getattr(bench.run.data, name) for name in ("train", "select")]
+    digests = [part.digest for part in parts if part is not None]
+    return files.key(run.model_key(bench.run.model), digests, serial.to_json(bench.run.target))
+
+
+def _opened(order: Order, space: Space, bench: Bench, url: str, name: str) -> Opened:
+    """The study with its content; the ends of the space are measured before anything is searched."""
+    fitted, left = spaces.fitted(space, bench.layers)
+    request = serial.to_json(dataclasses.replace(order.request, out=None, resume=False, command="", recipe="", kept=()))
+    content = {
+        "request": request, "space": fitted.model_dump(mode="json", by_alias=True), "sampler": order.sampler,
+        "fingerprint": _fingerprint(bench),
+    }  # fmt: skip
+    if not order.study:
+        order.out.mkdir(parents=True, exist_ok=True)
+    sampler = strategies.make(order.sampler, fitted, order.trials, order.request.seed)
+    kept, study, _ = store.open_study(url, name, content, sampler, order.grace)
+    study.set_user_attr("trials", order.trials)
+    opened = Opened(kept, study, bench, fitted, order.request.budget, order.trials, order.request.seed, left)
+    try:
+        _ends(opened)
+    except BaseException:
+        kept.close()
+        raise
+    return opened
+
+
+def _ends(opened: Opened) -> None:
+    """Measure the extreme candidates once, refuse limits that none meets, and search from them."""
+    told = opened.study.user_attrs.get("ends")
+    choices = spaces.extremes(opened.space)
+    if told is None:
+        found = []
+        for number, one in enumerate(choices):
+            made = spaces.to_recipe(opened.space, one, opened.bench.layers)
+            opened.bench.run.progress("ends of the space", f"{number + 1} of {len(choices)}", number / len(choices))
+            found.append(serial.to_json(measured.reach(opened.bench, made)))
+        opened.study.set_user_attr("ends", found)
+        for one in choices[:2]:
+            opened.study.enqueue_trial(dict(one))
+        told = found
+    figures = [serial.from_json(Figures, one) for one in told]
+    names = [" + ".join(step.name for step in spaces.to_recipe(opened.space, one, opened.bench.layers).steps)
+             for one in choices]  # fmt: skip
+    if all(one.failure for one in figures):
+        raise UsageError(f"no end of the space can be built: {figures[-1].failure}")
+    if why := measured.unreachable(opened.budget, list(zip(names, figures, strict=True))):
+        raise BudgetError(why)
+
+
+def _work(opened: Opened, progress: judgement.Progress) -> int:
+    kept = opened.store
+
+    def done() -> list[Figures]:
+        return [row.figures for row in kept.rows() if row.figures is not None]
+
+    def told(row: store.Row) -> None:
+        figures = row.figures or Figures()
+        said = figures.failure or figures.stopped or f"{figures.latency_ms:.3g} ms, drop {figures.drop}"
+        progress("search", f"candidate {row.slot}: {said}", min(1.0, kept.count() / opened.trials))
+
+    objective = measured.objective(opened.bench, opened.space, opened.budget, done)
+    return working.work(
+        kept, opened.study, opened.space, opened.bench.layers, objective, trials=opened.trials, budget=opened.budget,
+        seed=opened.seed, told=told,
+    )  # fmt: skip
+
+
+def _searched(order: Order, opened: Opened, url: str, name: str, progress: judgement.Progress) -> Path:
+    helpers = [] if order.ray else [_helper(url, name, order.grace) for _ in range(order.workers - 1)]
+    try:
+        if order.ray:
+            from edgegen.search import cluster
+
+            cluster.work(order.ray, max(1, order.workers), url, name, order.grace)
+        _work(opened, progress)
+        for helper in helpers:
+            helper.wait()
+    finally:
+        for helper in helpers:
+            if helper.poll() is None:
+                helper.terminate()
+                helper.wait()
+    lost = [helper.returncode for helper in helpers if helper.returncode]
+    notes = [f"gene {gene} was left out: {why}" for gene, why in opened.left.items()]
+    if lost:
+        notes.append(f"{len(lost)} of {len(helpers)} helping workers ended early; their candidates were done again")
+    return _written(order, opened, notes, progress)
+
+
+def _helper(url: str, name: str, grace: float) -> subprocess.Popen[bytes]:
+    """A second worker on this machine, as a process of its own."""
+    command = [sys.executable, "-m", "edgegen.cli", "search", "--join", "--name", name, "--quiet"]
+    command += ["--grace", str(grace)]
+    return subprocess.Popen(command, env={**os.environ, STUDY: url}, stdout=subprocess.DEVNULL)
+
+
+def _written(order: Order, opened: Opened, notes: Sequence[str], progress: judgement.Progress) -> Path:
+    """front.json, the recipes, the bundles and the page."""
+    rows, bench = opened.store.rows(), opened.bench
+    found = front.best(rows, opened.budget)
+    folder = order.out / "front"
+    made = front.points(found, opened.space)
+    counts = {state: sum(row.state == state for row in rows) for state in (store.DONE, store.FAILED)}
+    counts["stopped early"] = sum(bool(row.figures and row.figures.stopped) for row in rows)
+    baseline = {"build": bench.baseline.label}
+    if bench.baseline.latency is not None:
+        baseline |= {"latency_ms": bench.baseline.latency.value, "status": bench.baseline.latency.status}
+    if bench.baseline.artifact is not None:
+        baseline["size_bytes"] = bench.baseline.artifact.size_bytes
+    content = Front(
+        model=order.request.model, target=order.request.target, unit=bench.run.gate.unit, baseline=baseline,
+        space=opened.space.model_dump(mode="json", by_alias=True), counts=counts, notes=tuple(notes),
+        points=tuple(made),
+    )  # fmt: skip
+    path = front.write(folder, content, found, opened.space, bench.layers)
+    if order.bundles:
+        content = _with_bundles(order, folder, content, progress)
+        path = front.write(folder, content, found, opened.space, bench.layers)
+    front.draw(order.out / "front.html", content, rows)
+    return path
+
+
+def _with_bundles(order: Order, folder: Path, content: Front, progress: judgement.Progress) -> Front:
+    """Every point as a bundle, timed long and scored on data that the search never saw; training is from the cache."""
+    points: list[Point] = []
+    notes = list(content.notes)
+    for point in content.points:
+        place = folder / point.name
+        try:
+            measured_figures = _bundle(order.request, folder / point.recipe, place, progress)
+        except EdgegenError as error:
+            notes.append(f"point {point.name} has no bundle: {' '.join(str(error).split())}")
+            points.append(point)
+            continue
+        points.append(point.model_copy(update={"bundle": point.name, "measured": measured_figures}))
+    return content.model_copy(update={"points": tuple(points), "notes": tuple(notes)})
+
+
+def _bundle(request: Request, made: Path, place: Path, progress: judgement.Progress) -> dict[str, Any]:
+    from edgegen import recipe
+    from edgegen.types import Budget
+
+    kept = tuple(dict.fromkeys(step.name for step in recipe.load(str(made)).steps))
+    shutil.rmtree(place, ignore_errors=True)
+    limits = Budget(max_quality_drop=request.budget.max_quality_drop)
+    one = dataclasses.replace(request, recipe=str(made), kept=kept, out=place, resume=False, budget=limits)
+    report = pipeline.compress(one, progress).report()
+    result = report["result"]
+    return {
+        "build": result["label"], "latency_ms": result["latency"]["value"], "size_bytes": result["size_bytes"],
+        "ratio": (result.get("ratio") or {}).get("value"), "latency": result["latency"]["status"],
+        "quality": {figure["name"]: figure["value"] for figure in result["quality"]},
+    }  # fmt: skip
