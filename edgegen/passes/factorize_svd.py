@@ -27,6 +27,8 @@ from edgegen.passes._swap import Place
 from edgegen.types import Job, Model, PassResult
 
 KERNELS = ("channel", "spatial")
+# Option sets that `edgegen probe` times before any training; the shapes are those of `fit` = "outputs", made sooner.
+PROBES = tuple({"ratio": ratio, "kernels": kernels, "fit": "weights"} for kernels in KERNELS for ratio in (0.5, 0.75))
 
 
 def factorize_svd(

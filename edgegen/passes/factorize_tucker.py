@@ -22,6 +22,9 @@ from edgegen.passes._ranks import Choice, Rule
 from edgegen.passes._swap import Place
 from edgegen.types import Job, Model, PassResult
 
+# Option sets that `edgegen probe` times before any training; the shapes are those of `fit` = "outputs", made sooner.
+PROBES = tuple({"ratio": ratio, "fit": "weights", "sweeps": 0} for ratio in (0.5, 0.75))
+
 
 def factorize_tucker(
     model: Model,

@@ -23,7 +23,6 @@ from edgegen.types import Job, Measurement, Model, PassResult, Stage
 
 ON_TARGET = True
 """What it removes depends on times of the target: kept results are of this target alone."""
-PROBES = ({"ratio": 0.5, "importance": "l2"},)
 
 
 def slim_to_latency(

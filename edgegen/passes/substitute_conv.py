@@ -26,6 +26,7 @@ from edgegen.passes._swap import Place
 from edgegen.types import Job, Model, PassResult
 
 KINDS = ("depthwise_separable", "groups", "ghost", "split_large")
+PROBES = tuple({"kind": kind, "samples": 1} for kind in KINDS)  # what `edgegen probe` times before any training
 
 
 def substitute_conv(
