@@ -18,13 +18,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS, DATA = ROOT.parent / "shared" / "assets", ROOT / "out" / "data"
 NETWORKS, RECIPES = ROOT / "benchmarks" / "networks", ROOT / "benchmarks" / "recipes"
+PICTURES = (".png", ".webp", ".jpg", ".jpeg")
 HELD_MOST = 4000  # images of the table's quality figures
 
 
 @dataclass(frozen=True)
 class Case:
     """model, weights: as `edgegen compress` takes them. train, evaluation: under out/data; empty: latents. trained:
-    False where only output error can be told. best: arguments of edgegen's best recipe; empty: the preset alone."""
+    False where only output error can be told. best: arguments of edgegen's best recipe; empty: the preset alone.
+    enlarge: calibration photos are first brought to squares of this size, where they are smaller than the output."""
 
     name: str
     model: str
@@ -34,6 +36,7 @@ class Case:
     calibration: int = 100
     trained: bool = True
     best: tuple[str, ...] = ()
+    enlarge: int = 0
 
 
 def _file(name: str, factory: str) -> str:
@@ -51,7 +54,7 @@ CASES = {
              best=("--recipe", str(RECIPES / "resnet56-lowrank.toml"))),
         Case("style-mosaic", _file("style", "style"), "style-mosaic.safetensors", **_PHOTOS,
              best=("--recipe", str(RECIPES / "style.toml"), "--min-psnr", "25.6")),
-        Case("rlfn", _file("rlfn", "rlfn"), "rlfn-x4.pth", **_PHOTOS),
+        Case("rlfn", _file("rlfn", "rlfn"), "rlfn-x4.pth", "photos/train", str(ASSETS / "kodak24"), enlarge=512),
         Case("taef2-decoder", _file("taef2", "decoder"), "taef2-decoder.pth", "taef2/train.npz", "taef2/eval.npz",
              best=("--recipe", str(RECIPES / "taef2.toml"))),
         Case("mobilenet_v2", _file("mobilenet_v2", "mobilenet_v2"), "mobilenet_v2-imagenet.safetensors", **_IMAGENET),
@@ -84,7 +87,7 @@ def part(source: Path, out: Path, choose: Callable[[int], Sequence[int]]) -> Pat
         chosen = list(choose(len(arrays["x"])))
         np.savez(out.with_suffix(".npz"), **{name: array[chosen] for name, array in arrays.items()})
         return out.with_suffix(".npz")
-    found = sorted(source.iterdir())
+    found = sorted(file for file in source.iterdir() if file.suffix.lower() in PICTURES)
     out.mkdir(parents=True)
     for place in choose(len(found)):
         shutil.copyfile(found[place], out / found[place].name)
@@ -95,7 +98,7 @@ def load(case: Case) -> Any:
     """The edgegen `Model` of a case."""
     from edgegen import loading
 
-    return loading.load_model(case.model, weights=weights(case))
+    return loading.load_model(case.model, weights=weights(case), latency_only=not case.trained)
 
 
 def datasets(case: Case, folder: Path) -> dict[str, Path | None]:
@@ -103,11 +106,25 @@ def datasets(case: Case, folder: Path) -> dict[str, Path | None]:
     if not case.train:
         return dict.fromkeys(("calibration", "judge", "held"))
     evaluation = DATA / case.evaluation
+    calibration = part(DATA / case.train, folder / "calibration", lambda n: spread(case.calibration, n))
+    if case.enlarge:
+        _enlarge(calibration, case.enlarge)
     return {
-        "calibration": part(DATA / case.train, folder / "calibration", lambda n: spread(case.calibration, n)),
+        "calibration": calibration,
         "judge": part(evaluation, folder / "judge", lambda n: range(0, n, 2)[:HELD_MOST]),
         "held": part(evaluation, folder / "held", lambda n: range(1, n, 2)[:HELD_MOST]),
     }
+
+
+def _enlarge(folder: Path, size: int) -> None:
+    """Centre squares of the images of a folder at `size`, as PNG; what a network of x4 sees of them is a reduction."""
+    from PIL import Image
+    from prepare_data import centre
+
+    for file in sorted(folder.iterdir()):
+        Image.fromarray(centre(file, size, size)).save(file.with_suffix(".png"))
+        if file.suffix != ".png":
+            file.unlink()
 
 
 def dataset(model: Any, path: Path | None, seed: int, length: int) -> Any:
