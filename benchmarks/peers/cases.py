@@ -151,12 +151,12 @@ def prepare(case: Case, out: Path) -> Path:
     model.onnx; state.pt and case.json (how to make the module); calibration-inputs.npz and held-inputs.npz (x as the
     network takes it; y labels or references); the images of the three parts as edgegen takes them.
     """
+    if (out / "case.json").is_file():
+        return out
     import torch
 
     from edgegen import onnx_graph
 
-    if (out / "case.json").is_file():
-        return out
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
