@@ -121,9 +121,11 @@ def draw(out: Path, front: Front, rows: Sequence[Row]) -> list[Path]:
         figures = row.figures
         if figures is None or figures.failure or figures.drop is None or not math.isfinite(figures.drop):
             continue
-        latency, drop = (figures.latency_ms,) * 3, (figures.drop,) * 3
+        latency = (figures.latency_ms,) * 3
+        drop = None if figures.stopped else (figures.drop,) * 3  # after a part of its training it is no dot
         facts = {"build": figures.build, "size": f"{figures.size_bytes / 1e6:.3g} MB", "figures": figures.status}
-        facts["training"] = f"stopped at {figures.rungs[-1][0]:.0%}" if figures.stopped else "whole"
+        reached = figures.rungs[-1][0] if figures.rungs else 0.0
+        facts["training"] = f"stopped at {reached:.0%}" if figures.stopped else "whole"
         shown.append(tradeoff.Point(f"candidate {row.slot}", latency, drop, facts, figures.stopped))
     notes = [*front.notes, "Latencies are of short timings in several runs; the bundles of the front hold long ones."]
     title = f"{len(front.points)} points of {front.model} on {front.target}"

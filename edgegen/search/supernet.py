@@ -304,8 +304,9 @@ def estimate(network: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation of two lists of figures (Kendall's tau-b, -1 to 1): whether both order the candidates alike. NaN where a
-    list holds one figure only.
+    """Rank correlation of two lists of figures (Kendall's tau-b, -1 to 1): whether both order the candidates alike.
+
+    NaN where a list holds one figure only.
 
     Raises:
         ValueError: lists of different lengths, or of fewer than two figures.
