@@ -6,6 +6,7 @@ It needs numpy and the runtime, and Pillow for image files; .npy files do withou
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from edgegen import bundle_denoisers, samplers
@@ -86,6 +87,31 @@ def latent(seed, index=0):
     return np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32)[None]
 '''
 
+_PICK = '''
+
+def pick(file):
+    """Take the network for the file's size, or for the nearest one, and say so."""
+    if file.suffix == ".npy":
+        shape = np.load(file, allow_pickle=False, mmap_mode="r").shape
+        sides = list(shape[:2] if SETTINGS["channels"] in (1, 3) else shape[-2:])
+    else:
+        from PIL import Image
+
+        with Image.open(file) as image:
+            sides = [image.height, image.width]
+
+    def away(one):
+        tall, wide = np.log(np.divide(sides, one["size"]))
+        return abs(tall + wide) + 4 * abs(tall - wide)  # another shape is cropped, which costs more than scaling
+
+    nearest = min(SETTINGS["sizes"], key=away)
+    SETTINGS.update(nearest)
+    if nearest["size"] != sides:
+        known = ", ".join("x".join(map(str, one["size"])) for one in SETTINGS["sizes"])
+        taken = "x".join(map(str, nearest["size"]))
+        print(f"{file} is {sides[0]}x{sides[1]}, there is {known}: scaled and cropped to {taken}", file=sys.stderr)
+'''
+
 _WRITE_IMAGE = '''
 
 def finish(y):
@@ -153,13 +179,14 @@ if __name__ == "__main__":
 '''
 
 
-def script(model: Model, artifact: Artifact, file: str, target: str) -> str:
+def script(model: Model, artifact: Artifact, file: str, target: str, more: Sequence[Artifact] = ()) -> str:
     """Text of the sample.
 
     Args:
         artifact: the bundle's main artifact.
         file: its main file, relative to the bundle.
         target: name of the target; the script is called run_<target>.py.
+        more: the same network for other input sizes, with paths relative to the bundle; picked by the image's size.
     """
     settings = _settings(model, artifact, file)
     if (loop := samplers.of(model.options)) is not None:
@@ -169,11 +196,43 @@ def script(model: Model, artifact: Artifact, file: str, target: str) -> str:
     latents = model.task == "unconditional"
     usage = f"python3 {script_name(target)} " + ("--seed 1 --out out.png" if latents else "photo.png --out out.png")
     given = _LATENT if latents else _READ_IMAGE if settings["channels"] in (1, 3) else _READ_ARRAY
+    if more:
+        settings["sizes"] = [_placed(settings), *(_placed(_settings(model, one, _file(one))) for one in more)]
+        given += _PICK
     text = _HEAD.format(title=model.name, target=target, usage=usage, settings=_literal(settings))
     if model.task == "classification":
         text = text.replace("import struct\nimport zlib\n", "")
     result = _SHOW_CLASSES if model.task == "classification" else _WRITE_IMAGE
-    return text + loader(artifact.runtime) + given + result + (_MAIN_LATENT if latents else _MAIN_FILE)
+    main = _MAIN_LATENT if latents else _MAIN_FILE
+    if more:
+        main = main.replace("    show(load()", "    pick(arguments.input)\n    show(load()")
+    return text + loader(artifact.runtime) + given + result + main
+
+
+def further(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """The artifacts after the first that are the same network for another input size."""
+    first = artifacts[0]
+    return [one for one in artifacts[1:] if one.runtime == first.runtime and one.inputs != first.inputs]
+
+
+def runs_graph(artifact: Artifact) -> bool:
+    """Whether the sample runs the ONNX graph, because Python cannot run the artifact itself."""
+    return artifact.runtime not in LOADERS
+
+
+def graph_name(size: tuple[int, int]) -> str:
+    """Name in the bundle of the graph of a further input size (H, W)."""
+    return f"model-{size[0]}x{size[1]}.onnx"
+
+
+def _file(artifact: Artifact) -> str:
+    height, width = artifact.inputs[0].shape[-2:]
+    return graph_name((int(height), int(width))) if runs_graph(artifact) else artifact.path.as_posix()
+
+
+def _placed(settings: dict[str, Any]) -> dict[str, Any]:
+    """What differs from one input size to another."""
+    return {key: settings[key] for key in ("file", "size", "shape", "output_shape", "options", "layout")}
 
 
 def loader(runtime: str) -> str:
@@ -197,7 +256,7 @@ def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
     how, shape = model.preprocessing, list(given.shape)
     known = artifact.runtime in LOADERS
     return {
-        "file": file if known else "model.onnx",
+        "file": file if known or file.startswith("model-") else "model.onnx",
         "input": given.name,
         "output": made.name,
         "threads": int(artifact.options.get("threads", 0)),

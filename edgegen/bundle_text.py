@@ -44,7 +44,7 @@ pip install numpy pillow {bundle_samples.needs(main)}
 ```
 
 {_contract(model, main)}
-
+{_sizes(artifacts)}
 ## Check it
 
 ```sh
@@ -62,6 +62,12 @@ compares every file with its hash, and the outputs on the inputs in `golden/` wi
 
 The weights: {model.provenance.licence} ({model.provenance.source}). See `licences/`.
 """
+
+
+def _sizes(artifacts: tuple[Artifact, ...]) -> str:
+    """The files of further input sizes."""
+    more = bundle_samples.further(artifacts)
+    return "".join(f"- For {_spec(one.inputs[0])}: `{one.path}`\n" for one in more)
 
 
 def _contract(model: Model, artifact: Artifact) -> str:

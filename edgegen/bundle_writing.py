@@ -70,7 +70,9 @@ def fill(folder: Path, contents: Contents) -> None:
     main, script = artifacts[0], bundle_samples.script_name(contents.target)
     own = {
         "recipe.toml": contents.recipe,
-        script: bundle_samples.script(contents.model, main, main.path.as_posix(), contents.target),
+        script: bundle_samples.script(
+            contents.model, main, main.path.as_posix(), contents.target, bundle_samples.further(artifacts)
+        ),
     }
     loop = samplers.of(contents.model.options)
     copied: dict[str, str | bytes | Path] = {}

@@ -29,6 +29,7 @@ def export(
     max_quality_drop: Annotated[str, typer.Option(help=cli_options.DROP_HELP)] = "",
     out: Annotated[Path, typer.Option(help="The bundles go into OUT/MODEL-TARGET.")] = Path("out"),
     resume: Annotated[bool, typer.Option(help="Go on with the same command that was interrupted.")] = False,
+    resolution: Annotated[list[str] | None, typer.Option(help=cli_options.RESOLUTION_HELP)] = None,
     latency_only: Annotated[bool, typer.Option(help="No data, no quality; stamps the bundles.")] = False,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
@@ -41,7 +42,7 @@ def export(
     cli_options.need_one_process("export")
     from edgegen import exporting
     from edgegen.report import terminal
-    from edgegen.request import Request, parse_drop, parse_quantity
+    from edgegen.request import Request, parse_drop, parse_quantity, parse_resolutions
     from edgegen.types import Budget
 
     if (bundle is None) == (not model):
@@ -53,6 +54,7 @@ def export(
         raise errors.ModelError("--weights is for --model; a bundle carries its own")
     stated: dict[str, Any] = {
         "data": data, "eval_data": eval_data, "calibration": calibration, "latency_only": latency_only,
+        "resolutions": parse_resolutions(resolution or ()),
     }  # fmt: skip
     request = _with(base, {name: value for name, value in stated.items() if value}, Budget(None, size, drop), unit)
     with terminal.progress(quiet=quiet or json_output) as progress:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgegen import (
     bundle,
+    bundle_samples,
     calibration_sets,
     decide,
     layer_rows,
@@ -18,6 +19,7 @@ from edgegen import (
     model_card,
     recipe,
     registry,
+    resolutions,
     samplers,
     serial,
     summary,
@@ -42,36 +44,46 @@ def deliver(
     if artifact is None:
         raise RuntimeFailed(f"{final.chosen.label} was not built")
     run.progress("bundle", str(run.out), 0.0)
-    content = summary.report(run, final, records, pool, seconds)
+    sizes = resolutions.further(run, model, final)
     folder = run.folder / "report"
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    content["images"] = pictures(run, final, folder)
-    content |= layers(run, final, content["steps"])
-    content["reproduce"] = f"edgegen reproduce {run.out}"
-    checked = html.write_report(folder, schema.normalise(content))
+    checked = _reported(run, final, summary.report(run, final, records, pool, seconds), sizes, folder)
     card = model_card.card(checked, artifact.runtime)
     report = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     feeds, outputs, tolerance = decide.golden(run, final)
+    graphs = resolutions.graphs(sizes, bundle_samples.runs_graph(artifact))
     told = json.dumps(serial.to_json(run.request), indent=1, sort_keys=True) + "\n"
     result = bundle.write(
         run.out,
         bundle.Contents(
             model=model,
             original=run.model,
-            artifacts=(artifact,),
+            artifacts=(artifact, *(size.artifact for size in sizes if size.artifact is not None)),
             graph=final.chosen.graph,
             target=run.target.name,
             recipe=recipe.to_toml(run.recipe),
-            golden=(bundle.Golden(feeds, outputs, tolerance),),
+            golden=(bundle.Golden(feeds, outputs, tolerance), *resolutions.golden(sizes)),
             report=report,
-            extra={"request.json": told, "MODEL_CARD.md": card, **_project(model, artifact)},
+            extra={"request.json": told, "MODEL_CARD.md": card, **_project(model, artifact), **graphs},
             licences=_attributions(run),
-            stamps=tuple(summary.stamps(run)),
+            stamps=(*summary.stamps(run), *resolutions.stamps(sizes)),
             versions=dict(artifact.versions),
         ),
     )
     run.progress("bundle", str(run.out), 1.0)
     return result
+
+
+def _reported(
+    run: Run, final: Final, content: dict[str, Any], sizes: Sequence[resolutions.Resolution], folder: Path
+) -> dict[str, Any]:
+    """report.json, report.html and the pictures in `folder`; returns what report.json holds."""
+    content["resolutions"] = resolutions.rows(run, final, sizes)
+    content["stamps"] = [*content["stamps"], *resolutions.stamps(sizes)]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    content["images"] = pictures(run, final, folder)
+    content |= layers(run, final, content["steps"])
+    content["reproduce"] = f"edgegen reproduce {run.out}"
+    return html.write_report(folder, schema.normalise(content))
 
 
 def layers(run: Run, final: Final, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:

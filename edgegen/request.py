@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class Request:
     of `data` is held out). calibration: name of a calibration set or a path. recipe: a preset name or a .toml file;
     empty: chosen by what the model allows. kept: passes kept even when they do not pay. features: the extractor of the
     perceptual distance and of KID. max_memory_bytes: limit of each worker process. device: where latency is
-    measured (see devices/_spec.py); empty: here, when the target is this host.
+    measured (see devices/_spec.py); empty: here, when the target is this host. resolutions: (H, W) input sizes that
+    the bundle is for; everything is decided at the first one, and the same build is made for each further one.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Request:
     max_memory_bytes: int = 0
     model_options: dict[str, Any] = field(default_factory=dict)
     device: str = ""
+    resolutions: tuple[tuple[int, int], ...] = ()
     command: str = ""
 
     def identity(self) -> dict[str, Any]:
@@ -80,6 +83,21 @@ def parse_quantity(text: str, flag: str, units: dict[str, float]) -> float:
     if not match or unit not in known or float(match[1]) == 0:
         raise RecipeError(f"{flag} must be a positive number with a unit of {', '.join(units)}, got {text!r}")
     return float(match[1]) * known[unit]
+
+
+def parse_resolutions(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """["256x256", "384x640"] -> ((256, 256), (384, 640)): height, then width, each size once.
+
+    Raises:
+        RecipeError: not HxW in whole pixels.
+    """
+    found = []
+    for text in texts:
+        match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX]\s*([1-9]\d{0,4})\s*", text)
+        if not match:
+            raise RecipeError(f"--resolution must be HEIGHTxWIDTH in pixels, such as 384x640, got {text!r}")
+        found.append((int(match[1]), int(match[2])))
+    return tuple(dict.fromkeys(found))
 
 
 def check_out(out: Path, resume: bool) -> None:

@@ -27,6 +27,7 @@ from edgegen import (
     quality,
     recipe,
     registry,
+    resizing,
     rewriting,
     runlog,
     samplers,
@@ -81,6 +82,8 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     if request.device:
         devices.parse(request.device)
     model = _model(request)
+    for size in request.resolutions[1:]:  # what a further size cannot take is refused here, before any work
+        inputs.prepare(request, resizing.at(model, size))
     found = inputs.prepare(request, model)
     plan = recipe.with_kept(chosen or default_recipe(model, request), request.kept)
     _check_trainable(plan, model)
@@ -101,11 +104,19 @@ def _model(request: Request) -> Model:
     if Path(request.model).is_dir():
         if request.weights is not None or request.model_options:
             raise ModelError(f"{request.model} is a bundle, which states its weights and its input; leave those out")
-        return bundle.load_model(Path(request.model))
-    options = loading.ModelOptions(**request.model_options)
-    return loading.load_model(
+        return _sized(bundle.load_model(Path(request.model)), request)
+    stated = request.model_options
+    if request.resolutions:
+        stated = resizing.options_for(request.model, stated, request.resolutions[0])
+    options = loading.ModelOptions(**stated)
+    found = loading.load_model(
         request.model, weights=request.weights, options=options, latency_only=request.latency_only
     )
+    return _sized(found, request)
+
+
+def _sized(model: Model, request: Request) -> Model:
+    return resizing.at(model, request.resolutions[0]) if request.resolutions else model
 
 
 def _identity(

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from edgegen import files
 from edgegen.errors import BundleError
-from edgegen.report import advice, layers, parts, svg, svg_plots, text
+from edgegen.report import advice, layers, parts, resolutions, svg, svg_plots, text
 from edgegen.report.schema import Report, normalise
 
 EMBED_BYTES = 3_400_000  # pictures in the page; base64 makes a third more of it, and the page stays under 5 MB
@@ -52,6 +52,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
     template = _environment().from_string((here / "page.html.j2").read_text(encoding="utf-8"))
     sections = (
         ("Result", "result", parts.figures_table(report) + _legend(report) + _next(report)),
+        ("Input sizes", "resolutions", resolutions.section(report)),
         ("Pictures", "pictures", _pictures(report, folder)),
         ("Steps", "steps", parts.steps(report)),
         ("Builds tried", "builds", parts.candidates(report)),

@@ -154,6 +154,22 @@ class CalibrationPoint(_Part):
     quality: Figure
 
 
+class Resolution(_Part):
+    """The result at one input size (height, width).
+
+    artifact: position among the bundle's artifacts, None: not in the bundle, and `reason` says why; else `reason` is a
+    limit that it breaks there. ratio: latency divided by the baseline's at this size.
+    """
+
+    size: tuple[int, int]
+    artifact: int | None = None
+    latency: Figure | None = None
+    ratio: Figure | None = None
+    size_bytes: int | None = None
+    quality: list[Figure] = []
+    reason: str = ""
+
+
 class Image(_Part):
     """A picture beside report.html: `file` is relative to its folder."""
 
@@ -189,6 +205,7 @@ class Report(_Part):
     layers: list[Layer] = []
     layers_reason: str = Field(default="", description="why the layers have no times")
     roof: Roof = Roof()
+    resolutions: list[Resolution] = Field(default=[], description="several fixed input sizes, the first one decided at")
     calibration_curve: list[CalibrationPoint] = []
     data_source: str = ""
     data: dict[str, DataPart] = {}

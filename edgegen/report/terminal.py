@@ -36,6 +36,8 @@ def table(report: Mapping[str, Any] | Report) -> RenderableType:
     parts: list[RenderableType] = [Text(checked["headline"], style="bold")]
     parts += [Text(stamp, style="bold yellow") for stamp in checked["stamps"]]
     parts += [Text(""), _figures(checked)]
+    if checked["resolutions"]:
+        parts += [Text(""), _sizes(checked["resolutions"])]
     if checked["steps"]:
         parts += [Text(""), _decisions("step", [(s["name"], s["status"], s["reason"]) for s in checked["steps"]])]
     if checked["candidates"]:
@@ -71,6 +73,18 @@ def _figures(report: dict[str, Any]) -> Table:
         shares = [row["precision"][key] for row in (base, result)]
         if any(value is not None for value in shares):
             table.add_row(label, *map(text.share, shares), "read back from the file")
+    return table
+
+
+def _sizes(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, title="input sizes", title_justify="left", title_style="bold")
+    for name in ("height x width", "p50", "ratio", "size", "quality", ""):
+        table.add_column(name, header_style="dim")
+    for row in rows:
+        figures = (row["latency"], row["ratio"], *row["quality"][:1], *([] if row["quality"] else [None]))
+        latency, ratio, quality = (_cell(value) if value else "–" for value in figures)
+        size = text.size(row["size_bytes"]) if row["size_bytes"] is not None else "–"
+        table.add_row("x".join(map(str, row["size"])), latency, ratio, size, quality, escape(row["reason"]))
     return table
 
 
