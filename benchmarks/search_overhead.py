@@ -19,7 +19,8 @@ from edgegen.search import spaces, store, strategies, working
 from edgegen.search.store import Figures, Row
 
 SPACE = spaces.parse({"schema": 1, "genes": [
-    {"name": "channels", "pass": "prune_channels", "option": "ratio", "choices": [i / 50 for i in range(50)], "off": 0.0},
+    {"name": "channels", "pass": "prune_channels", "option": "ratio", "off": 0.0,
+     "choices": [i / 50 for i in range(50)]},
     {"name": "blocks", "pass": "prune_blocks", "option": "ratio", "choices": [i / 40 for i in range(30)], "off": 0.0},
     {"name": "rank", "pass": "factorize_svd", "option": "ratio", "choices": [0.0, 0.25, 0.5, 0.75], "off": 0.0},
     {"name": "int8", "pass": "quantize", "option": "precision", "choices": ["float", "int8"], "off": "float"},
