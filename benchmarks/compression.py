@@ -1,0 +1,239 @@
+"""What compression must show, by the command a user would type: gain, MACs, size, quality, and which pass brought what.
+
+    python benchmarks/compression.py [--only NAME ...] [--again] [--budget-minutes 60] [--steps-scale 0.01]
+
+Each row is one `edgegen compress` with a recipe of benchmarks/recipes, against the network's best unquantized build of
+any runtime here, timed in turns with it. Needs ../shared/assets and the data of benchmarks/prepare_data.py. Results:
+benchmarks/results/compression.json (raw samples of the latencies, machine, versions, date) and compression.md, written
+as each row ends. Finished rows are skipped on the next call, and a row that was cut off (Ctrl-C, or its minutes were
+up) goes on with its finished passes and training steps. With --steps-scale training is cut short: that shows that a
+row runs, and its figures go to out/compression/trial.json alone. StyleGAN2 to MobileStyleGAN has a script of its own,
+stylegan2_mobile.py.
+
+Ablation, from the candidates of the row's own report: the original in float, the changed structure in float, the
+original in INT8, and all of it; the share of a part is the logarithm of its gain by that of the whole, and the share
+of each structural pass inside the structure goes by the logarithm of the MACs that it took off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import goals
+
+ROOT = goals.ROOT
+OUT = Path("out") / "compression"
+FEATURES = ("--features", str(goals.ASSETS / "mobilenet_v1_025-imagenet.safetensors"))
+KEEP = ("headline", "baseline", "result", "candidates", "steps", "machine", "versions", "data", "seed", "budget",
+        "stamps", "date", "duration_s")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """name of recipe and bundle; arguments of `edgegen compress`; what the report must show.
+
+    gain: times faster than the best unquantized build. macs, smaller: times fewer MACs, and a file times smaller than
+    the best unquantized build; 0: no goal.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    gain: float
+    macs: float = 0.0
+    smaller: float = 0.0
+    recipe: str = ""
+
+    @property
+    def file(self) -> Path:
+        """The committed recipe."""
+        return goals.RECIPES / f"{self.recipe or self.name}.toml"
+
+
+CIFAR = ("cifar/train.npz", "cifar/test.npz", "--calibration-images", "300", "--samples", "4000")
+STYLE = ("style", "style", "style-mosaic.safetensors", "photos/train", "photos/eval", *FEATURES)
+RESNET = ("resnet_cifar", "resnet56", "resnet56-cifar10.th", *CIFAR, "--max-quality-drop")
+ROWS = (
+    Row("resnet56-3x", goals.user(*RESNET, "0.5"), 3.0, smaller=8.0),
+    Row("resnet56-5x", goals.user(*RESNET, "1.5"), 5.0),
+    Row("edsr-4x", ("--model", "edsr", "--data", str(goals.DATA / "photos/train"), "--eval-data",
+                    str(goals.DATA / "photos/eval"), "--max-quality-drop", "0.5"), 4.0, macs=10.0),
+    Row("style-3x", goals.user(*STYLE, "--min-psnr", "25.6"), 3.0),
+    Row("style-6x", goals.user(*STYLE, "--min-psnr", "22"), 6.0, macs=10.0),
+    Row("rlfn-2x", ("--model", f"{goals.NETWORKS / 'rlfn'}.py:rlfn", "--weights", str(goals.ASSETS / "rlfn-x4.pth"),
+                    "--data", str(goals.DATA / "photos/train"), "--eval-data", str(goals.ASSETS / "kodak24"),
+                    "--max-quality-drop", "0.3"), 2.0),
+    Row("taef2-3x", goals.user("taef2", "decoder", "taef2-decoder.pth", "taef2/train.npz", "taef2/eval.npz",
+                               "--max-quality-drop", "0.5"), 3.0, recipe="taef2"),
+    Row("vit-2x", ("--model", "vit", "--data", str(goals.DATA / "cifar/train.npz"), "--eval-data",
+                   str(goals.DATA / "cifar/test.npz"), "--max-quality-drop", "0.5"), 2.0),
+    Row("denoiser-kv", ("--model", "dit", "--config", "size=64", "--latency-only"), 1.5),
+)  # fmt: skip
+
+
+def scaled(text: str, scale: float) -> str:
+    """A recipe with every number of training steps multiplied, at least 2."""
+    return re.sub(r"\b(recover_steps|joint_steps|steps) = (\d+)",
+                  lambda m: f"{m[1]} = {max(2, round(int(m[2]) * scale))}" if int(m[2]) else m[0], text)
+
+
+def run(row: Row, scale: float, seconds: float) -> dict[str, Any]:
+    """Run one row in a process of its own; figures and ablation, or why there are none. "unfinished": it goes on."""
+    name = row.name if scale == 1 else f"{row.name}-x{scale:g}"
+    out = ROOT / OUT / name
+    recipe = row.file
+    if scale != 1:
+        recipe = OUT / f"{name}.toml"
+        (ROOT / recipe).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / recipe).write_text(scaled((ROOT / row.file).read_text(encoding="utf-8"), scale), encoding="utf-8")
+    command = [sys.executable, "-m", "edgegen.cli", "compress", *row.arguments, "--recipe", str(recipe), "--target",
+               "cpu", "--out", str(OUT / name), "--resume", "--quiet"]  # fmt: skip
+    started = time.monotonic()
+    code, message = _bounded(command, seconds)
+    found: dict[str, Any] = {
+        "command": " ".join(["edgegen", *command[3:]]), "date": _now(), "seconds": round(time.monotonic() - started, 1),
+        "exit": code, "steps_scale": scale, "goal": {"gain": row.gain, "macs": row.macs, "smaller": row.smaller},
+    }  # fmt: skip
+    if code is None:
+        return {**found, "unfinished": True, "message": f"its {seconds / 60:.1f} minutes were up; call again"}
+    if code != 0:
+        return {**found, "message": message[-800:], "checks": [["ran to its end", False]]}
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    told = {key: report[key] for key in KEEP}
+    return {**found, "checks": checks(row, report), "ablation": ablation(report), "report": told}
+
+
+def _bounded(command: list[str], seconds: float) -> tuple[int | None, str]:
+    """(exit code or None when the time was up, the end of what it said). Workers end with their parent."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        try:
+            message = process.communicate(timeout=seconds)[1]
+            return process.returncode, message
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            return None, ""
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def checks(row: Row, report: dict[str, Any]) -> list[tuple[str, bool]]:
+    """(figure beside its goal, whether it holds); the quality budget is held by every bundle, or there is none."""
+    gain, base, end = goals.gain(report), report["baseline"], report["result"]
+    found = [(f"{gain:.2f}x faster than {base['label']} (goal {row.gain:g}x)", gain >= row.gain)]
+    for name, key, goal in (("fewer MACs", "macs", row.macs), ("smaller file", "size_bytes", row.smaller)):
+        times = base[key] / end[key]
+        found.append((f"{times:.1f}x {name}" + (f" (goal {goal:g}x)" if goal else ""), times >= goal))
+    told = ", ".join(f"{q['name']} {q['value']:.4g} (was {w['value']:.4g})"
+                     for q, w in zip(end["quality"], base["quality"], strict=False)
+                     if q["value"] is not None and w["value"] is not None)  # fmt: skip
+    return [*found, (f"quality: {told or 'not measured'}; budget {report['budget']['quality drop']}", True)]
+
+
+def ablation(report: dict[str, Any]) -> dict[str, Any]:
+    """What each part brought: gains of the steps on the way, and shares of the logarithm of the whole gain (0..1)."""
+    own = report["result"]["label"].partition(":")[0]
+    best: dict[tuple[str, bool], float] = {}
+    for candidate in report["candidates"]:
+        if candidate["ratio"] is None or not candidate["ratio"]["value"]:
+            continue
+        network, _, built = candidate["label"].partition(": ")
+        key = (network, "int8" in built)
+        best[key] = max(best.get(key, 0.0), 1 / candidate["ratio"]["value"])
+    plain = own.removesuffix(", rewritten")
+    whole = best.get((own, "int8" in report["result"]["label"]), goals.gain(report))  # of the run of the others
+    structure = max((best.get((name, False), 0.0) for name in (plain, own)), default=0.0) or 1.0
+    found: dict[str, Any] = {
+        "original, float": 1.0, "original, INT8": best.get(("original", True)), "structure, float": structure,
+        "all": whole, "undone": {s["name"]: s["reason"] for s in report["steps"] if s["status"] == "undone"},
+    }  # fmt: skip
+    if whole > 1:
+        part = math.log(structure) / math.log(whole)
+        found["shares"] = {**by_macs(report["steps"], part), "INT8": 1 - part}
+    return found
+
+
+def by_macs(steps: list[dict[str, Any]], part: float) -> dict[str, float]:
+    """The structure's share of the gain, divided among its passes by the logarithm of the MACs that each took off."""
+    taken: dict[str, float] = {}
+    for number, step in enumerate(steps, 1):
+        before, after = (step["figures"].get(key) for key in ("macs_before", "macs_after"))
+        if step["status"] in ("kept", "forced", "needs recovery") and before and after and before > after:
+            taken[f"{number} {step['name']}"] = math.log(before / after)
+    total = sum(taken.values())
+    return {name: part * value / total for name, value in taken.items()} if total else {"structure": part}
+
+
+def table(results: dict[str, Any]) -> str:
+    """All rows as Markdown: goals, then the ablation."""
+    lines = ["| row | date | minutes | shown | met |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        told = found.get("checks", [])
+        text = "; ".join(text for text, _ in told) or found.get("message", "")
+        met = "yes" if told and all(holds for _, holds in told) else "**no**"
+        lines.append(f"| {name} | {found['date']} | {found['seconds'] / 60:.1f} | {text} | {met} |")
+    lines += ["", "| row | INT8 alone | structure alone | both | shares of the gain | undone |", "|" + 6 * "---|"]
+    for name, found in results.items():
+        if part := found.get("ablation"):
+            alone = f"{part['original, INT8']:.2f}x" if part["original, INT8"] else "-"
+            shares = ", ".join(f"{key} {value:.0%}" for key, value in part.get("shares", {}).items()) or "-"
+            undone = "; ".join(f"{key}: {why}" for key, why in part["undone"].items()) or "-"
+            structure, both = part["structure, float"], part["all"]
+            lines.append(f"| {name} | {alone} | {structure:.2f}x | {both:.2f}x | {shares} | {undone} |")
+    machine = next((f["report"]["machine"] for f in results.values() if "report" in f), {})
+    where = f"Machine: {machine.get('cpu_model', 'unknown')}, {machine.get('cores', '?')} cores."
+    return "\n".join([*lines, "", where]) + "\n"
+
+
+def save(results: dict[str, Any], file: Path) -> None:
+    """JSON and Markdown, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in ((file, json.dumps(results, indent=1)), (file.with_suffix(".md"), table(results))):
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def main() -> None:
+    """Run what is not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=[row.name for row in ROWS])
+    parser.add_argument("--again", action="store_true", help="run finished rows as well")
+    parser.add_argument("--budget-minutes", type=float, default=math.inf, help="for all rows of this call together")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="cut training short: a trial, not a result")
+    asked = parser.parse_args()
+    if not 0 < asked.steps_scale <= 1:
+        parser.error(f"--steps-scale must lie in (0, 1], got {asked.steps_scale:g}")
+    file = goals.RESULTS / "compression.json" if asked.steps_scale == 1 else ROOT / OUT / "trial.json"
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    end = time.monotonic() + 60 * asked.budget_minutes
+    for row in ROWS:
+        done = row.name in results and not results[row.name].get("unfinished")
+        if (asked.only and row.name not in asked.only) or (done and not asked.again) or time.monotonic() > end:
+            continue
+        print(f"{row.name} ...", flush=True)
+        left = end - time.monotonic()
+        results[row.name] = run(row, asked.steps_scale, left if math.isfinite(left) else 7 * 86400.0)
+        save(results, file)
+        print(table({row.name: results[row.name]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
