@@ -143,6 +143,8 @@ class Graph:
     there is none: a model that came as .onnx, or a graph that was rewritten in ONNX. preprocessing: how an image
     becomes the input, for runtimes that take images themselves (Core ML); None: they take tensors. sampler: complete
     settings of the loop that makes an image from runs of this graph (see samplers/); None: one run makes the output.
+    partial: with cached blocks, the graph of the steps between, which takes what this one gave beside its output.
+    samples: a folder of real inputs, one .npy each, where they are not those that the run has for all its graphs.
     """
 
     stage: str
@@ -156,11 +158,16 @@ class Graph:
     program: Path | None = None
     preprocessing: Preprocessing | None = None
     sampler: Mapping[str, Any] | None = None
+    partial: Graph | None = None
+    samples: Path | None = None
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that runs on a target. `files` are all files of it, `path` the main one, `size_bytes` their sum."""
+    """A file that runs on a target. `files` are all files of it, `path` the main one, `size_bytes` their sum.
+
+    partial: with cached blocks, what runs at the steps between; its files are its own, its bytes count in `size_bytes`.
+    """
 
     runtime: str
     path: Path
@@ -171,6 +178,12 @@ class Artifact:
     outputs: tuple[TensorSpec, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    partial: Artifact | None = None
+
+    @property
+    def parts(self) -> tuple[Artifact, ...]:
+        """This one, and the partial one where there is one."""
+        return (self,) if self.partial is None else (self, self.partial)
 
     @property
     def label(self) -> str:

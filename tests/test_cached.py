@@ -43,7 +43,7 @@ def test_the_two_networks_are_one_when_the_cache_is_fresh(labels: int, keep: int
 def test_what_cannot_be_cached_is_refused():
     with pytest.raises(ValueError, match="keep must be from 1 to 2"):
         Full(unet(), 3)
-    with pytest.raises(ValueError, match="caching is for U-Nets"):
+    with pytest.raises(ValueError, match="caching is for DiT and for U-Nets"):
         Full(sinddm.create(channels=1, width=8, blocks=1))
 
 

@@ -6,7 +6,7 @@ arXiv:2202.00512).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,14 +56,15 @@ class Levels:
         return alpha * x - sigma * made if self.prediction == "v" else made
 
 
-def runner(module: nn.Module, at_once: int = 64) -> samplers.Run:
-    """A torch denoiser as the `run` of a sampler: numpy in and out, eval mode, no gradients."""
+def runner(module: nn.Module, at_once: int = 64, names: Sequence[str] = ("output",)) -> samplers.Run:
+    """A torch denoiser as the `run` of a sampler: numpy in and out, eval mode, no gradients; names of its outputs."""
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         given = [torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values()]
         with torch.no_grad():
-            parts = [module(*(value[i : i + at_once] for value in given)) for i in range(0, len(given[0]), at_once)]
-        return {"output": torch.cat(parts).float().numpy()}
+            made = [module(*(value[i : i + at_once] for value in given)) for i in range(0, len(given[0]), at_once)]
+        parts = zip(*([one] if isinstance(one, torch.Tensor) else one for one in made), strict=True)
+        return {name: torch.cat(part).float().numpy() for name, part in zip(names, parts, strict=True)}
 
     module.eval()
     return run

@@ -18,8 +18,8 @@ from edgegen.samplers import _core
 from edgegen.samplers._core import Denoiser, Level, Run, alpha_bars, epsilon, estimate, levels
 
 __all__ = [
-    "Denoiser", "Level", "Run", "alpha_bars", "calls", "complete", "epsilon", "estimate", "feeds", "generate", "inputs",
-    "levels", "nfe", "of", "sources", "trajectory",
+    "Denoiser", "Level", "Run", "alpha_bars", "cached", "calls", "complete", "epsilon", "estimate", "feeds", "generate",
+    "inputs", "levels", "nfe", "of", "sources", "trajectory",
 ]  # fmt: skip
 
 
@@ -60,6 +60,11 @@ def calls(settings: Mapping[str, Any]) -> tuple[int, int]:
     return _core.calls(complete(settings))
 
 
+def cached(settings: Mapping[str, Any]) -> bool:
+    """Whether some runs of the network are partial ones, which take the deep features of a step before."""
+    return calls(settings)[1] > 0
+
+
 def nfe(settings: Mapping[str, Any]) -> int:
     """Runs of the network for one image; guidance counts twice where it is applied."""
     return calls(settings)[0]
@@ -89,22 +94,28 @@ def feeds(settings: Mapping[str, Any], samples: np.ndarray) -> dict[str, np.ndar
 
 
 def trajectory(
-    settings: Mapping[str, Any], run: Run, latents: np.ndarray, count: int, *, naive: bool = False
+    settings: Mapping[str, Any], run: Run | Mapping[str, Run], latents: np.ndarray, count: int, *, naive: bool = False
 ) -> dict[str, np.ndarray]:
     """Inputs of a denoiser as they come up while it makes images: `count` of them, input name -> (count, ...).
 
     Even over the whole run and over the latents, as activations differ from time to time (Shang et al., 2023, PTQ4DM,
-    arXiv:2211.15736). naive: the first call alone, which is pure noise at one time; to compare with.
+    arXiv:2211.15736). naive: the first call alone, which is pure noise at one time; to compare with. With cached blocks
+    (run: "full" and "partial") they are the inputs of the partial network, the cache among them.
     """
     seen: list[dict[str, np.ndarray]] = []
 
+    parts = dict(run) if isinstance(run, Mapping) else {"full": run}
+    last = "partial" if "partial" in parts else "full"
+    plain = parts[last]
+
     def watched(given: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         seen.append({name: value.copy() for name, value in given.items()})
-        return run(given)
+        return plain(given)
 
-    if naive:
+    if naive and last == "full":
         given = feeds(settings, latents[np.arange(count) % len(latents)])
         return {**given, "timestep": np.full(count, levels(settings)[0].t, np.float32)}
-    generate(settings, watched, latents)
+    generate(settings, {**parts, last: watched}, latents)
+    seen = seen[:1] if naive else seen
     picked = [(i * len(seen) // count, i % len(latents)) for i in range(count)]
     return {name: np.stack([seen[call][name][place] for call, place in picked]) for name in seen[0]}

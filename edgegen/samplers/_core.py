@@ -28,7 +28,8 @@ NULL = -1  # written as a label: the network's own "no class"
 OF_NETWORK: dict[str, Any] = {"prediction": "epsilon", "schedule": "linear", "train_steps": 1000, "labels": 0}
 SHARED: dict[str, Any] = {
     "name": "ddim", "steps": 50, "seed": 0, "spacing": "trailing", "rho": 7.0, "timesteps": [], "clip": 1.0,
-    "guidance": 1.0, "guidance_every": 1, "guidance_interval": [0.0, 1.0], "cache_every": 1,
+    "guidance": 1.0, "guidance_every": 1, "guidance_interval": [0.0, 1.0], "cache_every": 1, "cache_depth": 1,
+    "cache_blocks": [],
 }  # fmt: skip
 
 Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -68,7 +69,8 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
         if any(not 0 <= t <= last for t in times) or any(a <= b for a, b in pairwise(times)):
             raise ValueError(f"timesteps must fall from at most {last} to at least 0, got {times}")
         found["steps"] = len(times)
-    limits = {"steps": (1, last + 1), "guidance_every": (1, math.inf), "cache_every": (1, math.inf)}
+    more = dict.fromkeys(("guidance_every", "cache_every", "cache_depth"), (1, math.inf))
+    limits = {"steps": (1, last + 1), **more}
     for key, (low, high) in limits.items():
         if type(found[key]) is not int or not low <= found[key] <= high:
             raise ValueError(f"{key} must be a whole number from {low} to {high}, got {found[key]!r}")
@@ -79,6 +81,9 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     first, end = (float(share) for share in found["guidance_interval"])
     if not 0 <= first <= end <= 1:
         raise ValueError(f"guidance_interval must be shares of the time, low to high, in 0..1, got {first}, {end}")
+    blocks = list(found["cache_blocks"])
+    if blocks and not (len(blocks) == 2 and all(type(n) is int for n in blocks) and 0 <= blocks[0] < blocks[1]):
+        raise ValueError(f"cache_blocks must be empty or two block numbers, first and end, low to high; got {blocks}")
     if found["guidance"] != 1 and not found["labels"]:
         raise ValueError(f"guidance {found['guidance']} needs a network with class labels; this one has none, use 1")
     return found
