@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def measure(
     lanes: dict[str, dict[str, Any]] = {label: {} for label in found}
     outputs = {}
     for label, artifact in found.items():
+        print(f"  {label}", file=sys.stderr, flush=True)
         try:
             with measuring.Worker(artifact, module=MODULE) as worker:
                 result = worker.run_many({artifact.inputs[0].name: held["x"]})

@@ -99,8 +99,9 @@ def cell(case: Case, peer: str, setting: str, given: Mapping[str, Any], folder: 
 def measured(command: list[str], log: Path, limit: float = LIMIT_SECONDS) -> dict[str, Any]:
     """Run to the end: {"code", "seconds", "peak_bytes"}. After `limit` seconds it and its children are killed (-9).
 
-    Peak: the larger of the kernel's figure for the largest single process and of the sum over the tree, sampled, in
-    which memory that several processes share counts once.
+    Peak: the larger of the kernel's high-water mark of the largest single process (VmHWM) and of the sum over the tree,
+    in which memory that several processes share counts once; both sampled. Not `ru_maxrss`, in which a child starts
+    with the size of the process that started it.
     """
     path = os.pathsep.join((str(ROOT / "benchmarks"), str(ROOT)))
     with log.open("wb") as sink:
@@ -112,12 +113,11 @@ def measured(command: list[str], log: Path, limit: float = LIMIT_SECONDS) -> dic
         peak, done = [0], threading.Event()
         watcher = threading.Thread(target=_watch, args=(child.pid, peak, done, started + limit), daemon=True)
         watcher.start()
-        _, status, usage = os.wait4(child.pid, 0)
+        code = child.wait()
         seconds = time.monotonic() - started
-        child.returncode = os.waitstatus_to_exitcode(status)  # it is reaped; Popen must not wait again
         done.set()
         watcher.join()
-    return {"code": child.returncode, "seconds": seconds, "peak_bytes": max(peak[0], usage.ru_maxrss * 1024)}
+    return {"code": code, "seconds": seconds, "peak_bytes": peak[0]}
 
 
 def _watch(pid: int, peak: list[int], done: threading.Event, deadline: float) -> None:
@@ -129,20 +129,27 @@ def _watch(pid: int, peak: list[int], done: threading.Event, deadline: float) ->
 
 
 def tree_bytes(pid: int) -> int:
-    """Proportional set size of a process and its descendants (Linux; elsewhere 0, and the kernel's figure remains).
+    """The larger of the proportional set size of a process and its descendants, and of the largest high-water mark of
+    one of them (Linux; elsewhere 0).
 
     Not resident size: libraries that several processes map would count for each, and a tool of several processes would
     look larger than the machine that holds it.
     """
-    total, left = 0, [pid]
+    total, highest, left = 0, 0, [pid]
     while left:
         current = left.pop()
         with contextlib.suppress(OSError, ValueError):  # it may end at any moment
             for task in Path(f"/proc/{current}/task").iterdir():
                 left.extend(int(child) for child in (task / "children").read_text().split())
             text = Path(f"/proc/{current}/smaps_rollup").read_text(encoding="utf-8")
-            total += sum(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-    return total
+            total += _kilobytes(text, "Pss:")
+            highest = max(highest, _kilobytes(Path(f"/proc/{current}/status").read_text(encoding="utf-8"), "VmHWM:"))
+    return max(total, highest)
+
+
+def _kilobytes(text: str, name: str) -> int:
+    """Bytes of a line such as `VmHWM:  1234 kB`; 0 where there is none."""
+    return sum(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith(name))
 
 
 def ending(code: int) -> str:
