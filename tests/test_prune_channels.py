@@ -310,6 +310,25 @@ def test_a_network_that_cannot_be_traced_is_a_pass_error():
         prune(wrap(Odd(), (1, 3)))
 
 
+def test_a_latent_beside_an_embedded_class_can_be_traced():
+    """torch-pruning cannot infer the parts' sizes where none comes from a layer; autograd knows them."""
+
+    class Conditional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(4, 4)
+            self.first, self.conv = nn.Linear(10, 32 * 4), nn.Conv2d(32, 32, 3, padding=1)
+            self.last = nn.Conv2d(32, 1, 1)
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            x = torch.cat((z[:, :6], z[:, 6:].softmax(1) @ self.embedding.weight), 1)
+            return self.last(self.conv(self.first(x).reshape(-1, 32, 2, 2)).relu())
+
+    result = prune(wrap(Conditional(), (1, 10)), ratio=0.5)
+    module: Any = result.model.stage.module
+    assert (module.conv.out_channels, module.last.in_channels, module.first.in_features) == (16, 16, 10)
+
+
 # ----------------------------------------------------------------------------------------------- real trained weights
 
 

@@ -86,11 +86,29 @@ def _find(net: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Coupled]:
     traced = _Traced(net, inputs)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dg = tp.DependencyGraph().build_dependency(
+        dg = _Dependencies().build_dependency(
             traced, tuple(inputs), forward_fn=lambda net, inputs: net(*inputs), verbose=False
         )
         maps = _add_mappings(dg)
         return [_coupled(dg, group, maps) for group in dg.get_all_groups()]
+
+
+class _Dependencies(tp.DependencyGraph):
+    """torch-pruning's graph, which adds up None where it cannot infer the sizes of a concatenation's parts."""
+
+    def _build_dependency(self, module2node: dict[Any, Any]) -> None:
+        super()._build_dependency(module2node)
+        for node in module2node.values():
+            if node.type == ops.OPTYPE.CONCAT:
+                parts = [_channels(function, place) for function, place in node.grad_fn.next_functions]
+                if None not in parts and len(parts) == len(node.inputs):
+                    node.module.concat_sizes = parts
+
+
+def _channels(function: Any, place: int) -> int | None:
+    """Channels of an output of an operation that autograd recorded, None for what was not recorded."""
+    shape = tuple(function._input_metadata[place].shape) if function is not None else ()
+    return shape[1] if len(shape) > 1 else None
 
 
 class _Mapping:
