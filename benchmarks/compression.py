@@ -108,7 +108,7 @@ def run(row: Row, scale: float, seconds: float) -> dict[str, Any]:
     if code is None:
         return {**found, "unfinished": True, "message": f"its {seconds / 60:.1f} minutes were up; call again"}
     if code != 0:
-        return {**found, "message": message[-800:], "checks": [["ran to its end", False]]}
+        return {**found, "message": message[-800:], "checks": [[f"ran to its end: {message.strip()[-200:]}", False]]}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     told = {key: report[key] for key in KEEP}
     return {**found, "checks": checks(row, report), "ablation": ablation(report), "report": told}
