@@ -22,7 +22,7 @@ from edgegen.search.spaces import Space
 from edgegen.search.store import Figures, Store
 
 STUDY = "EDGEGEN_STUDY"  # the address may hold a password, which a command line would show to everybody
-_OWN = ("out", "resume", "command", "recipe", "kept", "budget")
+SHOWN = 5  # failures that front.json tells in words
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,9 @@ def _written(order: Order, opened: Opened, notes: Sequence[str], progress: judge
     made = front.points(found, opened.space)
     counts = {state: sum(row.state == state for row in rows) for state in (store.DONE, store.FAILED)}
     counts["stopped early"] = sum(bool(row.figures and row.figures.stopped) for row in rows)
-    baseline = {"build": bench.baseline.label}
+    failed = [(row.slot, row.figures.failure) for row in rows if row.figures and row.figures.failure]
+    notes = [*notes, *(f"candidate {slot} failed: {why}" for slot, why in failed[:SHOWN])]
+    baseline: dict[str, Any] = {"build": bench.baseline.label}
     if bench.baseline.latency is not None:
         baseline |= {"latency_ms": bench.baseline.latency.value, "status": bench.baseline.latency.status}
     if bench.baseline.artifact is not None:
