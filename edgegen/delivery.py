@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def deliver(
             graph=final.chosen.graph,
             target=run.target.name,
             recipe=recipe.to_toml(run.recipe),
-            golden=(bundle.Golden(feeds, outputs, tolerance), *resolutions.golden(sizes)),
+            golden=(bundle.Golden(feeds, outputs, tolerance), *_golden_between(run, final), *resolutions.golden(sizes)),
             report=report,
             extra={"request.json": told, "MODEL_CARD.md": card, **_project(model, artifact), **graphs},
             licences=_attributions(run),
@@ -86,6 +87,12 @@ def _reported(
     return html.write_report(folder, schema.normalise(content))
 
 
+def _golden_between(run: Run, final: Final) -> list[bundle.Golden]:
+    """Golden outputs of the partial artifact, where blocks are cached."""
+    found = decide.golden_between(run, final)
+    return [] if found is None else [bundle.Golden(*found, partial=True)]
+
+
 def layers(run: Run, final: Final, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The layers of the chosen build, timed where it runs here and its runtime tells; the target's own figures.
 
@@ -106,7 +113,8 @@ def layers(run: Run, final: Final, steps: Sequence[dict[str, Any]]) -> dict[str,
     kept = ("kept", "forced", "predicted", "needs recovery")
     noted = [notes for notes, step in zip(told, steps, strict=True) if step["status"] in kept]
     rows = layer_rows.rows(graph, final.chosen.inspection, times, noted)
-    return {"layers": rows, "layers_reason": "" if times else reason, "roof": layer_rows.roof(run.target)}
+    return {"layers": rows, "layers_reason": "" if times else reason, "roof": layer_rows.roof(run.target),
+            "dla": layer_rows.dla(artifact, run.target)}  # fmt: skip
 
 
 def _project(model: Model, artifact: Artifact) -> dict[str, str]:
@@ -158,12 +166,13 @@ def _rows(run: Run, final: Final, indices: list[int]) -> tuple[list[str], list[l
         raise RuntimeFailed(f"{final.chosen.label} was not built")
     samples = [dataset[i] for i in indices]
     teacher = np.load(run.folder / "outputs" / "teacher-test.npy", mmap_mode="r", allow_pickle=False)
-    with measuring.Worker(artifact, run.bench.limits) as worker:
+    with contextlib.ExitStack() as stack:
+        execute = measuring.runs(artifact, stack, run.bench.limits)
         given = np.stack([s.input for s in samples])
         if graph.sampler is not None:
-            student = samplers.generate(graph.sampler, worker.run_many, given)
+            student = samplers.generate(graph.sampler, execute, given)
         else:
-            student = worker.run_many({graph.inputs[0].name: given})[graph.outputs[0].name]
+            student = execute({graph.inputs[0].name: given})[graph.outputs[0].name]
     columns: dict[str, list[np.ndarray]] = {}
     given = samples[0].input
     span = run.model.stage.inputs[0].value_range

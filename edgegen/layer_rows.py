@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 
-from edgegen import estimate, onnx_cost
-from edgegen.types import Graph, Inspection, Target
+from edgegen import estimate, onnx_cost, registry
+from edgegen.types import Artifact, Graph, Inspection, Target
 
 _FUSED = 3
 """How many operations behind a layer a runtime may fuse to it."""
@@ -89,6 +89,27 @@ def _aliases(model: onnx.ModelProto) -> dict[str, str]:
 def roof(target: Target) -> dict[str, Any]:
     """What the target states: for `schema.Roof`."""
     return {"peak_macs_per_s": dict(target.peak_macs_per_s), "bytes_per_s": target.bandwidth_bytes_per_s}
+
+
+def dla(artifact: Artifact, target: Target) -> dict[str, Any] | None:
+    """Which layers of a built file the target's deep learning accelerator takes: for `schema.Dla`; None without one."""
+    cores = target.release.dla if target.release is not None else 0
+    module = registry.module("runtimes", artifact.runtime)
+    if not cores or not hasattr(module, "dla"):
+        return None
+    model = onnx.load(artifact.path)
+    aside = ("QuantizeLinear", "DequantizeLinear", "Constant")
+    names = [node.name for node in model.graph.node if node.op_type not in aside]
+    problems: dict[str, str] = {}
+    whole = ""
+    for found in module.dla(model, target):
+        if found.op == "QuantizeLinear":
+            whole = found.rewrite
+        else:
+            before = problems.get(found.layer)
+            problems[found.layer] = f"{before}; {found.rewrite}" if before else f"{found.op}: {found.rewrite}"
+    eligible = sum(name not in problems for name in names)
+    return {"cores": cores, "layers": len(names), "eligible": eligible, "whole": whole, "problems": problems}
 
 
 def _promised(graph: Graph, name: str, op: str) -> str:

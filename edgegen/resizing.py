@@ -13,10 +13,10 @@ from edgegen.types import Model
 TASKS = ("super-resolution", "restoration", "image-to-image")
 Size = tuple[int, int]
 """(H, W) in pixels."""
-# What strides, patches and windows usually ask for. Sides are tried as a prime number of each, so that a side that a
-# larger multiple needs is not taken for one of a smaller multiple.
+# What strides, patches and windows usually ask for. Sides are tried as a prime number of each (one that no multiple
+# here has in it), so that a side that suits a larger multiple by chance does not speak for a smaller one.
 _MULTIPLES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
-_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 79, 97, 127, 251, 509, 1021)
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 79, 97, 127, 251, 509, 1021)
 
 
 def at(model: Model, size: Size) -> Model:
@@ -122,7 +122,7 @@ def _needed(model: Model, size: Size) -> str:
         if size[0] % multiple == 0 and size[1] % multiple == 0:
             continue
         trial = tuple(multiple * next((p for p in _PRIMES if p * multiple >= side), _PRIMES[-1]) for side in size)
-        if max(trial) <= 4 * max(size) and _refusal(model, (trial[0], trial[1])) is None:
+        if max(trial) <= max(256, 4 * max(size)) and _refusal(model, (trial[0], trial[1])) is None:
             nearest = tuple(-(-side // multiple) * multiple for side in size)
             size = (nearest[0], nearest[1])
             return f"height and width must be multiples of {multiple}; the next size is {told(size)}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import bundles_for_devices
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from edgegen import layer_rows, measuring, registry, serial
+from edgegen import layer_rows, measuring, registry, serial, targets
 from edgegen.bundle import read
-from edgegen.types import Graph, Inspection, PrecisionPlan, Target
+from edgegen.report import html, schema
+from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Target
 
 
 @pytest.fixture
@@ -72,3 +76,26 @@ def test_a_runtime_without_counters_says_so(graph: Graph, tmp_path: Path, monkey
         times, reason = worker.layer_times({"input": np.zeros((1, 3, 16, 16), np.float32)})
     assert times == []
     assert "no times of single layers" in reason
+
+
+def test_what_a_jetsons_accelerator_takes_is_told_where_there_is_one(tmp_path: Path) -> None:
+    shape = [1, 3, 8, 8]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "output")]
+    weight = numpy_helper.from_array(np.zeros((3, 3, 1, 1), np.float32), "weight")
+    nodes = [
+        helper.make_node("Conv", ["input", "weight"], ["a"], "conv"), helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Erf", ["b"], ["output"], "erf"),
+    ]  # fmt: skip
+    made = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight]), ir_version=9)
+    onnx.save(made, tmp_path / "model.onnx")
+    built = Artifact("tensorrt", tmp_path / "model.onnx", (tmp_path / "model.onnx",), PrecisionPlan("fp16"), 1, (), ())
+    found = layer_rows.dla(built, targets.load("jetson-orin-nx"))
+    assert found == {
+        "cores": 2, "layers": 3, "eligible": 2, "whole": "", "problems": {"erf": "Erf: use ReLU instead of GELU"},
+    }  # fmt: skip
+    assert layer_rows.dla(built, targets.load("jetson-orin-nano")) is None  # has no such core
+    assert layer_rows.dla(dataclasses.replace(built, runtime="onnxruntime"), targets.load("jetson-orin-nx")) is None
+    said = html._accelerator({"dla": schema.Dla.model_validate(found).model_dump()})
+    assert "2 DLA cores: <data value=\"2\" data-path=\"dla.eligible\">2</data> of" in said and "ReLU instead" in said
+    assert html._accelerator({"dla": None}) == ""
+    assert "does not go there: no" in html._accelerator({"dla": {**found, "whole": "no Q/DQ", "problems": {}}})

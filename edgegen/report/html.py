@@ -59,6 +59,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
         ("Latency samples", "samples", _samples(report)),
         ("Layers of the result", "layers", layers.section(report)),
         ("Precision obtained", "precision", _precision(report)),
+        ("Accelerator", "accelerator", _accelerator(report)),
         ("Calibration", "calibration", _calibration(report)),
         ("Data", "data", _data(report)),
         ("Where it comes from", "provenance", parts.lines(report["provenance"])),
@@ -155,6 +156,19 @@ def _samples_note() -> str:
         '<p class="soft">One dot a run of the network, in alternation between the two builds; the thick line is p50, '
         "the thin ones p90 and p99.</p>"
     )
+
+
+def _accelerator(report: dict[str, Any]) -> str:
+    """What the deep learning accelerator of a Jetson takes, where the target has one."""
+    dla = report["dla"]
+    if dla is None:
+        return ""
+    cores = "1 DLA core" if dla["cores"] == 1 else f"{dla['cores']} DLA cores"
+    eligible = parts.shown("dla.eligible", dla["eligible"], text.count(dla["eligible"]))
+    layers = parts.shown("dla.layers", dla["layers"], text.count(dla["layers"]))
+    whole = f" As it is, the file does not go there: {escape(dla['whole'])}." if dla["whole"] else ""
+    said = f"{parts.mark('predicted')} {cores}: {eligible} of {layers} layers fit their rules.{whole}"
+    return f"<p>{said}</p>" + parts.fold("each layer that does not, and its nearest cure", dla["problems"])
 
 
 def _precision(report: dict[str, Any]) -> str:

@@ -147,6 +147,20 @@ class Roof(_Part):
     bytes_per_s: float = 0.0
 
 
+class Dla(_Part):
+    """What of the built file the deep learning accelerator of a Jetson takes, by the published rules: a prediction.
+
+    cores: DLA cores of the target. layers: layers of the file, of which `eligible` go there. whole: why the file as it
+    is does not go there at all; empty: it may. problems: layer -> operator, and the nearest cure.
+    """
+
+    cores: int
+    layers: int
+    eligible: int
+    whole: str = ""
+    problems: dict[str, str] = {}
+
+
 class CalibrationPoint(_Part):
     """Quality of the same build calibrated on `images` samples."""
 
@@ -205,6 +219,7 @@ class Report(_Part):
     layers: list[Layer] = []
     layers_reason: str = Field(default="", description="why the layers have no times")
     roof: Roof = Roof()
+    dla: Dla | None = None
     resolutions: list[Resolution] = Field(default=[], description="several fixed input sizes, the first one decided at")
     calibration_curve: list[CalibrationPoint] = []
     data_source: str = ""
