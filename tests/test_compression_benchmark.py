@@ -1,0 +1,74 @@
+"""The arithmetic of benchmarks/compression.py: shares of a gain, shortened recipes, goals that are missed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def compression(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("compression")
+    for name in ("compression", "goals"):
+        sys.modules.pop(name, None)
+
+
+def candidate(label: str, ratio: float) -> dict[str, Any]:
+    return {"label": label, "ratio": {"value": ratio}}
+
+
+def step(name: str, status: str, before: float, after: float) -> dict[str, Any]:
+    return {"name": name, "status": status, "reason": "no", "figures": {"macs_before": before, "macs_after": after}}
+
+
+def report(gain: float = 8.0) -> dict[str, Any]:
+    quality = [{"name": "top-1", "value": 0.9}]
+    row = {"quality": quality, "ratio": None, "label": "original: openvino bf16", "macs": 1000, "size_bytes": 800}
+    return {
+        "candidates": [candidate("original: ort fp32", 1.0), candidate("original: ort int8 (u8s8)", 0.5),
+                       candidate("slim: ort fp32", 0.25), candidate("slim: ort int8 (u8s8)", 1 / gain)],
+        "baseline": row, "budget": {"quality drop": "0.5 points"},
+        "result": {**row, "label": "slim: ort int8 (u8s8)", "ratio": {"value": 1 / gain}, "macs": 100,
+                   "size_bytes": 100},
+        "steps": [step("prune_blocks", "kept", 1600, 400), step("prune_channels", "kept", 400, 200),
+                  step("prune_tokens", "undone", 200, 100)],
+    }  # fmt: skip
+
+
+def test_shares_of_a_gain_add_up_and_follow_its_logarithm(compression: Any) -> None:
+    found = compression.ablation(report())
+    assert (found["original, INT8"], found["structure, float"], found["all"]) == (2.0, 4.0, 8.0)
+    shares = found["shares"]  # 4x of 8x is two thirds; of those 4x MACs and then 2x
+    assert shares == pytest.approx({"1 prune_blocks": 4 / 9, "2 prune_channels": 2 / 9, "INT8": 1 / 3})
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert found["undone"] == {"prune_tokens": "no"}
+    assert "shares" not in compression.ablation(report(gain=1.0))
+
+
+def test_goals_that_are_missed_are_seen(compression: Any) -> None:
+    good = compression.Row("r", (), 8.0, macs=10.0, smaller=8.0)
+    assert all(holds for _, holds in compression.checks(good, report()))
+    hard = compression.Row("r", (), 8.1, macs=10.1, smaller=8.1)
+    assert [holds for _, holds in compression.checks(hard, report())] == [False, False, False, True]
+    told = compression.table({"r": {"date": "d", "seconds": 60, "checks": compression.checks(hard, report())}})
+    assert "8.00x faster" in told and "**no**" in told
+
+
+def test_training_is_cut_short_and_nothing_else(compression: Any) -> None:
+    text = "{ steps = 6000, recover_steps = 300, samples = 64, joint_steps = 10 }"
+    assert compression.scaled(text, 0.01) == "{ steps = 60, recover_steps = 3, samples = 64, joint_steps = 2 }"
+    assert compression.scaled("steps = 0", 0.5) == "steps = 0"
+
+
+def test_every_row_has_its_recipe(compression: Any) -> None:
+    from edgegen import recipe
+
+    for row in compression.ROWS:
+        assert recipe.load(str(compression.ROOT / row.file)).steps
