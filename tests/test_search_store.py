@@ -87,9 +87,11 @@ def _closed() -> Iterator[None]:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL server of our own, on a socket and a port of its own."""
     pytest.importorskip("psycopg", reason="psycopg is not installed (extra: search)")
-    for program in ("initdb", "postgres"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
+    homes = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *homes])
+    programs = {name: shutil.which(name, path=path) for name in ("initdb", "postgres")}
+    if missing := [name for name, found in programs.items() if found is None]:
+        pytest.skip(f"{missing[0]} is not installed (.ci/setup installs it)")
     user: dict = {}
     folder = tmp_path_factory.mktemp("postgres")
     if os.geteuid() == 0:  # the server refuses to run as root
@@ -106,12 +108,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     password = folder / "password"
     password.write_text("se:cr/et\n")
     password.chmod(0o644)
-    subprocess.run(["initdb", "-D", str(place), "-U", "edgegen", "-A", "scram-sha-256", f"--pwfile={password}", "-N"],
-                   **quiet, **user)  # fmt: skip
+    make = ["-D", str(place), "-U", "edgegen", "-A", "scram-sha-256", f"--pwfile={password}", "-N"]
+    subprocess.run([programs["initdb"], *make], **quiet, **user)
     port = _free_port()
     options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
-    server = subprocess.Popen(["postgres", "-D", str(place), *options.split()], cwd="/", stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, **user)  # fmt: skip
+    command = [programs["postgres"], "-D", str(place), *options.split()]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
+    server = subprocess.Popen(command, **silent, **user)
     url = f"postgresql://edgegen:se%3Acr%2Fet@127.0.0.1:{port}/postgres"
     try:
         _wait_for(url, server)
