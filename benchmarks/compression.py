@@ -115,18 +115,20 @@ def run(row: Row, scale: float, seconds: float) -> dict[str, Any]:
 
 
 def _bounded(command: list[str], seconds: float) -> tuple[int | None, str]:
-    """(exit code or None when the time was up, the end of what it said). Workers end with their parent."""
+    """(exit code or None when the time was up, the end of what it said). Ctrl-C reaches it too: it keeps its work."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                           start_new_session=True) as process:  # fmt: skip
         try:
             message = process.communicate(timeout=seconds)[1]
             return process.returncode, message
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
             os.killpg(process.pid, signal.SIGINT)
             try:
                 process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(stopped, KeyboardInterrupt):
+                raise
             return None, ""
 
 
