@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -63,20 +64,24 @@ def measure(
     found, twins = artifacts(folder, cells, threads)
     lanes: dict[str, dict[str, Any]] = {label: {} for label in found}
     outputs = {}
-    for label, artifact in found.items():
-        print(f"  {label}", file=sys.stderr, flush=True)
-        try:
-            with measuring.Worker(artifact, module=MODULE) as worker:
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, measuring.Worker] = {}
+        for label, artifact in found.items():
+            print(f"  {label}", file=sys.stderr, flush=True)
+            try:
+                worker = stack.enter_context(measuring.Worker(artifact, module=MODULE))
                 result = worker.run_many({artifact.inputs[0].name: held["x"]})
-            outputs[label] = result[artifact.outputs[0].name].reshape(len(held["x"]), *told["output_shape"][1:])
-        except (errors.EdgegenError, ValueError) as error:
-            lanes[label]["failure"] = environments.one_line(str(error))
+                outputs[label] = result[artifact.outputs[0].name].reshape(len(held["x"]), *told["output_shape"][1:])
+            except (errors.EdgegenError, ValueError) as error:
+                lanes[label]["failure"] = environments.one_line(str(error))
+            else:
+                workers |= {} if label in twins else {label: worker}
+        timed = list(workers)
+        took = measuring.time_interleaved(
+            [workers[label] for label in timed], [{found[label].inputs[0].name: held["x"][:1]} for label in timed],
+            rounds=rounds, seconds=seconds, module=MODULE,
+        )  # fmt: skip
     figure, higher, samples = score(told, held.get("y"), outputs, CASES[told["name"]].trained)
-    timed = [label for label in outputs if label not in twins]
-    took = measuring.time_interleaved(
-        [found[label] for label in timed], [{found[label].inputs[0].name: held["x"][:1]} for label in timed],
-        rounds=rounds, seconds=seconds, module=MODULE,
-    )  # fmt: skip
     for label, latency in zip(timed, took):
         if latency.status != "measured":
             lanes[label]["failure"] = environments.one_line(latency.reason)

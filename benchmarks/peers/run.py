@@ -157,9 +157,10 @@ def main() -> None:
         # Workers import peers.lane; temporary files of numpy arrays are large.
         paths = (str(HERE.parent), os.environ.get("PYTHONPATH", ""))
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        tempfile.tempdir = str(environments.WORK / "tmp")
-        Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
-        failed = [name for name in options.case if not finished(cases.CASES[name], options)]
+        environments.WORK.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=environments.WORK) as tempfile.tempdir:
+            failed = [name for name in options.case if not finished(cases.CASES[name], options)]
+        tempfile.tempdir = None
     write(options)
     if failed:
         sys.exit(f"not finished: {', '.join(failed)}")

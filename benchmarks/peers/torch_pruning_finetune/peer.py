@@ -27,7 +27,8 @@ def compress(source, calibration, out, options):
     model = copy.deepcopy(teacher)
     with torch.no_grad():
         output = teacher(x[:1])
-    last = [layer for layer in model.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))][-1]
+    kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
+    last = [layer for layer in model.modules() if isinstance(layer, kinds)][-1]
     pruner = tp.pruner.MagnitudePruner(
         model, x[:1], importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=options["ratio"],
         ignored_layers=[last], round_to=8, global_pruning=options["isomorphic"], isomorphic=options["isomorphic"],
