@@ -17,7 +17,7 @@ from edgegen.errors import BudgetError, RuntimeFailed
 from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
 from edgegen.run import FINAL_ROUNDS, Run
-from edgegen.types import Measurement, PrecisionPlan
+from edgegen.types import Artifact, Measurement, PrecisionPlan
 from edgegen.variants import REWRITTEN, Evaluations, repairs
 
 ASKED = "kept because you asked (--keep)"
@@ -120,7 +120,7 @@ def cause(run: Run, build: Candidate, beaten: Candidate) -> str:
     made = [reasons.read(c.graph, c.runtime, c.latency.value if c.latency else math.nan, c.inspection)
             for c in (build, beaten) if c.graph.onnx.is_file()]  # fmt: skip
     both = [one for one in made if one is not None]
-    return reasons.told(reasons.why(*both, run.target)) if len(both) == 2 else ""
+    return reasons.told(reasons.why(both[0], both[1], run.target)) if len(both) == 2 else ""
 
 
 def unrecovered(status: str, reason: str, advice: str, judged: bool) -> tuple[str, str]:
@@ -330,9 +330,14 @@ def _peak_memory(run: Run, candidate: Candidate) -> int:
     if candidate.artifact is None or not run.bench.here:
         return 0
     try:
-        with measuring.Worker(candidate.artifact, run.bench.limits) as worker:
-            worker.time(run.bench.feeds, 3, warmup=1)
-            return int(worker.peak_memory_bytes())
+        total, between = 0, candidate.graph.partial
+        for part in candidate.artifact.parts:
+            with measuring.Worker(part, run.bench.limits) as worker:
+                own = total > 0 and between is not None  # the partial one, in the same process as the full one
+                given = judgement.partial_feeds(between) if own and between is not None else run.bench.feeds
+                worker.time(given, 3, warmup=1)
+                total += int(worker.peak_memory_bytes()) - (int(worker.baseline_memory_bytes()) if own else 0)
+        return total
     except RuntimeFailed:
         return 0
 
@@ -348,11 +353,28 @@ def golden(run: Run, final: Final, count: int = 3) -> tuple[dict[str, np.ndarray
     given = {spec: inputs} if loop is None else samplers.feeds(loop, inputs)
     if artifact is None:
         raise RuntimeFailed(f"{final.chosen.label} was not built")
+    return given, *_answers(run, artifact, given)
+
+
+def golden_between(
+    run: Run, final: Final, count: int = 3
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float] | None:
+    """The same for the partial artifact, on inputs along the way from noise to image; None where there is none."""
+    artifact, graph = final.chosen.artifact, final.chosen.graph.partial
+    if artifact is None or artifact.partial is None or graph is None or graph.samples is None:
+        return None
+    names = [spec.name for spec in graph.inputs]
+    given = {name: np.load(graph.samples / f"{name}.npy", allow_pickle=False)[:count] for name in names}
+    return given, *_answers(run, artifact.partial, given)
+
+
+def _answers(run: Run, artifact: Artifact, given: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
+    """Outputs, and how far another machine's may be away."""
     with measuring.Worker(artifact, run.bench.limits) as worker:
         outputs = worker.run_many(given)
     widest = max(float(np.ptp(value)) for value in outputs.values())
     # Another CPU may round differently: INT8 and BF16 steps are about 1/128 of the range.
     share = 1e-3 if artifact.plan.precision in ("fp32", "fp16") else 0.05
-    return given, outputs, share * widest
+    return outputs, share * widest
 
 

@@ -80,7 +80,7 @@ def layers_of(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Layer]:
         for handle in handles:
             handle.remove()
     macs = graph.cost(module, inputs).layers
-    return [_layer(path, parts[path], *shapes[0], len(shapes), macs[path]) for path, shapes in found.items()]
+    return [_layer(path, parts[path], s[0][0], s[0][1], len(s), macs[path]) for path, s in found.items()]
 
 
 def _layer(path: str, part: Any, shape: Sequence[int], out: Sequence[int], calls: int, macs: int) -> Layer:

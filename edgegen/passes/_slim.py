@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from edgegen.passes._clock import Clock, Layer
-from edgegen.passes._coupling import Coupled, Key
+from edgegen.passes._groups import Coupled, Key
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import nn
 
 from edgegen import graph
 from edgegen.passes import _clock, _coupling, _importance, _lessons, _removal, _slim, prune_channels
-from edgegen.passes._coupling import Coupled
+from edgegen.passes._groups import Coupled
 from edgegen.passes._importance import IMPORTANCE
 from edgegen.types import Job, Measurement, Model, PassResult, Stage
 
