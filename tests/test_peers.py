@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import scaling  # noqa: E402
 import startup  # noqa: E402
 from peers import cases, environments, launch, report  # noqa: E402
+from peers import lane as lane_module  # noqa: E402
 
 PEERS = environments.names()
 
@@ -248,6 +249,15 @@ def test_cells_of_a_peer_that_cannot_be_installed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(environments, "python", refuse)
     found = launch.cell(cases.CASES["resnet20"], "olive_onnx", "default", {}, tmp_path, tmp_path / "out")
     assert (found["exit"], found["failure"]) == ("cannot install", "no such version")
+
+
+def test_files_with_integer_inputs_get_integers() -> None:
+    x = np.array([-9.0, -0.26, 0.0, 0.5, 9.0], np.float32)
+    codes = lane_module.encode(x, np.int8, 0.05, 3)
+    assert codes.tolist() == [-128, -2, 3, 13, 127]
+    assert lane_module.decode(codes, 0.05, 3)[1:4] == pytest.approx([-0.25, 0.0, 0.5])
+    assert lane_module.encode(x, np.float32, 0.0, 0) is x
+    assert lane_module.decode(x, 0.0, 0) is x
 
 
 def test_edgegen_never_sees_the_images_of_the_table(tmp_path: Path) -> None:

@@ -53,11 +53,26 @@ def _litert(artifact: Artifact) -> Callable[[np.ndarray], Any]:
     from edgegen.runtimes import _litert_run
 
     interpreter = _litert_run.open_interpreter(artifact.path, int(artifact.options["threads"]))
-    given, found = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    given, found = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def run(x: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(given, x)
+        interpreter.set_tensor(given["index"], encode(x, given["dtype"], *given["quantization"]))
         interpreter.invoke()
-        return interpreter.get_tensor(found)
+        return decode(interpreter.get_tensor(found["index"]), *found["quantization"])
 
     return run
+
+
+def encode(x: np.ndarray, dtype: Any, scale: float, zero: int) -> np.ndarray:
+    """Float32 as a file with integer inputs takes it: what its user has to do, so it is timed too."""
+    if not np.issubdtype(dtype, np.integer):
+        return x
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(x / scale) + zero, limits.min, limits.max).astype(dtype)
+
+
+def decode(y: np.ndarray, scale: float, zero: int) -> np.ndarray:
+    """The float32 values of an integer output; a float output as it is."""
+    if not np.issubdtype(y.dtype, np.integer):
+        return y
+    return np.float32(scale) * (y.astype(np.float32) - zero)
