@@ -21,8 +21,10 @@ from edgegen import errors, onnx_files, onnx_graph, program, registry
 from edgegen.types import Graph, Problem, Stage, Target
 
 KIND = "rewrites"
-OFFERS = ("merge_upsampling", "block_output")
-"""Tried on every network, and kept where they are faster (see variants.py)."""
+OFFERS = (
+    "static_modulated_convolution", "merge_adalin", "fuse_instance_norm", "merge_upsampling", "block_output",
+)  # fmt: skip
+"""Tried on every network in this order, and kept where they are faster (see variants.py)."""
 _LEVELS = {"onnx": "", "program": "program_", "module": "module_"}
 
 
