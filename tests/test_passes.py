@@ -129,6 +129,7 @@ WRONG = [
     ("slim_to_latency", {"max_latency": 0.0}, "max_latency must be above 0 ms, got 0.0"),
     ("slim_to_latency", {"max_latency": 5.0}, "max_latency needs a target with latencies, and there are none"),
     ("slim_to_latency", {"ratio": 1.0}, r"ratio must lie in \(0, 1\), got 1.0"),
+    ("slim_to_latency", {"most": 1.0}, r"most must lie in \(0, 1\), got 1.0"),
     ("slim_to_latency", {"ratio": 1e-6}, "is out of reach: the narrowest network is predicted to take"),
     ("slim_to_latency", {"importance": "l3"}, "importance must be one of l2, l1, .*got 'l3'"),
     ("slim_to_latency", {"widths": 1}, "widths must be at least 2, got 1"),

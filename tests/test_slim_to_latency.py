@@ -163,6 +163,13 @@ def test_a_limit_out_of_reach_is_one_line_and_one_that_holds_changes_nothing() -
     assert "within 100 ms" in result.skipped["a1"]
 
 
+def test_no_group_loses_more_than_it_may() -> None:
+    device = FakeDevice(rules(4.0, 0.0))
+    assert widths(slim_to_latency(network(), device.job(), max_latency=2.8, most=0.9, **INNER).model)[0] == 8
+    with pytest.raises(ValueError, match="is out of reach"):  # 16 of 64 stay: 3.19 ms
+        slim_to_latency(network(), FakeDevice(rules(4.0, 0.0)).job(), max_latency=2.8, **INNER)
+
+
 def test_weights_that_are_no_numbers_are_refused() -> None:
     model = network()
     with torch.no_grad():
@@ -173,7 +180,7 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 
 def test_each_operator_is_measured_once_at_each_width() -> None:
     device = FakeDevice(rules(4.0, 1.0))
-    slim_to_latency(network(), device.job(), ratio=0.7, widths=2, **INNER)
+    slim_to_latency(network(), device.job(), ratio=0.7, widths=2, most=0.9, **INNER)
     names = [probe["name"] for probe in device.asked]
     assert len(set(names)) == len(names)
     assert [name for name in names if "3x3 /1 16 to" in name] == [

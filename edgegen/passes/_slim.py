@@ -29,18 +29,20 @@ class Menu:
         return len(self.group.units)
 
 
-def menus(groups: Sequence[Coupled], scores: Sequence[torch.Tensor], multiple: int, min_width: int) -> list[Menu]:
-    """What each group may lose; one that can lose nothing gets its reason and no menu."""
+def menus(
+    groups: Sequence[Coupled], scores: Sequence[torch.Tensor], multiple: int, min_width: int, most: float
+) -> list[Menu]:
+    """What each group may lose, `most` of it; one that can lose nothing gets its reason and no menu."""
     found = []
     for group, score in zip(groups, scores, strict=True):
         units, blocks = len(group.units), group.blocks
         step = multiple if units * blocks >= multiple else min_width
         step //= math.gcd(step, blocks)
         order = [i for i in torch.argsort(score, stable=True).tolist() if i not in group.fixed]
-        least = max(step, math.ceil(min_width / blocks), units - len(order))
+        least = max(step, math.ceil(min_width / blocks), units - len(order), math.ceil(units * (1 - most) - 1e-9))
         levels = [kept for kept in range((units - 1) // step * step, 0, -step) if kept >= least]
         if not levels:
-            why = f"rounding to {multiple}, min_width {min_width}"
+            why = f"rounding to {multiple}, min_width {min_width}, most {most:g}"
             group.blocked = f"{units * blocks} channels cannot become fewer: {why}"
             continue
         lost = [0.0, *torch.cumsum(score[order], 0).tolist()]

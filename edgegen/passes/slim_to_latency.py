@@ -31,6 +31,7 @@ def slim_to_latency(
     *,
     max_latency: float | None = None,
     ratio: float = 0.5,
+    most: float = 0.75,
     importance: str = "taylor",
     layers: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -46,6 +47,7 @@ def slim_to_latency(
     Args:
         model: one stage with a module. Not modified.
         max_latency: ms. ratio: without it, the share of the network's own latency that may stay, in (0, 1).
+        most: share of its channels that a group may lose, in (0, 1): no part of the network becomes a bottleneck.
         importance: as in `prune_channels`; "taylor" and "output_effect" compare groups in units of the output, the
             others relative to the mean of each group.
         layers, skip, min_width, round_to: as in `prune_channels`.
@@ -60,7 +62,7 @@ def slim_to_latency(
             not reach either, or max_latency where there is no latency.
         PassError: the dependencies cannot be traced.
     """
-    _check(model, max_latency, ratio, importance, min_width, round_to, widths, corrections, samples)
+    _check(model, max_latency, ratio, most, importance, min_width, round_to, widths, corrections, samples)
     prune_channels._check_names(model, (*layers, *skip))
     module = model.stage.module
     inputs = graph.example_inputs(model.stage, seed=job.seed, preprocessing=model.preprocessing)
@@ -71,7 +73,7 @@ def slim_to_latency(
     if not open_groups:
         return PassResult(model, {}, _removal.unchanged(module, module, groups), {"reached": False})
     scores = _scores(model, job, open_groups, importance, samples)
-    menus = _slim.menus(open_groups, scores, round_to or job.target.width_multiple("int8"), min_width)
+    menus = _slim.menus(open_groups, scores, round_to or job.target.width_multiple("int8"), min_width, most)
     original = _latency(job, model.stage)
     if max_latency is not None and not math.isfinite(original.value):
         raise ValueError(f"max_latency needs a target with latencies, and there are none: {original.reason}; use ratio")
@@ -97,15 +99,16 @@ def slim_to_latency(
 
 
 def _check(
-    model: Model, max_latency: float | None, ratio: float, importance: str, min_width: int, round_to: int | None,
-    widths: int, corrections: int, samples: int,
+    model: Model, max_latency: float | None, ratio: float, most: float, importance: str, min_width: int,
+    round_to: int | None, widths: int, corrections: int, samples: int,
 ) -> None:  # fmt: skip
     if model.stage.module is None:
         raise ValueError(f"slim_to_latency needs a network, and {model.name} is an ONNX file; use quantize or cast")
     if max_latency is not None and not (max_latency > 0 and math.isfinite(max_latency)):
         raise ValueError(f"max_latency must be above 0 ms, got {max_latency}")
-    if not 0 < ratio < 1:
-        raise ValueError(f"ratio must lie in (0, 1), got {ratio}")
+    for name, share in (("ratio", ratio), ("most", most)):
+        if not 0 < share < 1:
+            raise ValueError(f"{name} must lie in (0, 1), got {share}")
     if importance not in IMPORTANCE:
         raise ValueError(f"importance must be one of {', '.join(IMPORTANCE)}, got {importance!r}")
     least = (("min_width", min_width, 1), ("round_to", round_to, 1), ("widths", widths, 2), ("samples", samples, 1),
@@ -177,7 +180,8 @@ def _until(
         unit = "of the MACs" if state.clock.relative else "ms"
         raise ValueError(
             f"the limit of {limit:.3g} {unit} is out of reach: the narrowest network is predicted to take"
-            f" {state.total:.3g} {unit}; allow more, a smaller min_width (or round_to), or remove blocks (prune_blocks)"
+            f" {state.total:.3g} {unit}; allow more, a larger `most`, a smaller min_width"
+            f" (or round_to), or remove blocks first (prune_blocks)"
         )
     return end
 
