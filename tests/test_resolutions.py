@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import user_network
 from PIL import Image
 from torch import nn
 
-from edgegen import bundle, checking, cli, files, judgement, loading, resizing, resolutions
+from edgegen import bundle, bundle_samples, checking, cli, files, judgement, loading, resizing, resolutions
 from edgegen.errors import ModelError, RecipeError, RuntimeFailed
 from edgegen.report import resolutions as table
 from edgegen.report import schema, terminal
@@ -170,6 +172,20 @@ def test_the_sample_picks_the_network_by_the_images_size(tmp_path: Path) -> None
     assert size == (4, 8) and said == "photo.png is 170x300, there is 6x6, 4x8: scaled and cropped to 4x8\n"
     assert "must hold uint8" in run((5, 5), "odd.npy")[1]  # arrays are never scaled
     assert "`model.onnxruntime-2.onnx`" in (path / "README.md").read_text()
+
+
+def test_where_python_cannot_run_the_artifact_the_sample_has_a_graph_a_size(tmp_path: Path) -> None:
+    built = [
+        dataclasses.replace(artifact(tmp_path / f"{h}" / "model.mlpackage", (h, w)), runtime="coreml")
+        for h, w in ((6, 6), (4, 8))
+    ]
+    model = Model("net", "image-to-image", (Stage("model", None, built[0].inputs, built[0].outputs),))
+    text = bundle_samples.script(model, built[0], "model.coreml/x", "iphone", bundle_samples.further(built))
+    told = ast.literal_eval(next(n.value for n in ast.parse(text).body if ast.unparse(n).startswith("SETTINGS")))
+    assert [one["file"] for one in told["sizes"]] == ["model.onnx", "model-4x8.onnx"]
+    _, final, found = run_of(tmp_path)
+    assert set(resolutions.graphs(found, bundle_samples.runs_graph(built[0]))) == {"model-8x4.onnx", "model-2x2.onnx"}
+    assert resolutions.graphs(found, bundle_samples.runs_graph(final.chosen.artifact)) == {}
 
 
 def test_a_wrong_output_at_a_further_size_is_found(tmp_path: Path) -> None:
