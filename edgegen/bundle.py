@@ -87,6 +87,7 @@ def verify(path: Path, run: Runner | None = None) -> list[Finding]:
         found.append(Finding("golden", "golden/", "no golden inputs and outputs: nothing was run"))
     for case in cases:
         artifact = bundle.manifest["artifacts"][case["artifact"]]
+        artifact = artifact["partial"] if case.get("partial") else artifact
         if not wrong & {case["file"], *artifact["files"]}:
             found += _check_golden(bundle, case, run)
     return found
@@ -154,7 +155,8 @@ def _check_files(bundle: Bundle) -> list[Finding]:
 
 
 def _check_golden(bundle: Bundle, case: Mapping[str, Any], run: Runner) -> list[Finding]:
-    file, artifact = case["file"], artifacts(bundle)[case["artifact"]]
+    file, whole = case["file"], artifacts(bundle)[case["artifact"]]
+    artifact = whole.partial if case.get("partial") and whole.partial is not None else whole
     try:
         with np.load(bundle.path / file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -183,9 +185,9 @@ def compare(name: str, expected: np.ndarray, got: np.ndarray | None, tolerance: 
 
 
 def _placed(artifact: Artifact, folder: Path) -> Artifact:
-    return dataclasses.replace(
-        artifact, path=folder / artifact.path, files=tuple(folder / file for file in artifact.files)
-    )
+    placed = tuple(folder / file for file in artifact.files)
+    partial = _placed(artifact.partial, folder) if artifact.partial is not None else None
+    return dataclasses.replace(artifact, path=folder / artifact.path, files=placed, partial=partial)
 
 
 def _from(kind: type[Any], data: Any) -> Any:

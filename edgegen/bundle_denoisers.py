@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgegen.bundle_manifest import PARTIAL
+from edgegen.types import Artifact
+
 _HEAD = '''"""Make images with {title} on {target}: {usage}"""
 
 import argparse
@@ -24,38 +27,39 @@ sys.path.insert(0, str(HERE))
 from samplers import _core  # noqa: E402
 
 SETTINGS = {settings}
+PARTIAL = {partial}  # what runs at the steps between, where deep blocks are cached
 '''
 
 LOADERS = {
     "onnxruntime": '''
 
-def load():
+def load(part):
     """The network as a function of its inputs by name. Needs: pip install onnxruntime"""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = SETTINGS["threads"]
-    for key, value in SETTINGS["options"].items():
+    options.intra_op_num_threads = part["threads"]
+    for key, value in part["options"].items():
         if key.startswith("session."):
             options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(
-        str(HERE / SETTINGS["file"]), options, providers=["CPUExecutionProvider"],
-        disabled_optimizers=SETTINGS["disabled_optimizers"],
+        str(HERE / part["file"]), options, providers=["CPUExecutionProvider"],
+        disabled_optimizers=part["disabled_optimizers"],
     )
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, feeds)))
 ''',
     "openvino": '''
 
-def load():
+def load(part):
     """The network as a function of its inputs by name. Needs: pip install openvino"""
     sys.modules.setdefault("openvino_telemetry", None)  # it would report to its maker
     import openvino
 
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": SETTINGS["threads"]}
-    if "inference_precision" in SETTINGS["options"]:  # without it, OpenVINO computes in BF16 where the CPU can
-        config["INFERENCE_PRECISION_HINT"] = SETTINGS["options"]["inference_precision"]
-    compiled = openvino.Core().compile_model(str(HERE / SETTINGS["file"]), "CPU", config)
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": part["threads"]}
+    if "inference_precision" in part["options"]:  # without it, OpenVINO computes in BF16 where the CPU can
+        config["INFERENCE_PRECISION_HINT"] = part["options"]["inference_precision"]
+    compiled = openvino.Core().compile_model(str(HERE / part["file"]), "CPU", config)
 
     def run(feeds):
         made = compiled(feeds)
@@ -65,22 +69,28 @@ def load():
 ''',
     "executorch": '''
 
-def load():
+def load(part):
     """The network as a function of its inputs by name. Needs: pip install executorch"""
     import torch
     from executorch.runtime import Runtime
 
-    method = Runtime.get().load_program(str(HERE / SETTINGS["file"])).load_method("forward")
+    method = Runtime.get().load_program(str(HERE / part["file"])).load_method("forward")
 
     def run(feeds):
-        given = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in SETTINGS["inputs"]]
-        return {SETTINGS["output"]: method.execute(given)[0].numpy().copy()}
+        given = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in part["inputs"]]
+        return dict(zip(part["outputs"], (made.numpy().copy() for made in method.execute(given))))
 
     return run
 ''',
 }
 
 _REST = '''
+
+def loaded():
+    """The network as the sampler takes it; where deep blocks are cached, the full and the partial one."""
+    full = one_by_one(load(SETTINGS))
+    return {"full": full, "partial": one_by_one(load({**SETTINGS, **PARTIAL}))} if PARTIAL else full
+
 
 def one_by_one(run):
     """The network takes one image at a time; this takes a stack of them."""
@@ -98,7 +108,7 @@ def images(run, count, seed, label=None, sampler=None):
     shape = SETTINGS["shape"][1:]
     latents = [np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32) for i in range(count)]
     labels = None if label is None else np.full(count, label)
-    return _core.generate(sampler or SETTINGS["sampler"], one_by_one(run), np.stack(latents), labels)
+    return _core.generate(sampler or SETTINGS["sampler"], run, np.stack(latents), labels)
 
 
 def grid(made):
@@ -138,18 +148,19 @@ def main():
     sampler = dict(SETTINGS["sampler"])
     if arguments.steps:
         sampler.update(steps=arguments.steps, timesteps=[])
-    run, begin = load(), time.perf_counter()
+    run, begin = loaded(), time.perf_counter()
     try:
         made = images(run, arguments.count, arguments.seed, arguments.label, sampler)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    seconds, calls = time.perf_counter() - begin, _core.calls(sampler)[0]
+    seconds, (calls, partial) = time.perf_counter() - begin, _core.calls(sampler)
     if arguments.out.suffix == ".npy":
         np.save(arguments.out, made)
     else:
         write_png(arguments.out, grid(made))
     each = 1000 * seconds / len(made)
-    print(f"{arguments.out}: {len(made)} images, {calls} runs of the network and {each:.1f} ms each", file=sys.stderr)
+    told = f"{calls} runs of the network" + (f", {partial} of them partial," if partial else "")
+    print(f"{arguments.out}: {len(made)} images, {told} and {each:.1f} ms each", file=sys.stderr)
     print(arguments.out)
 
 
@@ -158,20 +169,38 @@ if __name__ == "__main__":
 '''
 
 
-def script(head: Mapping[str, str], settings: str, runtime: str) -> str:
+def script(head: Mapping[str, str], settings: str, partial: str, runtime: str) -> str:
     """Text of the program.
 
     Args:
         head: title, target and usage.
-        settings: the text of the dictionary of settings.
+        settings, partial: the text of the dictionaries of settings.
         runtime: the main artifact's; where it has no loader of its own, ONNX Runtime's on model.onnx is taken.
     """
-    text = _HEAD.format(**head, settings=settings)
+    text = _HEAD.format(**head, settings=settings, partial=partial)
     return text + LOADERS.get(runtime, LOADERS["onnxruntime"]) + _REST
 
 
-def settings(known: dict[str, Any], loop: Mapping[str, Any], inputs: list[str], runtime: str) -> dict[str, Any]:
+def settings(known: dict[str, Any], loop: Mapping[str, Any], artifact: Artifact) -> dict[str, Any]:
     """The settings of `bundle_samples` with what a sampler needs."""
-    if runtime not in LOADERS:
+    if artifact.runtime not in LOADERS:
         known = {**known, "file": "model.onnx", "options": {}}
-    return {**known, "inputs": inputs, "sampler": dict(loop)}
+    return {**known, **_sides(artifact), "sampler": dict(loop)}
+
+
+def partial(known: dict[str, Any], artifact: Artifact) -> dict[str, Any]:
+    """What is different for the partial artifact; nothing where there is none."""
+    between = artifact.partial
+    if between is None:
+        return {}
+    if artifact.runtime not in LOADERS:
+        return {"file": PARTIAL, **_sides(between)}
+    return {key: known[key] for key in ("file", "options", "disabled_optimizers", "layout")} | _sides(between)
+
+
+def _sides(artifact: Artifact) -> dict[str, list[Any]]:
+    return {
+        "inputs": [spec.name for spec in artifact.inputs],
+        "outputs": [spec.name for spec in artifact.outputs],
+        "output_shapes": [list(spec.shape) for spec in artifact.outputs],
+    }

@@ -13,6 +13,7 @@ from edgegen.errors import BundleError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+PARTIAL = "model.partial.onnx"  # the graph of the steps between, where blocks are cached
 _MAX_BYTES = 64 * 2**20
 
 
@@ -29,6 +30,7 @@ class _Golden(_Strict):
     file: str
     artifact: Annotated[int, Field(ge=0)]
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    partial: bool = False
 
 
 class _Artifact(BaseModel):
@@ -36,6 +38,7 @@ class _Artifact(BaseModel):
 
     path: str
     files: list[str]
+    partial: _Artifact | None = None
 
 
 class _Model(BaseModel):
@@ -95,6 +98,8 @@ def parse(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: names {unknown[0]!r}, which is not among its files")
     if bad := [case for case in checked.golden if case.artifact >= len(checked.artifacts)]:
         raise BundleError(f"{file}: {bad[0].file} belongs to artifact {bad[0].artifact}, which does not exist")
+    if bad := [case for case in checked.golden if case.partial and checked.artifacts[case.artifact].partial is None]:
+        raise BundleError(f"{file}: {bad[0].file} belongs to a partial artifact, which does not exist")
     return manifest
 
 
@@ -119,7 +124,7 @@ def _check_inside(folder: Path, name: str) -> None:
 
 
 def _used(manifest: _Manifest) -> Iterator[str]:
-    for artifact in manifest.artifacts:
+    for artifact in _all(manifest):
         below = f"{artifact.path}/"  # the main path may be a folder of its files: model.mlpackage
         if not any(name.startswith(below) for name in artifact.files):
             yield artifact.path
@@ -127,11 +132,21 @@ def _used(manifest: _Manifest) -> Iterator[str]:
     yield from (case.file for case in manifest.golden)
     yield from (manifest.torch or {}).values()
     yield "model.onnx"
+    if manifest.artifacts[0].partial is not None:
+        yield PARTIAL
     if manifest.torch and manifest.model.origin.get("kind") == "file":
         yield str(manifest.model.origin.get("path"))
 
 
+def _all(manifest: _Manifest) -> Iterator[_Artifact]:
+    """Every artifact, the partial ones too; one of these has none of its own."""
+    for artifact in manifest.artifacts:
+        yield artifact
+        if artifact.partial is not None:
+            yield artifact.partial
+
+
 def _names(manifest: _Manifest) -> Iterator[str]:
     yield from manifest.files
-    yield from (artifact.path for artifact in manifest.artifacts)
+    yield from (artifact.path for artifact in _all(manifest))
     yield from _used(manifest)

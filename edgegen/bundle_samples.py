@@ -190,9 +190,13 @@ def script(model: Model, artifact: Artifact, file: str, target: str, more: Seque
     """
     settings = _settings(model, artifact, file)
     if (loop := samplers.of(model.options)) is not None:
-        names, usage = [spec.name for spec in artifact.inputs], f"python3 {script_name(target)} --seed 1 --out out.png"
-        told = _literal(bundle_denoisers.settings(settings, loop, names, artifact.runtime))
-        return bundle_denoisers.script({"title": model.name, "target": target, "usage": usage}, told, artifact.runtime)
+        told = _literal(bundle_denoisers.settings(settings, loop, artifact))
+        half = artifact.partial
+        known = {} if half is None else _settings(model, half, half.path.as_posix())
+        between = bundle_denoisers.partial(known, artifact)
+        partial = _literal(between) if between else "{}"
+        head = {"title": model.name, "target": target, "usage": f"python3 {script_name(target)} --seed 1 --out out.png"}
+        return bundle_denoisers.script(head, told, partial, artifact.runtime)
     latents = model.task == "unconditional"
     usage = f"python3 {script_name(target)} " + ("--seed 1 --out out.png" if latents else "photo.png --out out.png")
     given = _LATENT if latents else _READ_IMAGE if settings["channels"] in (1, 3) else _READ_ARRAY

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgegen import __version__, bundle_samples, bundle_text, files, samplers, serial
-from edgegen.bundle_manifest import MANIFEST, SCHEMA, check_name
+from edgegen.bundle_manifest import MANIFEST, PARTIAL, SCHEMA, check_name
 from edgegen.errors import BundleError
 from edgegen.types import Artifact, Graph, Model
 
@@ -27,13 +27,14 @@ class Golden:
     """Inputs and the outputs that an artifact must give on them.
 
     feeds, outputs: name -> array whose first axis is the samples (no batch axis). tolerance: largest absolute
-    difference. artifact: position in `Contents.artifacts`.
+    difference. artifact: position in `Contents.artifacts`. partial: they are of its partial one.
     """
 
     feeds: Arrays
     outputs: Arrays
     tolerance: float
     artifact: int = 0
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def fill(folder: Path, contents: Contents) -> None:
         BundleError: a file name is not allowed or comes twice. ModelError: the network cannot be described.
     """
     shutil.copyfile(contents.graph.onnx, folder / "model.onnx")
+    if contents.graph.partial is not None:
+        shutil.copyfile(contents.graph.partial.onnx, folder / PARTIAL)
     artifacts = _copy_artifacts(folder, contents.artifacts)
     main, script = artifacts[0], bundle_samples.script_name(contents.target)
     own = {
@@ -121,38 +124,54 @@ def _manifest(
             "inputs": model.stage.inputs,
             "outputs": model.stage.outputs,
         },
-        "graph": dataclasses.replace(contents.graph, onnx=Path("model.onnx")),
+        "graph": _graph(contents.graph),
         "artifacts": placed,
         "golden": golden,
         "torch": torch_files if model.stage.module is not None and origin.get("kind") in REBUILT else None,
     })  # fmt: skip
 
 
+def _graph(graph: Graph) -> Graph:
+    """The graph with the names of its files in the bundle."""
+    between = graph.partial
+    if between is not None:
+        between = dataclasses.replace(between, onnx=Path(PARTIAL), program=None, samples=None)
+    return dataclasses.replace(graph, onnx=Path("model.onnx"), partial=between)
+
+
 def _copy_artifacts(folder: Path, built: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
     """Copy each artifact's files; the artifacts with paths relative to the folder."""
     placed = []
     for artifact in built:
-        names = _artifact_names(artifact, taken={p.split("/")[0] for p in inside(folder)})
-        for source, name in names.items():
-            if source.is_file():
-                _put(folder, name, source)
-        listed = tuple(Path(name) for source, name in names.items() if source.is_file())
-        placed.append(dataclasses.replace(artifact, path=Path(names[artifact.path]), files=listed))
+        base = f"model.{artifact.runtime}"
+        made = _copy_artifact(folder, artifact, base)
+        if artifact.partial is not None:
+            made = dataclasses.replace(made, partial=_copy_artifact(folder, artifact.partial, f"{base}.partial"))
+        placed.append(made)
     return tuple(placed)
 
 
-def _artifact_names(artifact: Artifact, taken: set[str]) -> dict[Path, str]:
-    """Source -> name in the bundle: model.<runtime>.<suffix>; a folder where files refer to each other by name.
+def _copy_artifact(folder: Path, artifact: Artifact, base: str) -> Artifact:
+    names = _artifact_names(artifact, base, taken={p.split("/")[0] for p in inside(folder)})
+    for source, name in names.items():
+        if source.is_file():
+            _put(folder, name, source)
+    listed = tuple(Path(name) for source, name in names.items() if source.is_file())
+    return dataclasses.replace(artifact, path=Path(names[artifact.path]), files=listed)
+
+
+def _artifact_names(artifact: Artifact, base: str, taken: set[str]) -> dict[Path, str]:
+    """Source -> name in the bundle: <base>.<suffix>; a folder where files refer to each other by name.
 
     An artifact whose main path is a folder (.mlpackage) keeps what is below it as it is.
     """
     stem, home = artifact.path.stem, artifact.path.parent
     sources = dict.fromkeys((artifact.path, *artifact.files))
     same_stem = all(source.stem == stem and source.suffix and source.is_file() for source in sources)
-    number, base = 1, f"model.{artifact.runtime}"
+    number, plain = 1, base
     while any(name == base or name.startswith(f"{base}.") for name in taken):
         number += 1
-        base = f"model.{artifact.runtime}-{number}"
+        base = f"{plain}-{number}"
     if same_stem and (len(sources) == 1 or artifact.path.suffix != ".onnx"):
         return {source: f"{base}{source.suffix}" for source in sources}
     return {source: f"{base}/{source.relative_to(home).as_posix()}" for source in sources}
@@ -188,7 +207,8 @@ def _write_golden(folder: Path, number: int, case: Golden) -> dict[str, Any]:
     arrays = {f"input:{key}": value for key, value in case.feeds.items()}
     arrays |= {f"output:{key}": value for key, value in case.outputs.items()}
     np.savez_compressed(folder / name, allow_pickle=False, **arrays)
-    return {"file": name, "artifact": case.artifact, "tolerance": float(case.tolerance)}
+    told = {"file": name, "artifact": case.artifact, "tolerance": float(case.tolerance)}
+    return {**told, "partial": True} if case.partial else told
 
 
 def _put(folder: Path, name: str, content: str | bytes | Path) -> None:

@@ -55,7 +55,7 @@ def subject(path: Path) -> Subject:
     told = opened.manifest["model"]
     listed = opened.manifest["files"]
     hashes = {}
-    for file in artifact.files:
+    for file in (file for part in artifact.parts for file in part.files):
         name = file.relative_to(opened.path.absolute()).as_posix()
         hashes[name] = files.sha256(file) if file.is_file() else ""
         if hashes[name] != listed[name]["sha256"]:
@@ -172,7 +172,7 @@ class Work:
 
     def __init__(self, task: Task, stack: contextlib.ExitStack) -> None:
         self.task, self.stack = task, stack
-        self.workers: list[measuring.Worker] = []
+        self.workers: list[Any] = []
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         task = self.task
@@ -224,10 +224,10 @@ class Work:
     def run(self, number: int, inputs: np.ndarray) -> np.ndarray:
         """Outputs of an artifact on stacked inputs."""
         if not self.workers:
-            self.workers = [self.stack.enter_context(measuring.Worker(s.artifact)) for s in self.task.subjects]
-        chosen, worker = self.task.subjects[number], self.workers[number]
+            self.workers = [measuring.runs(s.artifact, self.stack) for s in self.task.subjects]
+        chosen, run = self.task.subjects[number], self.workers[number]
         if chosen.sampler is not None:
             from edgegen import samplers
 
-            return samplers.generate(chosen.sampler, worker.run_many, inputs)
-        return worker.run_many({chosen.artifact.inputs[0].name: inputs})[chosen.artifact.outputs[0].name]
+            return samplers.generate(chosen.sampler, run, inputs)
+        return run({chosen.artifact.inputs[0].name: inputs})[chosen.artifact.outputs[0].name]

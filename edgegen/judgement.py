@@ -6,6 +6,7 @@ candidate with a reason, not the end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from edgegen import estimate, files, measuring, on_device, quality, registry, rewriting, samplers, serial
 from edgegen.devices import local
@@ -24,6 +26,7 @@ from edgegen.types import Artifact, Budget, Graph, Inspection, Measurement, Prec
 
 # Gains below this are noise on a shared machine, whatever the interval says.
 LEAST_GAIN = 1.02
+PARTIAL = "/partial"  # behind a candidate's key: the latency of its partial graph
 Progress = Callable[[str, str, float], None]
 
 
@@ -123,15 +126,15 @@ class Bench:
         """Build one candidate in a worker process; a failure becomes its verdict."""
         graph = dataclasses.replace(graph, plan=plan)
         candidate = Candidate(of=of, runtime=runtime, graph=graph)
-        key = files.key("build", graph.sha256, runtime, dataclasses.asdict(plan), str(calibration))
+        between = [graph.partial.sha256] if graph.partial is not None else []
+        key = files.key("build", graph.sha256, runtime, dataclasses.asdict(plan), str(calibration), *between)
         out = self.folder / "builds" / key
         self.progress("build", f"{runtime} {plan.label}", 0.0)
 
         def work() -> dict[str, Any]:
             try:
                 artifact = self._build(graph, out, runtime, calibration)
-                with measuring.Worker(artifact, self.limits) as worker:
-                    inspection = worker.inspect()
+                inspection = self._inspected(artifact)
             except (RuntimeFailed, ModelError) as error:  # ModelError: a weight that this precision cannot hold
                 return {"failure": str(error)}
             return {"artifact": serial.to_json(artifact), "inspection": serial.to_json(inspection)}
@@ -140,12 +143,37 @@ class Bench:
         if "failure" in found:
             return candidate.judged("failed", found["failure"])
         artifact = serial.from_json(Artifact, found["artifact"])
-        if not all(file.exists() for file in artifact.files):
+        if not all(file.exists() for part in artifact.parts for file in part.files):
             self._build(graph, out, runtime, calibration)
         inspection = serial.from_json(Inspection, found["inspection"])
         return dataclasses.replace(candidate, artifact=artifact, inspection=inspection)
 
     def _build(self, graph: Graph, out: Path, runtime: str, calibration: Path | None) -> Artifact:
+        """Build a graph, and its partial one with the same plan on inputs of its own."""
+        artifact = self._build_one(graph, out, runtime, calibration, self.feeds)
+        if graph.partial is None:
+            return artifact
+        partial = dataclasses.replace(graph.partial, plan=_plan_for(graph.partial, graph.plan))
+        inputs, between = partial.samples if calibration is not None else None, out.with_name(f"{out.name}-partial")
+        made = self._build_one(partial, between, runtime, inputs, partial_feeds(partial))
+        return dataclasses.replace(artifact, partial=made, size_bytes=artifact.size_bytes + made.size_bytes)
+
+    def _inspected(self, artifact: Artifact) -> Inspection:
+        """What the files contain; of two the lower shares, and the partial one's layers below `partial/`."""
+        found = []
+        for part in artifact.parts:
+            with measuring.Worker(part, self.limits) as worker:
+                found.append(worker.inspect())
+        if len(found) == 1:
+            return found[0]
+        layers = {**found[0].layers, **{f"partial/{name}": kind for name, kind in found[1].layers.items()}}
+        return Inspection(
+            layers, min(one.int8_weight_share for one in found), min(one.int8_macs_share for one in found)
+        )
+
+    def _build_one(
+        self, graph: Graph, out: Path, runtime: str, calibration: Path | None, feeds: Mapping[str, np.ndarray]
+    ) -> Artifact:
         """Build in a worker; a graph that the runtime refuses is rewritten, exactly, as far as there are cures."""
 
         def build(made: Graph) -> Artifact:
@@ -157,7 +185,7 @@ class Bench:
             return build(graph)
         except Unsupported:
             file = self.folder / "graphs" / f"{out.name}.onnx"
-            cured = rewriting.cures(graph, runtime, self.target, feeds=self.feeds, out=file)
+            cured = rewriting.cures(graph, runtime, self.target, feeds=feeds, out=file)
             if cured.problems or not cured.changed:
                 raise
             artifact = build(cured.graph)
@@ -173,8 +201,8 @@ class Bench:
             return candidates
         key = files.key("time", [c.key for c in built], baseline and baseline.key, rounds)
         found = self.log.once(key, lambda: self._measure(built, rounds))
-        loops = {c.key: c.graph.sampler for c in built}
-        times = {key: per_image(serial.from_json(Measurement, value), loops[key]) for key, value in found.items()}
+        taken = {key: serial.from_json(Measurement, value) for key, value in found.items()}
+        times = {c.key: per_image(taken[c.key], c.graph.sampler, taken.get(c.key + PARTIAL)) for c in built}
         reference = times[baseline.key] if baseline is not None else self._least(built, times)
         return [self._timed(c, times.get(c.key), reference) for c in candidates]
 
@@ -196,27 +224,31 @@ class Bench:
             return self._measure_there(built, rounds)
         if not self.here:
             return {
-                c.key: serial.to_json(
-                    estimate.estimate_latency(c.graph, self.target, c.graph.plan.precision, runtime=c.runtime)
+                key: serial.to_json(
+                    estimate.estimate_latency(graph, self.target, c.graph.plan.precision, runtime=c.runtime)
                 )
                 for c in built
+                for key, graph in ((c.key, c.graph), (c.key + PARTIAL, c.graph.partial))
+                if graph is not None
             }
         self.progress("time", f"{len(built)} builds, interleaved", 0.0)
-        artifacts = [_artifact(c) for c in built]
+        parts = _parts(built)
+        feeds = [self.feeds if graph is None else partial_feeds(graph) for _, _, graph in parts]
         times = measuring.time_interleaved(
-            artifacts, self.feeds, rounds=rounds, seed=self.seed, limits=self.limits
+            [artifact for _, artifact, _ in parts], feeds, rounds=rounds, seed=self.seed, limits=self.limits
         )
         self.progress("time", f"{len(built)} builds, interleaved", 1.0)
-        return {c.key: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
+        return {key: serial.to_json(latency) for (key, _, _), latency in zip(parts, times, strict=True)}
 
     def _measure_there(self, built: list[Candidate], rounds: int) -> dict[str, Any]:
         """On the device, in turns. When it cannot be reached the run stops: finished work is kept, --resume goes on."""
         settings = on_device.Settings(rounds=rounds, seed=self.seed, cold=1)
+        parts = _parts(built)
         times = on_device.time_artifacts(
-            [_artifact(c) for c in built], self.target.name, self.device, settings=settings,
+            [artifact for _, artifact, _ in parts], self.target.name, self.device, settings=settings,
             progress=lambda text, share: self.progress("device", f"{self.device}: {text}", share),
         )  # fmt: skip
-        return {c.key: serial.to_json(latency) for c, latency in zip(built, times, strict=True)}
+        return {key: serial.to_json(latency) for (key, _, _), latency in zip(parts, times, strict=True)}
 
     def _least(self, built: list[Candidate], times: dict[str, Measurement]) -> Measurement:
         """The latency of the fastest unquantized build; of the first one where no latency can be had."""
@@ -230,12 +262,14 @@ class Bench:
     def outputs(self, candidate: Candidate, dataset: Any, out: Path) -> Path:
         """The candidate's outputs on a dataset, in the .npy file `out`, whole or not at all."""
         spec_in, spec_out = candidate.graph.inputs[0].name, candidate.graph.outputs[0].name
-        with measuring.Worker(_artifact(candidate), self.limits) as worker, files.whole(out) as temporary:
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(files.whole(out))
+            run = measuring.runs(_artifact(candidate), stack, self.limits)
 
             def run_many(inputs: np.ndarray) -> np.ndarray:
                 if candidate.graph.sampler is not None:
-                    return samplers.generate(candidate.graph.sampler, worker.run_many, inputs)
-                return worker.run_many({spec_in: inputs})[spec_out]
+                    return samplers.generate(candidate.graph.sampler, run, inputs)
+                return run({spec_in: inputs})[spec_out]
 
             quality.collect(run_many, dataset, temporary, lambda text, share: self.progress("score", text, share))
         return out
@@ -274,17 +308,59 @@ def _unusable(module: Any, here: bool) -> str | None:
     return cannot_build() or (module.missing() if here else None)
 
 
-def per_image(latency: Measurement, sampler: Mapping[str, Any] | None) -> Measurement:
-    """The latency of one image from that of one run of a denoiser; the loop's own arithmetic is left out."""
+def per_image(
+    latency: Measurement, sampler: Mapping[str, Any] | None, partial: Measurement | None = None
+) -> Measurement:
+    """The latency of one image from that of one run of a denoiser; the loop's own arithmetic is left out.
+
+    partial: of a run of the partial network, where blocks are cached.
+    """
     if sampler is None:
         return latency
-    calls = samplers.nfe(sampler)
-    interval = latency.interval and (calls * latency.interval[0], calls * latency.interval[1])
+    calls, between = samplers.calls(sampler)
     told = {"nfe": calls, "ms_per_run": latency.value, "sampler": sampler["name"]}
+    if partial is not None:
+        whole = measuring.together([(calls - between, latency), (between, partial)])
+        told |= {"partial_runs": between, "ms_per_partial_run": partial.value, "cache_every": sampler["cache_every"]}
+        return dataclasses.replace(whole, conditions={**whole.conditions, **told})
+    if "round_medians" in latency.conditions:  # what ratios are made of
+        told["round_medians"] = [calls * median for median in latency.conditions["round_medians"]]
+    interval = latency.interval and (calls * latency.interval[0], calls * latency.interval[1])
     return dataclasses.replace(
         latency, value=calls * latency.value, interval=interval, conditions={**latency.conditions, **told},
         samples=tuple(calls * sample for sample in latency.samples),
     )  # fmt: skip
+
+
+def partial_feeds(graph: Graph) -> dict[str, np.ndarray]:
+    """One real input of a partial graph, the cache among it."""
+    if graph.samples is None:
+        raise RuntimeFailed(f"{graph.stage}: there are no inputs to run it on")
+    return {
+        spec.name: np.load(graph.samples / f"{spec.name}.npy", allow_pickle=False)[: int(spec.shape[0])]
+        for spec in graph.inputs
+    }
+
+
+def _plan_for(graph: Graph, plan: PrecisionPlan) -> PrecisionPlan:
+    """The plan without the layers that a partial graph does not have."""
+    if not plan.float_layers and not plan.scales:
+        return plan
+    names = {node.name for node in onnx.load(graph.onnx, load_external_data=False).graph.node}
+    names |= {spec.name for spec in graph.inputs}
+    layers, scales = (name for name in plan.float_layers if name in names), (s for s in plan.scales if s[0] in names)
+    return dataclasses.replace(plan, float_layers=tuple(layers), scales=tuple(scales))
+
+
+def _parts(built: list[Candidate]) -> list[tuple[str, Artifact, Graph | None]]:
+    """(key of its latency, artifact, its graph if that is a partial one) of everything that is to be timed."""
+    parts: list[tuple[str, Artifact, Graph | None]] = []
+    for candidate in built:
+        artifact = _artifact(candidate)
+        parts.append((candidate.key, artifact, None))
+        if artifact.partial is not None:
+            parts.append((candidate.key + PARTIAL, artifact.partial, candidate.graph.partial))
+    return parts
 
 
 def _artifact(candidate: Candidate) -> Artifact:

@@ -58,6 +58,29 @@ def speedup(candidate: Measurement, baseline: Measurement, *, seed: int = 0) -> 
     return _paired(candidate, baseline, lambda a, b: _pairs(b, a), blank, seed)
 
 
+def together(parts: Sequence[tuple[int, Measurement]], *, seed: int = 0) -> Measurement:
+    """What so many runs of each take one after the other: (runs, latency of one) of one interleaved run, the first two.
+
+    The value is the sum of the medians, the interval a bootstrap over rounds. Samples: each run's quantiles times its
+    number, as if all were slow together. "not measured" or "estimated" when one of them is.
+    """
+    first = parts[0][1]
+    if bad := [one for _, one in parts if one.status == "not measured"]:
+        return dataclasses.replace(first, value=float("nan"), interval=None, samples=(), status=bad[0].status,
+                                   reason=bad[0].reason)  # fmt: skip
+    value = sum(calls * one.value for calls, one in parts)
+    if any(one.status != "measured" for _, one in parts):
+        return dataclasses.replace(first, value=value, interval=None, samples=(), status="estimated")
+    rounds = [calls * np.asarray(one.conditions["round_medians"], np.float64) for calls, one in parts]
+    interval = _interval(lambda rows: sum(np.median(one[rows], axis=1) for one in rounds), len(rounds[0]), seed)
+    places = np.linspace(0, 100, min(len(one.samples) for _, one in parts))
+    samples = sum(calls * np.percentile(one.samples, places) for calls, one in parts)
+    told = {"round_medians": [float(total) for total in sum(rounds)], "n": len(places)}
+    conditions = {**first.conditions, **told}
+    return dataclasses.replace(first, value=value, interval=interval, samples=tuple(samples.tolist()),
+                               conditions=conditions)  # fmt: skip
+
+
 def percentile(measurement: Measurement, q: float) -> float:
     """The q-th percentile (0..100) of a measurement's samples; NaN when it was not measured.
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from edgegen import errors, serial
 from edgegen.isolation import DEFAULT_LIMITS, Limits, Process, host_threads
-from edgegen.latency import not_measured, percentile, ratio, speedup, spread, steady, summarise
+from edgegen.latency import not_measured, percentile, ratio, speedup, spread, steady, summarise, together
 from edgegen.types import Artifact, Graph, Inspection, Measurement, Target
 
 __all__ = [
@@ -33,10 +33,12 @@ __all__ = [
     "host_threads",
     "percentile",
     "ratio",
+    "runs",
     "speedup",
     "spread",
     "steady",
     "time_interleaved",
+    "together",
 ]
 
 Feeds = Mapping[str, np.ndarray]
@@ -205,6 +207,12 @@ class Worker:
                 raise errors.DataError(f"input {name!r} must hold numbers, got an array of objects")
             np.save(file, array, allow_pickle=False)
         return files
+
+
+def runs(artifact: Artifact, stack: contextlib.ExitStack, limits: Limits = DEFAULT_LIMITS) -> Any:
+    """`run_many` of a worker that the stack closes; with cached blocks {"full": ..., "partial": ...} (see samplers)."""
+    opened = [stack.enter_context(Worker(part, limits)).run_many for part in artifact.parts]
+    return opened[0] if artifact.partial is None else dict(zip(("full", "partial"), opened, strict=True))
 
 
 @dataclass

@@ -39,12 +39,13 @@ from edgegen import graph as layers
 from edgegen.devices import _spec as devices
 from edgegen.errors import ModelError, RecipeError
 from edgegen.judgement import Bench, Candidate
-from edgegen.nn import diffusion
+from edgegen.nn import cached, diffusion
 from edgegen.request import Request, check_out
 from edgegen.types import Budget, Graph, Job, Measurement, Model, Stage, Target
 
 SCREEN_ROUNDS = 8
 FINAL_ROUNDS = 25
+CACHED_LATENTS = 8  # whose way a partial graph is calibrated on: many steps of few images
 
 
 def quiet(step: str, text: str, fraction: float) -> None:
@@ -183,25 +184,53 @@ def model_key(model: Model) -> str:
 
 
 def export(run: Run, model: Model, name: str) -> Graph:
-    """The model's ONNX graph (from the run's folder when it is there), compared with the torch module on real input."""
-    out = run.folder / "graphs" / f"{name.replace(' ', '_')}.onnx"
+    """The model's ONNX graph (from the run's folder when it is there), compared with the torch module on real input.
+
+    With cached blocks, a full graph and a partial one.
+    """
+    out, settings = run.folder / "graphs" / f"{name.replace(' ', '_')}.onnx", samplers.of(model.options)
+    identity = ["export", name, model_key(model)]
+    if settings is None or not samplers.cached(settings):
+        graph = _exported(run, model.stage, out, identity, lambda graph: feeds(run, graph))
+        return dataclasses.replace(graph, preprocessing=model.preprocessing, sampler=settings)
+    try:
+        full, partial = cached.stages(model.stage, settings)
+    except ValueError as error:
+        raise ModelError(f"{model.name}: {error}; set the sampler's cache_every to 1") from error
+    identity.append(files.key(settings))
+    graph = _exported(run, full, out, identity, lambda graph: feeds(run, graph))
+    between, samples = out.with_name(f"{out.stem}.partial.onnx"), out.with_name(f"{out.stem}.samples")
+    if not samples.exists():
+        found = cached.runs(model.stage.module, settings)
+        latents = _latents(run, feeds(run, graph)[graph.inputs[0].name], CACHED_LATENTS)
+        _write_inputs(samples, samplers.trajectory(
+            settings, found, latents, run.request.calibration_images, naive=run.request.calibration == "naive"
+        ))  # fmt: skip
+    told = lambda graph: judgement.partial_feeds(dataclasses.replace(graph, samples=samples))  # noqa: E731
+    beside = _exported(run, partial, between, [*identity, "partial"], told)
+    return dataclasses.replace(graph, sampler=settings, partial=dataclasses.replace(beside, samples=samples))
+
+
+def _exported(
+    run: Run, stage: Stage, out: Path, identity: list[str], given: Callable[[Graph], dict[str, np.ndarray]]
+) -> Graph:
+    """One stage as a graph, compared with its module on what `given` says."""
 
     def work() -> Any:
-        run.progress("export", name, 0.0)
-        graph = onnx_graph.to_onnx(model.stage, out, opset=run.target.opset)
-        graph = dataclasses.replace(graph, preprocessing=model.preprocessing)
-        if model.stage.module is not None:
-            onnx_graph.parity(model.stage, graph, feeds(run, graph))
+        run.progress("export", out.stem, 0.0)
+        graph = onnx_graph.to_onnx(stage, out, opset=run.target.opset)
+        if stage.module is not None:
+            onnx_graph.parity(stage, graph, given(graph))
             if wants_program(run.target):
-                graph = dataclasses.replace(graph, program=program.save(model.stage, out.with_suffix(".pt2")))
+                graph = dataclasses.replace(graph, program=program.save(stage, out.with_suffix(".pt2")))
         return serial.to_json(graph)
 
-    graph = serial.from_json(Graph, run.log.once(files.key("export", name, model_key(model)), work))
+    graph = serial.from_json(Graph, run.log.once(files.key(*identity), work))
     if not graph.onnx.exists():
-        onnx_graph.to_onnx(folded(model.stage), out, opset=run.target.opset)
+        onnx_graph.to_onnx(folded(stage), out, opset=run.target.opset)
     if graph.program is not None and not graph.program.exists():
-        program.save(folded(model.stage), graph.program)
-    return dataclasses.replace(graph, sampler=samplers.of(model.options))
+        program.save(folded(stage), graph.program)
+    return graph
 
 
 def folded(stage: Stage) -> Stage:
@@ -252,13 +281,23 @@ def _write_trajectory(run: Run, folder: Path) -> None:
     settings, count = samplers.of(run.model.options), run.request.calibration_images
     if settings is None:
         return
-    latents = run.bench.feeds["sample"]
-    if run.data.calibration is not None:
-        latents = np.stack([run.data.calibration[i].input for i in range(min(count, 32, len(run.data.calibration)))])
+    latents = _latents(run, run.bench.feeds["sample"], min(count, 32))
     runner = diffusion.runner(run.model.stage.module)
     found = samplers.trajectory(settings, runner, latents, count, naive=run.request.calibration == "naive")
+    _write_inputs(folder, found)
+
+
+def _latents(run: Run, otherwise: np.ndarray, count: int) -> np.ndarray:
+    """The first latents of the calibration data, or what there is without any."""
+    if run.data.calibration is None:
+        return otherwise
+    return np.stack([run.data.calibration[i].input for i in range(min(count, len(run.data.calibration)))])
+
+
+def _write_inputs(folder: Path, found: Mapping[str, np.ndarray]) -> None:
+    """One .npy file an input."""
     with files.whole(folder) as temporary:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         for name, values in found.items():
             np.save(temporary / f"{name}.npy", values, allow_pickle=False)
 
