@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def at(model: Model, size: Size) -> Model:
     return dataclasses.replace(model, stages=(stage,), preprocessing=how)
 
 
-def told(size: Size) -> str:
+def told(size: Sequence[int | str]) -> str:
     """`384x640`: height, then width."""
-    return f"{size[0]}x{size[1]}"
+    return "x".join(map(str, size))
 
 
 def options_for(path: str, options: dict[str, Any], size: Size) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _output(model: Model, size: Size) -> tuple[int, ...]:
         return foreign.forward_shape(stage.module, shape, model.name)
     import onnx
 
-    file = onnx.load(stage.onnx)
+    file = onnx.load(str(stage.onnx))
     given = next(value for value in file.graph.input if value.name == stage.inputs[0].name)
     for dimension, side in zip(given.type.tensor_type.shape.dim, shape, strict=True):
         dimension.dim_value = side

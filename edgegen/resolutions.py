@@ -120,12 +120,12 @@ def rows(run: Run, final: Final, found: Sequence[Resolution]) -> list[dict[str, 
     told = []
     for entry in (first, *found):
         candidate = entry.candidate
-        alone = candidate is None or candidate.label == final.baseline.label
+        ratio = candidate.ratio if candidate is not None and candidate.label != final.baseline.label else None
         told.append({
             "size": entry.size,
             "artifact": place if candidate is not None else None,
             "latency": schema.figure(candidate.latency) if candidate and candidate.latency else None,
-            "ratio": None if alone or candidate.ratio is None else schema.figure(candidate.ratio),
+            "ratio": schema.figure(ratio) if ratio is not None else None,
             "size_bytes": candidate.artifact.size_bytes if candidate and candidate.artifact else None,
             "quality": [schema.figure(figure) for figure in candidate.figures] if candidate else [],
             "reason": entry.over or entry.reason,
