@@ -7,7 +7,7 @@
 # The first interpreter that is new enough; python3 is tried first.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
-EXTRAS ?= torch,timm,onnxruntime,openvino,quality,diffusion,dev
+EXTRAS ?= torch,timm,onnxruntime,openvino,quality,diffusion,report,search,docs,dev
 OUT ?= out/demo
 NETWORKS ?= resnet20 resnet56 style-mosaic taef2-decoder rlfn mobilenet_v2 efficientformer_l1 deit_tiny
 T ?= tests
