@@ -32,8 +32,8 @@ Progress = Callable[[str, float], Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure. iterations: runs a round (None: as many as take `seconds`, `most` at most). cold: loads in fresh processes.
-    limit_s: longest time of one request, such as a load; runs that take longer are not measured."""
+    """How long to measure. iterations: runs a round (None: as many as take `seconds`, `most` at most). cold: loads in
+    fresh processes. limit_s: longest time of one request, such as a load; runs that take longer are not measured."""
 
     rounds: int = 15
     iterations: int | None = None

@@ -223,8 +223,8 @@ def image_ranges(graph: Graph) -> dict[str, tuple[float, float]]:
     they are normalised."""
     found = {spec.name: spec.value_range for spec in graph.outputs if spec.value_range and len(spec.shape) == 4}
     how = graph.preprocessing
-    for spec in graph.inputs if how is not None else ():
-        if spec.value_range and len(spec.shape) == 4:
+    for spec in graph.inputs:
+        if how is not None and spec.value_range and len(spec.shape) == 4:
             shift, scale = (np.array(values or (default,)) for values, default in ((how.mean, 0.0), (how.std, 1.0)))
             ends = [(end - shift) / scale for end in spec.value_range]
             found[spec.name] = (float(np.min(ends)), float(np.max(ends)))

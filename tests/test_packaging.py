@@ -117,7 +117,8 @@ def test_the_import_check_sees_nested_imports(tmp_path: Path) -> None:
 
 
 def test_every_folder_with_code_is_a_package() -> None:
-    folders = {p.parent for p in (ROOT / "edgegen").rglob("*.py")} | {ROOT / "edgegen" / x for x in ("recipes", "spaces")}
+    folders = {p.parent for p in (ROOT / "edgegen").rglob("*.py")}
+    folders |= {ROOT / "edgegen" / name for name in ("recipes", "spaces")}
     names = {".".join(p.relative_to(ROOT).parts) for p in folders} | {f"edgegen.{name}" for name in DATA_FOLDERS}
     packages = PROJECT["tool"]["setuptools"]["packages"]
     assert sorted(names) == packages, "sorted, without repeats"

@@ -66,7 +66,7 @@ def round_adaptively(
         rough = graph.clone(exact)
         names, skipped = _candidates(model, exact, inputs, layers)
         stacked = [torch.cat(values) for values in zip(*inputs, strict=True)]
-        changed = {}
+        changed: dict[str, str] = {}
         for number, (name, relu) in enumerate(names.items()):
             job.progress(name, number / len(names))
             task = _Task(name, exact, rough, stacked, relu)

@@ -178,7 +178,7 @@ def layer_times(artifact: Artifact, feeds: Mapping[str, np.ndarray], iterations:
     the sum is no latency.
     """
     compiled = _compiled(artifact, {"PERF_COUNT": True})
-    weighted = {}
+    weighted: dict[str, str] = {}
     for layer in _ir.weighted_layers(_ir.core().read_model(artifact.path)):
         weighted |= dict.fromkeys((layer.name, *layer.aliases), layer.name)
     made_of = {}

@@ -35,7 +35,7 @@ def work(
     if address != "local" and "://" not in url:
         raise UsageError(f"--ray {address}: workers elsewhere cannot open the file {url}; give --study postgresql://...")
     try:
-        here = {"include_dashboard": False, "num_cpus": count} if address == "local" else {}
+        here: dict[str, Any] = {"include_dashboard": False, "num_cpus": count} if address == "local" else {}
         ray.init(address=address, log_to_driver=False, **here)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"--ray {address}: cannot be reached ({' '.join(str(error).split())[:200]})") from error

@@ -133,7 +133,7 @@ def _widths(
             continue
         names = [tuple(sorted(part, key=lambda name: order[name])) for part in (writers, norms, readers)]
         full = int(parts[names[0][0]].out_channels)  # type: ignore[arg-type]
-        found.append(Width(names[0][0], *names, full))
+        found.append(Width(names[0][0], names[0], names[1], names[2], full))
     return sorted(found, key=lambda width: order[width.name])
 
 
@@ -258,7 +258,7 @@ def train(
     result, draw = graph.clone(module).train(), random.Random(seed)
     optimizer = torch.optim.AdamW(result.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    curve = []
+    curve: list[Any] = []
     for step in range(steps):
         batch = batch_at(step)
         with torch.no_grad():
