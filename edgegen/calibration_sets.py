@@ -110,7 +110,7 @@ def read(name: str) -> ImageSet | DigitSet | LatentSet:
 def read_file(path: Path) -> ImageSet | DigitSet | LatentSet:
     """`read`, for a file anywhere."""
     try:
-        return _File(content=registry.load_toml(path)).content  # type: ignore[arg-type]
+        return _File(content=registry.load_toml(path)).content
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "kind"

@@ -74,8 +74,8 @@ def together(parts: Sequence[tuple[int, Measurement]], *, seed: int = 0) -> Meas
     rounds = [calls * np.asarray(one.conditions["round_medians"], np.float64) for calls, one in parts]
     interval = _interval(lambda rows: sum(np.median(one[rows], axis=1) for one in rounds), len(rounds[0]), seed)
     places = np.linspace(0, 100, min(len(one.samples) for _, one in parts))
-    samples = sum(calls * np.percentile(one.samples, places) for calls, one in parts)
-    told = {"round_medians": [float(total) for total in sum(rounds)], "n": len(places)}
+    samples = np.sum([calls * np.percentile(one.samples, places) for calls, one in parts], axis=0)
+    told = {"round_medians": np.sum(rounds, axis=0).tolist(), "n": len(places)}
     conditions = {**first.conditions, **told}
     return dataclasses.replace(first, value=value, interval=interval, samples=tuple(samples.tolist()),
                                conditions=conditions)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -145,7 +146,7 @@ def _apply(
     results = []
     for step in group:
         title = f"{number} {step.name}"
-        job = job_of(run, lambda text, share, title=title: run.progress(title, text, share))
+        job = job_of(run, functools.partial(run.progress, title))
         run.progress(title, "starting", 0.0)
         result = steps.run_step(step, current, run.model, job, data_key(run))
         run.progress(title, "done", 1.0)

@@ -48,7 +48,7 @@ def add_rewritten(
     run: Run, networks: dict[str, tuple[Model, Graph]], baseline: Candidate, pool: list[Candidate]
 ) -> list[dict[str, Any]]:
     """Add the rewritten original and last kept network to `networks` and their float builds to `pool`; step records."""
-    records = []
+    records: list[dict[str, Any]] = []
     for of in _last_ones(networks):
         model, graph = networks[of]
         name = of + REWRITTEN

@@ -257,7 +257,7 @@ def figure(measurement: Measurement) -> dict[str, Any]:
         samples=list(measurement.samples),
         direction=measurement.direction,  # type: ignore[arg-type]
         conditions=dict(measurement.conditions),
-        status=measurement.status,  # type: ignore[arg-type]
+        status=measurement.status,
         reason=measurement.reason,
     ).model_dump()
 
