@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.hooks import RemovableHandle
 
 from edgegen.types import Preprocessing, Stage, TensorSpec
 
@@ -120,6 +122,17 @@ def params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that were put on come off at the end of the block, whatever happened in it."""
+    held = tuple(handles)
+    try:
+        yield
+    finally:
+        for handle in held:
+            handle.remove()
+
+
 def cost(module: nn.Module, inputs: Sequence[torch.Tensor]) -> Cost:
     """MACs and parameters of `module` on `inputs`, counted where they happen (functional calls and attention included).
 
@@ -135,12 +148,8 @@ def cost(module: nn.Module, inputs: Sequence[torch.Tensor]) -> Cost:
         part.register_forward_hook(lambda part, args, out, name=name: count(name, part, args[0], out))
         for name, part in layers(module).items()
     ]
-    try:
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-            outputs(module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        outputs(module, inputs)
     return Cost(counter.get_total_flops() // 2, params(module), counts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -100,3 +101,14 @@ def depthwise_generator() -> Model:
 def tiny_model(request: pytest.FixtureRequest) -> Model:
     """Each of the three in turn."""
     return make_tiny(request.param)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: sums in one order, and tiny networks do not wait for a second core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -20,15 +20,9 @@ from edgegen.passes.distill import distill
 from edgegen.passes.prune_channels import prune_channels
 from edgegen.types import Job, Model, Preprocessing, Stage, Target, TensorSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TARGET = Target("t", "", (), channel_multiple={"int8": 8})
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclasses.dataclass

@@ -21,6 +21,8 @@ from edgegen.passes.distill_gan import distill_gan
 from edgegen.training import adversarial as turns
 from edgegen.types import Job, Model, Stage, Target, TensorSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TARGET = Target("t", "", ())
 QUICK: dict[str, Any] = {"steps": 4, "batch": 4, "precision": "fp32"}
 FACTORY = '''
@@ -36,14 +38,6 @@ def pair():
 def grey():
     return nn.Conv2d(1, 1, 4)
 '''
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def generator(width: int, seed: int = 0) -> Model:

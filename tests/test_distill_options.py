@@ -15,16 +15,10 @@ from edgegen.passes.distill import distill
 from edgegen.passes.prune_channels import prune_channels
 from edgegen.types import Job, Measurement, Model, Target
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TARGET = Target("t", "", (), channel_multiple={"int8": 8})
 QUICK = {"steps": 30, "batch": 4, "lr": 3e-3, "precision": "fp32", "batchnorm": "frozen"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def job(teacher: Model, **more: Any) -> Job:

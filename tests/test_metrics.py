@@ -25,17 +25,11 @@ from edgegen.metrics.top1 import top1
 from edgegen.nn import features as extractors
 from edgegen.nn.features import FeatureExtractor, load_features
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHARED = Path(__file__).parents[1].parent / "shared" / "assets"
 MOBILENET = SHARED / "mobilenet_v1_025-imagenet.safetensors"
 needs_shared = pytest.mark.skipif(not MOBILENET.is_file(), reason="../shared/assets is not here")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(number=6, size=24, seed=0):

@@ -15,6 +15,8 @@ from edgegen import graph, registry
 from edgegen.errors import RecipeError
 from edgegen.types import Job, Model, PassResult, Target
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TARGET = Target("testbed", "", ("onnxruntime",), precisions=("fp32", "fp16", "int8"), channel_multiple={"int8": 8})
 # Options that make a pass quick; every other pass runs with its defaults.
 QUICK: dict[str, dict[str, Any]] = {
@@ -138,14 +140,6 @@ WRONG = [
     ("prune_weights", {"scope": "local"}, "scope must be one of layer, global, got 'local'"),
     ("prune_weights", {"pattern": "4:2"}, 'pattern must be "N:M" with 0 < N < M'),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def apply(name: str, model: Model, options: dict[str, Any] | None = None, **job: Any) -> PassResult:

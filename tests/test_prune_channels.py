@@ -19,16 +19,10 @@ from edgegen.passes import prune_channels as pruning
 from edgegen.passes.prune_channels import keep, prune_channels
 from edgegen.types import Job, Model, PassResult, Stage, Target, TensorSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ASSETS = Path(__file__).parents[1].parent / "shared" / "assets"
 EXACT = ("Residual", "Upscaler", "Style", "Decoder", "Dcgan", "OptionA")  # no norm over the channels
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model_of(name: str) -> Model:

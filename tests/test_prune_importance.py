@@ -16,13 +16,7 @@ from edgegen.passes import _coupling, _importance
 from edgegen.passes.prune_channels import prune_channels
 from edgegen.types import Job, Model, PassResult, Stage, Target, TensorSpec
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wrap(module: nn.Module, shape: tuple[int, ...]) -> Model:

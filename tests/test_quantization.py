@@ -24,16 +24,10 @@ from edgegen.passes.quantize_aware import quantize_aware
 from edgegen.passes.round_adaptively import round_adaptively
 from edgegen.types import Job, Model, PrecisionPlan, Stage, Target, TensorSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TARGET = Target("testbed", "", ("onnxruntime", "openvino"), precisions=("fp32", "bf16", "int8"), threads=1)
 RUNTIMES = ("onnxruntime", "openvino")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Data:

@@ -19,13 +19,7 @@ from edgegen.types import Job, Model, PassResult, Stage, Target, TensorSpec
 
 timm = pytest.importorskip("timm")
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def vit(**config: Any) -> nn.Module:

@@ -126,11 +126,8 @@ def _hooks(
             lambda _, args, kwargs, path=path: before(path, args, kwargs), with_kwargs=True))  # fmt: skip
         if path in sites:
             handles.append(part.register_forward_hook(lambda _, args, out, path=path: after(path, out)))
-    try:
+    with graph.hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _extra(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

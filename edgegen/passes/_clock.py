@@ -74,11 +74,8 @@ def layers_of(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Layer]:
 
     parts = graph.layers(module)
     handles = [part.register_forward_hook(lambda _, a, o, path=path: see(path, a, o)) for path, part in parts.items()]
-    try:
+    with graph.hooked(handles):
         graph.outputs(module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     macs = graph.cost(module, inputs).layers
     return [_layer(path, parts[path], s[0][0], s[0][1], len(s), macs[path]) for path, s in found.items()]
 

@@ -139,11 +139,8 @@ def _paths(module: nn.Module, stack: list[str]) -> Iterator[None]:
     for path, part in module.named_modules():
         handles.append(part.register_forward_pre_hook(lambda _, args, path=path: stack.append(path)))
         handles.append(part.register_forward_hook(leave, always_call=True))
-    try:
+    with graph.hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def layers(module: nn.Module, calls: Sequence[Call]) -> dict[int, str]:

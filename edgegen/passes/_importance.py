@@ -102,11 +102,8 @@ def _given(module: nn.Module, paths: Sequence[str], see: See) -> Iterator[None]:
         module.get_submodule(path).register_forward_pre_hook(lambda _, args, path=path: hook(path, args))
         for path in paths
     ]
-    try:
+    with graph.hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _activations(module: nn.Module, groups: Sequence[Coupled], inputs: Inputs) -> list[torch.Tensor]:

@@ -79,13 +79,17 @@ def made_up(model: Model, size: int, seed: int) -> tuple[Callable[[int], Batch],
     return at, "self-generated: " + ("smooth random images with noise" if images else "random latents N(0, 1)")
 
 
-def some_inputs(model: Model, job: Job, samples: int) -> list[tuple[torch.Tensor, ...]]:
-    """Inputs of one sample each to look at: of the data, or made up where there is none."""
+def batches(model: Model, job: Job, size: int, crop: int | None = None) -> tuple[Callable[[int], Batch], str]:
+    """Batches of the job's data, or made up where there is none or the network takes more than one input; and which."""
     if job.data is not None and len(model.stage.inputs) == 1:
-        batch_at = from_data(job.data, 1, job.seed, None)
-    else:
-        batch_at, _ = made_up(model, 1, job.seed)
-    return [batch_at(step)["input"] for step in range(samples)]
+        return from_data(job.data, size, job.seed, crop), "data"
+    return made_up(model, size, job.seed)
+
+
+def some_inputs(model: Model, job: Job, samples: int) -> tuple[list[tuple[torch.Tensor, ...]], str]:
+    """Inputs of one sample each to look at, and where they are from."""
+    batch_at, source = batches(model, job, 1)
+    return [batch_at(step)["input"] for step in range(samples)], source
 
 
 def _is_image(spec: TensorSpec) -> bool:

@@ -52,11 +52,8 @@ def _queries_and_keys(
         module.get_submodule(name).register_forward_hook(lambda _, args, out, name=name: seen.setdefault(name, out))
         for path, site in sites.items() for name in _names(path, site)
     ]  # fmt: skip
-    try:
+    with graph.hooked(handles):
         graph.outputs(module, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
     found = {}
     for path, site in sites.items():
         part: Any = module.get_submodule(path)

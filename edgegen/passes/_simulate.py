@@ -191,7 +191,7 @@ def run(
 def int8_weights(module: nn.Module, layers: Sequence[str]) -> Any:
     """The named layers compute with rounded weights inside; gradients reach the weights themselves."""
     held = {name: module.get_submodule(name) for name in layers}
-    weights = {name: layer._parameters["weight"] for name, layer in held.items()}
+    weights = {name: layer.get_parameter("weight") for name, layer in held.items()}
     try:
         for name, layer in held.items():
             value = fake_weight(layer, weights[name])

@@ -61,7 +61,7 @@ def network(model: Model, name: str) -> nn.Module:
     return module
 
 
-def samples(model: Model, job: Job, count: int) -> tuple[list[Sequence[torch.Tensor]], str]:
+def samples(model: Model, job: Job, count: int) -> tuple[list[tuple[torch.Tensor, ...]], str]:
     """`count` inputs of batch 1 from the job's data, or made up, and which of the two in words.
 
     Raises:
@@ -69,11 +69,7 @@ def samples(model: Model, job: Job, count: int) -> tuple[list[Sequence[torch.Ten
     """
     if count < 1:
         raise ValueError(f"samples must be at least 1, got {count}")
-    if job.data is not None and len(model.stage.inputs) == 1:
-        batch_at, source = _lessons.from_data(job.data, 1, job.seed, None), "data"
-    else:
-        batch_at, source = _lessons.made_up(model, 1, job.seed)
-    return [batch_at(step)["input"] for step in range(count)], source
+    return _lessons.some_inputs(model, job, count)
 
 
 def find(

@@ -160,9 +160,8 @@ def _last_called(network: nn.Module, names: Sequence[str], inputs: Sequence[torc
     order: list[str] = []
     parts = [(name, network.get_submodule(name)) for name in names]
     handles = [part.register_forward_hook(lambda *_, name=name: order.append(name)) for name, part in parts]
-    graph.outputs(network, inputs)
-    for handle in handles:
-        handle.remove()
+    with graph.hooked(handles):
+        graph.outputs(network, inputs)
     return order[-1]
 
 

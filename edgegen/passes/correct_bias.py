@@ -74,9 +74,8 @@ def _means(module: nn.Module, names: Sequence[str], inputs: Sequence[torch.Tenso
         module.get_submodule(name).register_forward_hook(lambda layer, args, out, name=name: catch(name, layer, out))
         for name in names
     ]
-    module(*inputs)
-    for handle in handles:
-        handle.remove()
+    with graph.hooked(handles):
+        module(*inputs)
     return found
 
 
@@ -88,11 +87,8 @@ def _corrected(
     shifts: dict[str, float] = {}
     mode = _Correcting(found.points, found.ranges, module, names, wanted, shifts)
     given = [mode.apply(-1 - i, value) for i, value in enumerate(inputs)]
-    handles = mode.watch()
-    with _simulate.int8_weights(module, found.layers), mode:
+    with graph.hooked(mode.watch()), _simulate.int8_weights(module, found.layers), mode:
         module(*given)
-    for handle in handles:
-        handle.remove()
     return shifts
 
 

@@ -83,10 +83,7 @@ def distill(
     if scale_lr and job.teacher is None:
         raise ValueError("scale_lr follows from the teacher, and the job has none; leave it out")
     job = dataclasses.replace(job, device=distributed.own_device(job.device))
-    if job.data is not None and len(model.stage.inputs) == 1:
-        batch_at, source = _lessons.from_data(job.data, batch, job.seed, crop), "data"
-    else:
-        batch_at, source = _lessons.made_up(model, batch, job.seed)
+    batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
         lesson = Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin, feature_layers)
         rates = lesson.rates(job, batch_at(0), optimizer) if scale_lr else None

@@ -15,7 +15,6 @@ Unconditional generators learn from latents, teacher and student from the same o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def distill_gan(
         why = "no generator: its output is no image"
         return PassResult(model, {}, dict.fromkeys(graph.layers(model.stage.module), why))
     job = dataclasses.replace(job, device=distributed.own_device(job.device))
-    data_at, source = _inputs(model, job, batch, crop)
+    data_at, source = _lessons.batches(model, job, batch, crop)
     batch_at, reals = _game.with_reals(data_at, model, job, batch, real)
     if online and not adversarial:
         raise ValueError("online trains the teacher by the adversarial loss; give adversarial above 0")
@@ -149,12 +148,6 @@ def _check(
             raise ValueError(f"{name} must be 0 or more, got {weight}")
     if not table["output"] + table["features"] + table["adversarial"]:
         raise ValueError("one of output, features and adversarial must be above 0")
-
-
-def _inputs(model: Model, job: Job, batch: int, crop: int | None) -> tuple[Callable[[int], _lessons.Batch], str]:
-    if job.data is not None and len(model.stage.inputs) == 1:
-        return _lessons.from_data(job.data, batch, job.seed, crop), "data"
-    return _lessons.made_up(model, batch, job.seed)
 
 
 def _encoder(model: Model, asked: str) -> str:

@@ -78,11 +78,7 @@ def batches(model: Model, job: Job, samples: int, name: str) -> tuple[list[tuple
     """Inputs one by one, and what they are; raises ValueError for an ONNX file."""
     if model.stage.module is None:
         raise ValueError(f"{name} needs a network, and {model.name} is an ONNX file; use quantize or cast")
-    if job.data is not None and len(model.stage.inputs) == 1:
-        batch_at, source = _lessons.from_data(job.data, 1, job.seed, None), "data"
-    else:
-        batch_at, source = _lessons.made_up(model, 1, job.seed)
-    return [batch_at(step)["input"] for step in range(samples)], source
+    return _lessons.some_inputs(model, job, samples)
 
 
 def pairs(module: nn.Module, calls: Sequence[_flow.Call]) -> list[tuple[str, str]]:
@@ -185,8 +181,7 @@ def _peaks(
         module.get_submodule(name).register_forward_hook(lambda _, args, out, name=name: catch(name, out))
         for name in norms
     ]
-    for sample in inputs if norms else ():
-        module(*sample)
-    for handle in handles:
-        handle.remove()
+    with graph.hooked(handles):
+        for sample in inputs if norms else ():
+            module(*sample)
     return peaks

@@ -101,11 +101,8 @@ def removable(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[str]:
         part.register_forward_hook(lambda _, args, out, name=name: note(name, args, out))
         for name, part in parts.items()
     ]
-    try:
+    with graph.hooked(handles):
         graph.outputs(module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     ordered = [name for name in parts if name in names]
     blocks = [name for name in ordered if not _is_stage(name, ordered, parts)]
     return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]

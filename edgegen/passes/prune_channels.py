@@ -78,7 +78,7 @@ def prune_channels(
     _check_names(model, (*layers, *skip, *wanted))
     module = model.stage.module
     inputs = graph.example_inputs(model.stage, seed=job.seed, preprocessing=model.preprocessing)
-    seen = [] if importance in _importance.BY_WEIGHTS else _lessons.some_inputs(model, job, samples)
+    seen = [] if importance in _importance.BY_WEIGHTS else _lessons.some_inputs(model, job, samples)[0]
     multiple = round_to or job.target.width_multiple("int8")
     result = graph.clone(module)
     full: dict[Any, Any] = {}

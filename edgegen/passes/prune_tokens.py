@@ -136,11 +136,8 @@ def _unfit(
         block.register_forward_hook(lambda part, args, out: seen.append((part, args[0], out)))
         for block in blocks if tokens.has_parts(block)
     ]  # fmt: skip
-    try:
+    with graph.hooked(handles):
         graph.outputs(module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     if any(x.ndim != 3 for _, x, _ in seen):
         return _windows(module) if "window" in _windows(module) else "works on a grid, not on a sequence of tokens"
     for block, x, out in seen:

@@ -68,11 +68,8 @@ def quantize_aware(
         )
     if crop is not None and (crop < 1 or model.task == "classification"):
         raise ValueError(f"crop must be at least 1 pixel, and not for classification, got {crop} for {model.task}")
-    inputs, source = batches(model, job, samples, "quantize_aware")
-    if source == "data":
-        batch_at = _lessons.from_data(job.data, batch, job.seed, crop)
-    else:
-        batch_at, source = _lessons.made_up(model, batch, job.seed)
+    inputs, _ = batches(model, job, samples, "quantize_aware")
+    batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
         lesson = _Lesson(model, job, inputs, batch_at(0), labels, reference, temperature, learn_ranges)
         before = lesson.error(inputs)
@@ -121,7 +118,8 @@ class _Learner(nn.Module):
 
     def ranges(self) -> dict[str, tuple[Any, Any]]:
         """Name of the tensor -> (low, high), with gradients."""
-        low, high = self.first_low * self.low.exp(), self.first_high * self.high.exp()
+        low = self.get_buffer("first_low") * self.get_parameter("low").exp()
+        high = self.get_buffer("first_high") * self.get_parameter("high").exp()
         return {name: (low[i], high[i]) for i, name in enumerate(self.names)}
 
     def forward(self, *inputs: torch.Tensor) -> Any:

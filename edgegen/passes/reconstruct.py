@@ -63,9 +63,8 @@ def _called(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[str]:
         layer.register_forward_hook(lambda *_, name=name: order.append(name))
         for name, layer in graph.layers(module, (nn.Conv2d, nn.Linear)).items()
     ]
-    module(*inputs)
-    for handle in handles:
-        handle.remove()
+    with graph.hooked(handles):
+        module(*inputs)
     return list(dict.fromkeys(order))
 
 
@@ -119,15 +118,14 @@ def _pairs(
         teacher.get_submodule(name).register_forward_hook(lambda _, args, out: caught.update(y=out)),
     ]
     generator = torch.Generator().manual_seed(seed)
-    for sample in inputs:
-        student(*sample)
-        teacher(*sample)
-        x, y = _rows(layer, caught["x"]), caught["y"]
-        y = y.flatten(2)[0].T if isinstance(layer, nn.Conv2d) else y.flatten(0, -2)  # (places, outputs)
-        chosen = torch.randperm(len(y), generator=generator)[:positions]
-        yield x[chosen].double(), y[chosen].double()
-    for handle in handles:
-        handle.remove()
+    with graph.hooked(handles):
+        for sample in inputs:
+            student(*sample)
+            teacher(*sample)
+            x, y = _rows(layer, caught["x"]), caught["y"]
+            y = y.flatten(2)[0].T if isinstance(layer, nn.Conv2d) else y.flatten(0, -2)  # (places, outputs)
+            chosen = torch.randperm(len(y), generator=generator)[:positions]
+            yield x[chosen].double(), y[chosen].double()
 
 
 def _rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

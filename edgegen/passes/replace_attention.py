@@ -72,7 +72,7 @@ def replace_attention(
     module = _attention.network(model, "replace_attention")
     _check(to, blocks, radius, threshold, steps, joint_steps, samples, window)
     with training.use_threads(job.threads):
-        inputs = _lessons.some_inputs(model, job, samples)
+        inputs, _ = _lessons.some_inputs(model, job, samples)
         result = graph.clone(module).eval()
         sites = _attention.find(result, inputs[0])
         named = [] if isinstance(blocks, str) else list(blocks)
@@ -203,14 +203,12 @@ def _errors(
     """Path -> squared error of the block's output relative to the squares of what the attention gave."""
     seen, handles = _watch(module, list(fresh))
     sums = {path: [0.0, 1e-12] for path in fresh}
-    for sample in inputs:
-        graph.outputs(module, sample)
-        with torch.no_grad():
+    with graph.hooked(handles), torch.no_grad():
+        for sample in inputs:
+            graph.outputs(module, sample)
             for path, block in fresh.items():
                 sums[path][0] += float((block(seen.x[path]) - seen.y[path]).square().sum())
                 sums[path][1] += float(seen.y[path].square().sum())
-    for handle in handles:
-        handle.remove()
     return {path: wrong / power for path, (wrong, power) in sums.items()}
 
 
@@ -223,10 +221,7 @@ class _Lesson:
         self.student = graph.clone(model.stage.module).eval()
         self.curves: dict[str, list[list[float]]] = {}
         self.stopped = ""
-        if job.data is not None and len(model.stage.inputs) == 1:
-            self.batch_at, self.source = _lessons.from_data(job.data, batch, job.seed, None), "data"
-        else:
-            self.batch_at, self.source = _lessons.made_up(model, batch, job.seed)
+        self.batch_at, self.source = _lessons.batches(model, job, batch)
 
     def each_alone(self, steps: int, lr: float) -> None:
         """Every block on the attention's own inputs; no block sees what another one does."""
@@ -240,11 +235,8 @@ class _Lesson:
                 original(*batch["input"])
             return {path: _relative(block(seen.x[path]), seen.y[path]) for path, block in self.fresh.items()}
 
-        try:
+        with graph.hooked(handles):
             self._train("blocks", learner, loss, steps, lr)
-        finally:
-            for handle in handles:
-                handle.remove()
         self.original.to("cpu")
 
     def together(self, steps: int, lr: float) -> None:

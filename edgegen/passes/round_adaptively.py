@@ -79,7 +79,8 @@ def round_adaptively(
                 skipped[name] = told
     for name in names:  # what was rounded to nearest for the layers behind it keeps its float weights: a build rounds
         if name not in changed:
-            rough.get_submodule(name).weight.data = exact.get_submodule(name).weight.data.clone()
+            weight = exact.get_submodule(name).get_parameter("weight")
+            rough.get_submodule(name).get_parameter("weight").data = weight.data.clone()
     if not changed:
         rough = graph.clone(model.stage.module).eval()
     else:
@@ -133,11 +134,9 @@ class _Task:
             self.layer.register_forward_pre_hook(lambda _, args: caught.update(x=args[0])),
             exact.get_submodule(name).register_forward_hook(lambda _, args, out: caught.update(y=out)),
         ]
-        with torch.no_grad():
+        with graph.hooked(handles), torch.no_grad():
             rough(*inputs)
             exact(*inputs)
-        for handle in handles:
-            handle.remove()
         self.x, y = caught["x"], caught["y"]
         self.y = y.relu() if relu else y
 
@@ -154,7 +153,7 @@ class _Task:
     def solve(self, steps: int, lr: float, batch: int, strength: float) -> torch.Tensor:
         """The weight on its grid with the rounding that reproduces the output best."""
         grid = _scaling.grid(self.layer)
-        scaled = self.layer.weight.data / grid
+        scaled = self.layer.get_parameter("weight").data / grid
         floor = scaled.floor().clamp(-127, 127)
         share = ((scaled - floor).clamp(1e-3, 1 - 1e-3) - _LOW) / (_HIGH - _LOW)
         variable = torch.log(share / (1 - share)).requires_grad_(True)

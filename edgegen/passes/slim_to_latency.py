@@ -133,7 +133,7 @@ def _scores(
     Raises:
         ValueError: a score that is no number.
     """
-    seen = [] if importance in _importance.BY_WEIGHTS else _lessons.some_inputs(model, job, samples)
+    seen = [] if importance in _importance.BY_WEIGHTS else _lessons.some_inputs(model, job, samples)[0]
     found = _importance.scores(model.stage.module, groups, importance, job.seed, seen, job.progress)
     for group, score in zip(groups, found, strict=True):
         if not torch.isfinite(score).all():

@@ -255,7 +255,7 @@ def figure(measurement: Measurement) -> dict[str, Any]:
         value=measurement.value,
         interval=measurement.interval,
         samples=list(measurement.samples),
-        direction=measurement.direction,  # type: ignore[arg-type]
+        direction=measurement.direction,
         conditions=dict(measurement.conditions),
         status=measurement.status,
         reason=measurement.reason,

@@ -180,17 +180,14 @@ def drawn(space: Elastic, draw: random.Random) -> Choice:
 def chosen(module: nn.Module, space: Elastic, choice: Choice) -> Iterator[nn.Module]:
     """The supernet running as one of its subnets, while the block runs."""
     handles = []
-    try:
-        for width in space.widths:
-            keep = choice.channels[width.name]
-            for name in (*width.writers, *width.norms) if keep < width.full else ():
-                handles.append(module.get_submodule(name).register_forward_hook(_masking(keep)))
-        for name in choice.without:
-            handles.append(module.get_submodule(name).register_forward_hook(lambda part, inputs, output: inputs[0]))
+    for width in space.widths:
+        keep = choice.channels[width.name]
+        for name in (*width.writers, *width.norms) if keep < width.full else ():
+            handles.append(module.get_submodule(name).register_forward_hook(_masking(keep)))
+    for name in choice.without:
+        handles.append(module.get_submodule(name).register_forward_hook(lambda part, inputs, output: inputs[0]))
+    with graph.hooked(handles):
         yield module
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _masking(keep: int) -> Callable[..., Tensor]:
