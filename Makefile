@@ -1,7 +1,8 @@
 # Everything runs in .venv, which the first target that needs it makes: Python's own venv, uv inside it, then edgegen
 # with the versions of constraints.txt. Later runs skip that until pyproject.toml or constraints.txt change.
 #   make demo        the main job on a generator that ships with edgegen
-#   make test        the tests                      make test T=tests/test_report.py K=escape
+#   make test        the tests (under ten minutes)  make test T=tests/test_report.py K=escape
+#                    the slow ones, half an hour:   make test M=slow
 #   make PYTHON=/path/to/python3.12 demo
 
 # The first interpreter that is new enough; python3 is tried first.
@@ -12,6 +13,7 @@ OUT ?= out/demo
 NETWORKS ?= resnet20 resnet56 style-mosaic taef2-decoder rlfn mobilenet_v2 efficientformer_l1 deit_tiny
 T ?= tests
 K ?=
+M ?= not slow
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -21,7 +23,7 @@ export UV_LINK_MODE ?= copy
 .PHONY: help setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder wheel clean train-mnist-ddpm train-cifar-ddpm
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
 	@echo "targets: setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder \
 		train-mnist-ddpm train-cifar-ddpm wheel clean"
 
@@ -43,7 +45,7 @@ demo: $(STAMP)
 	$(BIN)/edgegen compress --model edsr --target cpu --out $(OUT) --resume
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(T) $(if $(K),-k '$(K)')
+	$(BIN)/python -m pytest $(T) -m '$(M)' $(if $(K),-k '$(K)')
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -26,10 +26,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgegen import registry
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "export_sweep.jsonl"
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml", "executorch", "litert", "ncnn")
-BUILTIN = ("edsr", "dcgan", "cifar_resnet")
+# Built-in models by their defaults, but for those whose defaults are 1024 pixels or a gigabyte of weights.
+BUILTIN: dict[str, dict[str, Any]] = {name: {} for name in registry.names("models")} | {
+    "stylegan2": {"size": 256}, "mobile_stylegan": {"widths": [512, 512, 512, 512, 512, 256, 128]},
+    "fastgan": {"size": 256}, "ugatit": {"light": True},
+}  # fmt: skip
 # One small member of each family (module of timm.models) at its own input size.
 TIMM = (
     "botnet26t_256", "repvgg_a0", "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "convnext_atto",
@@ -47,8 +53,9 @@ TIMM = (
 )  # fmt: skip
 # Largest difference to torch as a fraction of the output's peak: FP32, and FP16 where a runtime has nothing wider.
 TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2}
+Inputs = tuple[Any, ...]
 HALF = ("coreml", "tensorrt")
-SECONDS = 240  # a runtime, on the average of one process
+SECONDS = 600  # a runtime, on the average of one process
 
 
 def spec_of(name: str) -> str:
@@ -56,23 +63,25 @@ def spec_of(name: str) -> str:
     return name if name in BUILTIN else f"timm:{name}"
 
 
-def load(name: str) -> tuple[Any, Any]:
-    """(model, one input as a tensor); random weights from a seed, norms randomised."""
+def load(name: str) -> tuple[Any, Inputs]:
+    """(model, its inputs as tensors); random weights from a seed, norms randomised."""
     import torch
 
-    from edgegen import loading
+    from edgegen import graph, loading, records
 
-    model = loading.load_model(spec_of(name), latency_only=True)
+    options = records.ModelOptions(config=BUILTIN.get(name, {}))
+    model = loading.load_model(spec_of(name), options=options, latency_only=True)
     generator = torch.Generator().manual_seed(0)
-    return model, torch.randn(tuple(int(d) for d in model.stage.inputs[0].shape), generator=generator)
+    how = model.preprocessing
+    return model, tuple(graph.example_input(spec, generator, preprocessing=how) for spec in model.stage.inputs)
 
 
-def reference(model: Any, x: Any) -> Any:
+def reference(model: Any, inputs: Inputs) -> Any:
     """torch's own outputs."""
     import torch
 
     with torch.no_grad():
-        return model.stage.module.eval()(x).numpy()
+        return model.stage.module.eval()(*inputs).numpy()
 
 
 def difference(found: Any, wanted: Any) -> float:
@@ -87,81 +96,83 @@ def difference(found: Any, wanted: Any) -> float:
 # ------------------------------------------------------------------------------------------- by hand, as a user would
 
 
-def plain_onnxruntime(module: Any, x: Any, folder: Path) -> Any:
+def plain_onnxruntime(module: Any, inputs: Inputs, folder: Path) -> Any:
     import onnxruntime
     import torch
 
-    torch.onnx.export(module, (x,), str(folder / "m.onnx"), dynamo=True, input_names=["input"])
+    torch.onnx.export(module, inputs, str(folder / "m.onnx"), dynamo=True)
     session = onnxruntime.InferenceSession(str(folder / "m.onnx"))
-    return session.run(None, {"input": x.numpy()})[0]
+    return session.run(None, {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs)})[0]
 
 
-def plain_openvino(module: Any, x: Any, folder: Path) -> Any:
+def plain_openvino(module: Any, inputs: Inputs, folder: Path) -> Any:
     import openvino
 
-    compiled = openvino.compile_model(openvino.convert_model(module, example_input=x), "CPU",
+    compiled = openvino.compile_model(openvino.convert_model(module, example_input=inputs), "CPU",
                                       {"INFERENCE_PRECISION_HINT": "f32"})  # fmt: skip
-    return compiled(x.numpy())[0]
+    return compiled([x.numpy() for x in inputs])[0]
 
 
-def plain_tensorrt(module: Any, x: Any, folder: Path) -> Any:
+def plain_tensorrt(module: Any, inputs: Inputs, folder: Path) -> Any:
     raise NotImplementedError("TensorRT is not here")
 
 
-def plain_coreml(module: Any, x: Any, folder: Path) -> Any:
+def plain_coreml(module: Any, inputs: Inputs, folder: Path) -> Any:
     import coremltools
     import torch
 
-    traced = torch.jit.trace(module, x)
-    made = coremltools.convert(traced, inputs=[coremltools.TensorType(name="input", shape=x.shape)])
+    traced = torch.jit.trace(module, inputs)
+    made = coremltools.convert(traced, inputs=[coremltools.TensorType(shape=x.shape) for x in inputs])
     made.save(str(folder / "m.mlpackage"))
     return None  # it cannot run here
 
 
-def plain_executorch(module: Any, x: Any, folder: Path) -> Any:
+def plain_executorch(module: Any, inputs: Inputs, folder: Path) -> Any:
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
     from executorch.runtime import Runtime
 
-    program = to_edge_transform_and_lower(torch.export.export(module, (x,)), partitioner=[XnnpackPartitioner()])
+    program = to_edge_transform_and_lower(torch.export.export(module, inputs), partitioner=[XnnpackPartitioner()])
     (folder / "m.pte").write_bytes(program.to_executorch().buffer)
     method = Runtime.get().load_program(str(folder / "m.pte")).load_method("forward")
-    return method.execute([x])[0].numpy()
+    return method.execute(list(inputs))[0].numpy()
 
 
-def plain_litert(module: Any, x: Any, folder: Path) -> Any:
+def plain_litert(module: Any, inputs: Inputs, folder: Path) -> Any:
     import litert_torch
     from ai_edge_litert.interpreter import Interpreter
 
-    litert_torch.convert(module, (x,)).export(str(folder / "m.tflite"))
+    litert_torch.convert(module, inputs).export(str(folder / "m.tflite"))
     interpreter = Interpreter(model_path=str(folder / "m.tflite"))
     interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x.numpy())
+    for given, x in zip(sorted(interpreter.get_input_details(), key=lambda given: given["name"]), inputs):
+        interpreter.set_tensor(given["index"], x.numpy())
     interpreter.invoke()
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
-def plain_ncnn(module: Any, x: Any, folder: Path) -> Any:
+def plain_ncnn(module: Any, inputs: Inputs, folder: Path) -> Any:
     import ncnn
     import numpy as np
     import pnnx
 
-    pnnx.export(module, str(folder / "m.pt"), (x,))
+    pnnx.export(module, str(folder / "m.pt"), inputs)
     net = ncnn.Net()
     net.load_param(str(folder / "m.ncnn.param"))
     net.load_model(str(folder / "m.ncnn.bin"))
     with net.create_extractor() as run:
-        run.input("in0", ncnn.Mat(x[0].numpy()).clone())
+        for number, x in enumerate(inputs):
+            run.input(f"in{number}", ncnn.Mat(x[0].numpy() if x.dim() > 1 else x.numpy()).clone())
         return np.array(run.extract("out0")[1])[None]
 
 
-def plain(model: Any, x: Any, wanted: Any, runtimes: list[str]) -> Iterator[dict[str, Any]]:
+def plain(model: Any, inputs: Inputs, wanted: Any, runtimes: list[str]) -> Iterator[dict[str, Any]]:
     """Status of the converter call by hand, runtime after runtime."""
     for runtime in runtimes:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found = globals()[f"plain_{runtime}"](model.stage.module, x, Path(folder))
+                found = globals()[f"plain_{runtime}"](model.stage.module, inputs, Path(folder))
             except Exception as error:  # noqa: BLE001 - whatever a converter raises is the result
                 told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 yield {"status": "failed", "why": told}
@@ -180,7 +191,7 @@ def judged(error: float, precision: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- edgegen
 
 
-def ours(model: Any, x: Any, wanted: Any, runtimes: list[str]) -> Iterator[dict[str, Any]]:
+def ours(model: Any, inputs: Inputs, wanted: Any, runtimes: list[str]) -> Iterator[dict[str, Any]]:
     """Status of edgegen's export, runtime after runtime: cures first, then build and run in worker processes."""
     from edgegen import errors, onnx_graph, program, registry
 
@@ -193,10 +204,10 @@ def ours(model: Any, x: Any, wanted: Any, runtimes: list[str]) -> Iterator[dict[
         except errors.EdgegenError as error:
             why = str(error)
         for runtime in runtimes:
-            yield {"status": "failed", "why": why[:300]} if why else one(graph, x, wanted, runtime, folder)
+            yield {"status": "failed", "why": why[:300]} if why else one(graph, inputs, wanted, runtime, folder)
 
 
-def one(graph: Any, x: Any, wanted: Any, runtime: str, folder: Path) -> dict[str, Any]:
+def one(graph: Any, inputs: Inputs, wanted: Any, runtime: str, folder: Path) -> dict[str, Any]:
     """One cell of edgegen."""
     from edgegen import errors, measuring, rewriting
     from edgegen.types import PrecisionPlan, Target
@@ -204,7 +215,8 @@ def one(graph: Any, x: Any, wanted: Any, runtime: str, folder: Path) -> dict[str
     precision = "fp16" if runtime in HALF else "fp32"
     target = Target("sweep", "", (runtime,), precisions=("fp32", "fp16"), threads=2)
     graph = dataclasses.replace(graph, plan=PrecisionPlan(precision))
-    feeds, out = {graph.inputs[0].name: x.numpy()}, folder / runtime
+    feeds = {given.name: x.numpy() for given, x in zip(graph.inputs, inputs)}
+    out = folder / runtime
     try:
         cured = rewriting.cures(graph, runtime, target, feeds=feeds, out=folder / f"{runtime}.onnx")
         rewrites = sorted(cured.changed)
@@ -258,10 +270,10 @@ def attempt(how: str, name: str, runtimes: list[str]) -> tuple[list[dict[str, An
 
 def tried(how: str, name: str, runtimes: list[str]) -> None:
     """What a process of `attempt` does: a JSON line for each runtime, as soon as it is done."""
-    model, x = load(name)
-    wanted = reference(model, x)
+    model, inputs = load(name)
+    wanted = reference(model, inputs)
     started = time.monotonic()
-    results = (plain if how == "plain" else ours)(model, x, wanted, runtimes)
+    results = (plain if how == "plain" else ours)(model, inputs, wanted, runtimes)
     for runtime, result in zip(runtimes, results, strict=True):
         seconds, started = time.monotonic() - started, time.monotonic()
         print("\n" + json.dumps({"runtime": runtime, **result, "seconds": round(seconds, 1)}), flush=True)
