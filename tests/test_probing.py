@@ -66,6 +66,7 @@ def test_weights_become_random_and_the_module_stays(conv_chain: Model) -> None:
         assert float(norm.weight.detach().min()) >= 0.5
 
 
+@pytest.mark.slow
 def test_a_wide_network_gains_by_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "net.py"
     file.write_text(NET, encoding="utf-8")
