@@ -11,21 +11,44 @@ ROOT = Path(__file__).parents[1]
 MARK = "<!-- MESSAGES -->"
 
 
+BESIDE = {
+    "ValueError": ("passes", "models", "nn", "training", "samplers", "metrics", "search"),
+    "Refused": ("devices",),
+}
+"""What is raised by another name, and in which folders it reaches the user."""
+
+
 def messages(package: Path = ROOT / "edgegen") -> dict[str, list[tuple[str, str]]]:
-    """Error class -> (file, message) of every `raise` in the source; what is filled in at run time is in braces."""
+    """Error or warning -> (file, message) of the whole source; what is filled in at run time is in braces."""
     classes = {node.name for node in ast.parse((package / "errors.py").read_text(encoding="utf-8")).body
                if isinstance(node, ast.ClassDef)}  # fmt: skip
     found: dict[str, list[tuple[str, str]]] = {}
     for file in sorted(package.rglob("*.py")):
+        place = file.relative_to(package).as_posix()
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            call = node.exc if isinstance(node, ast.Raise) else None
-            if not isinstance(call, ast.Call) or not call.args:
-                continue
-            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-            text = " ".join(_text(call.args[0]).split())
-            if name in classes and text not in ("", "{...}"):
-                found.setdefault(name, []).append((file.relative_to(package).as_posix(), text))
+            name, text = _said(node)
+            text = " ".join(text.split())
+            known = name in classes or place.split("/")[0] in BESIDE.get(name, ())
+            if known and text not in ("", "{...}"):
+                found.setdefault(name, []).append((place, text))
     return found
+
+
+def _said(node: ast.AST) -> tuple[str, str]:
+    """(class, message) of a `raise` or of `warnings.warn`; ("", "") of anything else."""
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+        name, given = _name(node.exc.func), node.exc.args
+        if name == "MissingExtra":
+            package, why, extra = (_text(one) for one in given)
+            return name, f"{package} is not installed; it is needed {why}: pip install 'edgegen[{extra}]'"
+        return name, _text(given[0])
+    if isinstance(node, ast.Call) and _name(node.func) == "warn" and len(node.args) > 1:
+        return _name(node.args[1]), _text(node.args[0])
+    return "", ""
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _text(node: ast.expr) -> str:
@@ -45,7 +68,7 @@ def table() -> str:
     parts = []
     for name, rows in sorted(messages().items()):
         listed = "\n".join(f"- `{text.replace('`', chr(39))}` ({file})" for file, text in rows)
-        parts.append(f"### {name}: messages\n\n{listed}")
+        parts.append(f"### {name}: messages\n\n[What to do](#{name.lower()}).\n\n{listed}")
     return "\n\n".join(parts)
 
 

@@ -15,8 +15,7 @@
         └── Unsupported                a runtime refuses a graph before any work: operator, layer, cure
 
     EdgegenWarning(UserWarning)
-    ├── NothingChanged                 a pass ran and changed nothing
-    └── ParityLoss                     an exported graph differs from its module by more than expected
+    └── NothingChanged                 a pass ran and changed nothing
 """
 
 
@@ -83,7 +82,3 @@ class EdgegenWarning(UserWarning):
 
 class NothingChanged(EdgegenWarning):
     """A pass ran and changed nothing."""
-
-
-class ParityLoss(EdgegenWarning):
-    """An exported graph differs from its module by more than expected."""

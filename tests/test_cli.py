@@ -58,11 +58,6 @@ def test_every_name_is_listed_with_a_line_about_it(kind, capsys, monkeypatch):
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
 
 
-def test_every_command_has_an_example_in_its_help():
-    for command in cli.app.registered_commands:
-        assert "Example: edgegen" in (command.callback.__doc__ or ""), command.callback
-
-
 def test_the_cache_shows_its_place_and_is_emptied(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "steps").mkdir(parents=True)
