@@ -88,14 +88,14 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def compress(
-    model: Annotated[str, typer.Option(help="Built-in name, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx.")],
-    target: Annotated[str, typer.Option(help="Target name, or a .toml file.")] = "cpu",
+    model: Annotated[str, cli_options.named("models", cli_options.MODEL_HELP)],
+    target: Annotated[str, cli_options.named("targets", "Target name, or a .toml file.")] = "cpu",
     weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
-    calibration: Annotated[str, typer.Option(help="Calibration set: a name or a path.")] = "",
+    calibration: Annotated[str, cli_options.named("calibration", "Calibration set: a name or a path.")] = "",
     calibration_images: Annotated[int, typer.Option(help="How many images to calibrate on.", min=1)] = 100,
-    recipe: Annotated[str, typer.Option(help="Recipe: a preset's name or a .toml file.")] = "",
+    recipe: Annotated[str, cli_options.named("recipes", "Recipe: a preset's name or a .toml file.")] = "",
     from_front: Annotated[Path | None, typer.Option(help="Recipe: the best point of a search's front.json.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Keep this pass even when it does not pay.")] = None,
     max_latency: Annotated[str, typer.Option(help="Latency limit (p50, batch 1), such as 5ms.")] = "",
@@ -123,6 +123,7 @@ def compress(
     sampler: Annotated[str, typer.Option(help=cli_options.SAMPLER_HELP)] = "",
     steps: Annotated[int, typer.Option(help="Steps of a denoiser's sampler (0: as the model says).", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port], adb[:serial] or local.")] = "",
+    thorough: Annotated[bool, typer.Option("--thorough", help=cli_options.THOROUGH_HELP)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: steps, time, memory, disk.")] = False,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help=cli_options.JSON_HELP)] = False,
@@ -178,6 +179,7 @@ def compress(
         ),
         device=device,
         resolutions=parse_resolutions(resolution or ()),
+        thorough=thorough,
         command=shlex.join(["edgegen", *sys.argv[1:]]),
     )
     if dry_run:
@@ -243,7 +245,7 @@ def reproduce(
 
 
 @app.command(name="list")
-def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED))]) -> None:
+def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED), autocompletion=lambda: LISTED)]) -> None:
     """List what there is of one kind.
 
     Example: edgegen list models

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def export(
-    target: Annotated[list[str], typer.Option(help="Target name or .toml file; give it once for each target.")],
+    target: Annotated[list[str], cli_options.named("targets", "Target name or .toml file; once for each target.")],
     bundle: Annotated[Path | None, typer.Option(help="Export the compressed network of this bundle.")] = None,
-    model: Annotated[str, typer.Option(help="Or a model, as for compress.")] = "",
+    model: Annotated[str, cli_options.named("models", "Or a model, as for compress.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Weights of --model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images; default: those of the bundle's own run.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
-    calibration: Annotated[str, typer.Option(help="Calibration set: a name or a path.")] = "",
+    calibration: Annotated[str, cli_options.named("calibration", "Calibration set: a name or a path.")] = "",
     max_size: Annotated[str, typer.Option(help="Size limit of each artifact, such as 2MB.")] = "",
     max_quality_drop: Annotated[str, typer.Option(help=cli_options.DROP_HELP)] = "",
     out: Annotated[Path, typer.Option(help="The bundles go into OUT/MODEL-TARGET.")] = Path("out"),

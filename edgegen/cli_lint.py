@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from edgegen import cli_options
+
 
 def lint_calibration(
-    model: Annotated[str, typer.Option(help="Built-in name, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx.")],
+    model: Annotated[str, cli_options.named("models", cli_options.MODEL_HELP)],
     weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images: folder, archive of one, or .npz.")] = None,
-    calibration: Annotated[str, typer.Option(help="Calibration set by name; without both, the model's own.")] = "",
+    calibration: Annotated[str, cli_options.named("calibration", "A set's name; without both: the model's own.")] = "",
     curve: Annotated[bool, typer.Option(help="Also: error of INT8 against the number of images.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -21,7 +23,7 @@ def lint_calibration(
 
     Example: edgegen lint-calibration --model edsr --calibration photos --curve
     """
-    from edgegen import calibration_lint, calibration_sets, cli_options, errors, loading
+    from edgegen import calibration_lint, calibration_sets, errors, loading
     from edgegen import data as datasets
 
     cli_options.need_torch("to load networks")

@@ -6,18 +6,32 @@ import importlib.util
 import os
 from typing import Any
 
-from edgegen import errors
+import typer
+
+from edgegen import errors, registry
 
 DROP_HELP = (
     "Allowed loss of quality. The unit belongs to the task: points of top-1 (classification), dB of PSNR to the"
     " reference images (super-resolution, restoration), dB of PSNR to the teacher below 50 dB (image-to-image),"
     " KID x 1000, two-sided (unconditional); with % the perceptual distance to the teacher."
 )
+MODEL_HELP = "Built-in name, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx."
 SAMPLER_HELP = "How a denoiser makes images: a sampler's name, then settings, such as 'heun,spacing=karras,rho=7'."
 CONFIG_HELP = "Sizes of the network, as its factory names them, such as size=1024,part=synthesis or widths=64:32."
 RESOLUTION_HELP = "Input size HxW, such as 384x640; once for each: one bundle for all, decided at the first one."
+THOROUGH_HELP = "Take the time for the whole calibration curve: quality against the number of calibration samples."
 JSON_HELP = "Print report.json instead of the table; events, one JSON object a line, on standard error."
 SIZES = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
+
+
+def named(kind: str, help: str) -> Any:
+    """An option whose value may be a name of `kind` (`edgegen list KIND`), which the shell completes."""
+    return typer.Option(help=help, autocompletion=lambda incomplete: _beginning(kind, incomplete))
+
+
+def _beginning(kind: str, incomplete: str) -> list[tuple[str, str]]:
+    """(name, line about it) of the names that begin so."""
+    return [(name, registry.summary(kind, name)) for name in registry.names(kind) if name.startswith(incomplete)]
 
 
 def need_torch(why: str) -> None:

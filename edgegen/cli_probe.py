@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def probe(
-    model: Annotated[str, typer.Option(help="Built-in name, timm:NAME, FILE.py:FACTORY or FILE.pt2.")],
-    target: Annotated[str, typer.Option(help="Target name, or a .toml file.")] = "cpu",
+    model: Annotated[str, cli_options.named("models", "Built-in name, timm:NAME, FILE.py:FACTORY or FILE.pt2.")],
+    target: Annotated[str, cli_options.named("targets", "Target name, or a .toml file.")] = "cpu",
     weights: Annotated[Path | None, typer.Option(help="Weights, where the network needs them to be made.")] = None,
     only: Annotated[list[str] | None, typer.Option("--pass", help="Try this pass only; repeatable.")] = None,
     device: Annotated[str, typer.Option(help="Time there: ssh://user@host[:port] or adb[:serial].")] = "",

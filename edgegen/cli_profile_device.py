@@ -11,14 +11,14 @@ from edgegen import cli_options, errors
 
 
 def profile_device(
-    target: Annotated[str, typer.Option(help="Target that the device is: a name, or a .toml file.")],
+    target: Annotated[str, cli_options.named("targets", "Target that the device is: a name, or a .toml file.")],
     runtime: Annotated[list[str] | None, typer.Option(help="Runtime, repeatable; default: the target's.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="Precision; repeat for several.")] = None,
     device: Annotated[str, typer.Option(help="local, ssh://user@host[:port] or adb[:serial].")] = "local",
     out: Annotated[Path | None, typer.Option(help="Table to write or continue; default operators-TARGET.json.")] = None,
     minutes: Annotated[float, typer.Option(help="Time for all of it; a second call goes on.", min=0.1)] = 20.0,
     operators: Annotated[int, typer.Option(help="Most small networks a runtime and precision.", min=1)] = 150,
-    model: Annotated[list[str] | None, typer.Option(help="Time operators of this model too; repeatable.")] = None,
+    model: Annotated[list[str] | None, cli_options.named("models", "Time operators of this too; repeatable.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     build_only: Annotated[bool, typer.Option(help="Export and build, time nothing.")] = False,
     while_busy: Annotated[bool, typer.Option(help="Time on a busy machine: a trial that no estimate uses.")] = False,

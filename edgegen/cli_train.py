@@ -11,7 +11,7 @@ from edgegen import cli_options
 
 
 def train(
-    model: Annotated[str, typer.Option(help="Built-in name, timm:NAME or FILE.py:FACTORY.")],
+    model: Annotated[str, cli_options.named("models", "Built-in name, timm:NAME or FILE.py:FACTORY.")],
     data: Annotated[Path, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")],
     out: Annotated[Path, typer.Option(help="Weights to write, .safetensors; the record with the curve beside it.")],
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 2000,

@@ -24,6 +24,7 @@ class Request:
     perceptual distance and of KID. max_memory_bytes: limit of each worker process. device: where latency is
     measured (see devices/_spec.py); empty: here, when the target is this host. resolutions: (H, W) input sizes that
     the bundle is for; everything is decided at the first one, and the same build is made for each further one.
+    thorough: the calibration curve may take as long as it does.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Request:
     model_options: dict[str, Any] = field(default_factory=dict)
     device: str = ""
     resolutions: tuple[tuple[int, int], ...] = ()
+    thorough: bool = False
     command: str = ""
 
     def identity(self) -> dict[str, Any]:
