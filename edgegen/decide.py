@@ -43,14 +43,27 @@ NO_DEMAND = Demand()
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Quality of the chosen build by number of calibration samples, the fewest first; reason: what is left out."""
+
+    points: tuple[tuple[int, Measurement], ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Final:
-    """The end of a run, from one interleaved timing: rows with latency, peak memory and figures on `test`."""
+    """The end of a run, from one interleaved timing: rows with latency, peak memory and figures on `test`.
+
+    throughput: label -> images a second, several at once; it and `curve` are from `finishing`.
+    """
 
     baseline: Candidate
     chosen: Candidate
     reference: Candidate
     memory: dict[str, int]
     teacher: tuple[Measurement, ...]
+    throughput: Mapping[str, Measurement] = field(default_factory=dict)
+    curve: Curve = field(default_factory=Curve)
 
 
 def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
@@ -269,7 +282,7 @@ def _why(candidate: Candidate, baseline: Candidate, demand: Demand) -> str:
         return f"{ASKED}, although: not faster than {baseline.label} ({candidate.gain:.2f}x)"
     if candidate.label == baseline.label:
         return "nothing faster keeps the budget: this is the best unquantized build itself"
-    return f"the fastest inside the budget: {candidate.gain:.2f}x against {baseline.label}"
+    return f"the fastest inside the budget: {candidate.gain:.2f}x against {baseline.label} in the first timing"
 
 
 def _why_not(run: Run, candidate: Candidate, chosen: Candidate, baseline: Candidate) -> str:

@@ -37,17 +37,18 @@ SHOWN, WORST = 3, 2
 AMPLIFIED = 8  # one grey step of 8 bits is barely seen; eight are
 
 
-def deliver(
-    run: Run, model: Model, final: Final, records: list[dict[str, Any]], pool: Sequence[Candidate], seconds: float
-) -> Bundle:
-    """Write the bundle of the chosen build to the run's output folder, whole or not at all."""
+def deliver(run: Run, model: Model, final: Final, content: dict[str, Any]) -> Bundle:
+    """Write the bundle of the chosen build to the run's output folder, whole or not at all.
+
+    content: report.json as far as `summary.report` and the run know it.
+    """
     artifact = final.chosen.artifact
     if artifact is None:
         raise RuntimeFailed(f"{final.chosen.label} was not built")
     run.progress("bundle", str(run.out), 0.0)
     sizes = resolutions.further(run, model, final)
     folder = run.folder / "report"
-    checked = _reported(run, final, summary.report(run, final, records, pool, seconds), sizes, folder)
+    checked = _reported(run, final, content, sizes, folder)
     card = model_card.card(checked, artifact.runtime)
     report = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     feeds, outputs, tolerance = decide.golden(run, final)

@@ -81,6 +81,12 @@ def together(parts: Sequence[tuple[int, Measurement]], *, seed: int = 0) -> Meas
                                conditions=conditions)  # fmt: skip
 
 
+def interval_of_rounds(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the median of figures that are one a round."""
+    each = np.asarray(values, dtype=np.float64)
+    return _interval(lambda rows: np.median(each[rows], axis=1), len(each), seed)
+
+
 def percentile(measurement: Measurement, q: float) -> float:
     """The q-th percentile (0..100) of a measurement's samples; NaN when it was not measured.
 

@@ -11,7 +11,21 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgegen import bundle, decide, delivery, files, judgement, recipe, recovery, serial, steps, summary, variants
+from edgegen import (
+    bundle,
+    decide,
+    delivery,
+    files,
+    finishing,
+    judgement,
+    planning,
+    recipe,
+    recovery,
+    serial,
+    steps,
+    summary,
+    variants,
+)
 from edgegen.errors import BundleError, RuntimeFailed, UsageError
 from edgegen.judgement import Candidate
 from edgegen.request import Request
@@ -54,6 +68,7 @@ def _finished(run: Run) -> Bundle:
 
 def _compressed(run: Run) -> Bundle:
     started = time.monotonic()
+    predicted = planning.plan_of(run)
     original = export(run, run.model, "original")
     variants.planned(run, {"original": (run.model, original)})  # refuses wrong options before anything is trained
     run.bench.feeds = feeds(run, original)
@@ -71,10 +86,19 @@ def _compressed(run: Run) -> Bundle:
     precisions = ("int8" if name == "quantize" else options.get("precision", "fp16") for name, options in kept.items())
     demand = decide.Demand(frozenset(work.demanded), frozenset(precisions))
     final, pool = decide.settle(run, baseline, pool, floats, evaluations, demand)
+    final = finishing.finished(run, final, evaluations, time.monotonic() - started)
     chosen = final.chosen
     records = summary.prepared(work.records, list(work.networks), chosen)
     records += summary.precision_records(run, chosen, pool, plans)
-    return delivery.deliver(run, work.networks[chosen.of][0], final, records, pool, time.monotonic() - started)
+    content = summary.report(run, final, records, pool) | _cost(run, predicted, time.monotonic() - started)
+    return delivery.deliver(run, work.networks[chosen.of][0], final, content)
+
+
+def _cost(run: Run, predicted: planning.Plan, seconds: float) -> dict[str, Any]:
+    """What the run took, beside what its plan had said."""
+    told = {"seconds": predicted.seconds, "memory_bytes": predicted.memory_bytes, "disk_bytes": predicted.disk_bytes}
+    cost = {"predicted": told, "used": planning.used(run, seconds), "resumed": run.log.resumed}
+    return {"duration_s": round(seconds, 1), "cost": cost}
 
 
 @dataclass

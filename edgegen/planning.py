@@ -7,8 +7,11 @@ was timed here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import recipe, registry, targets
+from edgegen import files, finishing, recipe, registry, streams, targets
 from edgegen.request import Request, check_out
 from edgegen.run import FINAL_ROUNDS, SCREEN_ROUNDS, Run, open_run
 from edgegen.types import Model
 
 BUILD_S = 8.0
 """Seconds of one build in its worker process; large networks take longer."""
+LOAD_S = 1.5
+"""Seconds in which a worker process starts, loads a build and warms up."""
 ROUND_S = 0.25
 """Seconds of one timing round of one build: 0.15 s of running, settling, and the clock's own."""
 BACKWARD = 3.0
@@ -65,7 +70,11 @@ def plan(request: Request) -> Plan:
     """
     check_out(request.out or _default_out(request), request.resume)
     # A run that was interrupted has its folder; opening for resuming leaves it as it is.
-    run = open_run(dataclasses.replace(request, resume=True), lambda step, text, fraction: None)
+    return plan_of(open_run(dataclasses.replace(request, resume=True), lambda step, text, fraction: None))
+
+
+def plan_of(run: Run) -> Plan:
+    """The plan of a run that is open."""
     forward, activations = _forward(run.model)
     steps, unknown = _steps(run, forward)
     counts = [len(part) for part in (run.data.select, run.data.test) if part is not None]
@@ -83,6 +92,22 @@ def plan(request: Request) -> Plan:
 
 def _default_out(request: Request) -> Path:
     return Path("out") / f"{Path(request.model.split(':')[-1]).stem}-{targets.load(request.target).name}"
+
+
+def used(run: Run, seconds: float) -> dict[str, Any]:
+    """What a run took, in the figures of `Plan`: the largest process so far, and what lies in the run's folder now."""
+    disk = files.tree_size(run.folder)[1]
+    return {"seconds": round(seconds, 1), "memory_bytes": _largest_process(), "disk_bytes": disk}
+
+
+def _largest_process() -> int:
+    """Largest resident size of this process, or of one that it started and that has ended, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    largest = [unit * resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    with contextlib.suppress(OSError):  # Linux counts in what the parent had when it started this process
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        largest[0] = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return max(largest)
 
 
 def _forward(model: Model) -> tuple[float, int]:
@@ -104,8 +129,8 @@ def _forward(model: Model) -> tuple[float, int]:
         module(*feeds)
         for hook in hooks:
             hook.remove()
-        times = []
-        for _ in range(5):
+        times: list[float] = []
+        while len(times) < 5 and sum(times) < 1.0:
             began = time.perf_counter()
             module(*feeds)
             times.append(time.perf_counter() - began)
@@ -139,7 +164,21 @@ def _steps(run: Run, forward: float) -> tuple[list[Step], list[str]]:
         found.append(Step("quantize", text, _timed(run, count) + scored * forward))
     rounds = 3 * FINAL_ROUNDS * ROUND_S if run.bench.measures else 0.0
     found.append(Step("final", "baseline, reference and choice timed long; bundle, golden outputs, report", rounds + 5))
+    found += _finishing(run, scored * forward / 2, sum(step.seconds for step in found))
     return found, unknown
+
+
+def _finishing(run: Run, scoring: float, so_far: float) -> list[Step]:
+    """What is measured of the choice at the end."""
+    found, (count, _) = [], streams.split(run.target.threads)
+    if run.bench.here and not run.bench.device and count > 1:
+        found.append(Step("throughput", f"baseline and choice, {count} at once", 2 * (count * LOAD_S + 5 * ROUND_S)))
+    if any(step.name == "quantize" for step in run.recipe.steps) and run.data.test is not None:
+        whole = len(finishing.SHARES) * (BUILD_S + scoring)
+        allowed = math.inf if run.request.thorough else finishing.allowed(so_far)
+        told = "if INT8 is chosen: it again from fewer calibration samples"
+        found.append(Step("calibration curve", told, min(whole, allowed)))
+    return found
 
 
 def _timed(run: Run, builds: int) -> float:

@@ -12,7 +12,8 @@ from typing import Any
 class RunLog:
     """Append-only JSON lines {"key": ..., "value": ...}; each line is on the disk before the run goes on.
 
-    A line cut off by a kill is dropped when the log is opened again: that step simply runs again.
+    A line cut off by a kill is dropped when the log is opened again: that step simply runs again. `resumed`: whether
+    there was finished work when it was opened.
     """
 
     def __init__(self, path: Path):
@@ -20,6 +21,7 @@ class RunLog:
         self._values: dict[str, Any] = {}
         if path.exists():
             self._read()
+        self.resumed = bool(self._values)
 
     def _read(self) -> None:
         good = 0

@@ -12,7 +12,7 @@ from edgegen.decide import ASKED, Final
 from edgegen.devices import local
 from edgegen.judgement import Candidate
 from edgegen.recovery import NEEDS
-from edgegen.report import schema
+from edgegen.report import schema, text
 from edgegen.run import Run
 from edgegen.types import Measurement, PassResult
 from edgegen.variants import REWRITTEN
@@ -93,8 +93,8 @@ def precision_records(
     return records
 
 
-def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence[Candidate], seconds: float) -> dict:
-    """The whole report as `report.schema` checks it."""
+def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence[Candidate]) -> dict[str, Any]:
+    """The report as `report.schema` checks it, without what is known only when the run is over."""
     chosen = final.chosen
     request = run.request
     content = {
@@ -105,7 +105,6 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
         "command": request.command or "edgegen.compress(...)",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": request.seed,
-        "duration_s": round(seconds, 1),
         "budget": {
             "quality drop": f"{run.budget.max_quality_drop:g} {run.gate.unit}",
             "latency": f"{run.budget.max_latency_ms:g} ms" if run.budget.max_latency_ms else "no limit",
@@ -115,6 +114,8 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
         "result": _row(chosen, final),
         "steps": records,
         "candidates": [_candidate(c, final) for c in [*pool, chosen]],
+        "calibration_curve": [{"images": n, "quality": schema.figure(one)} for n, one in final.curve.points],
+        "calibration_reason": final.curve.reason,
         "data_source": "; ".join(f"{part}: {name}" for part, name in run.data.sources.items()),
         "data": _data(run),
         "skipped_files": dict.fromkeys(run.data.broken, "cannot be decoded"),
@@ -157,25 +158,48 @@ def unfinished(records: Sequence[dict[str, Any]]) -> str:
 def headline(run: Run, final: Final) -> str:
     """One sentence: faster or not, by how much, against what, where, and at what cost in quality."""
     chosen, baseline = final.chosen, final.baseline
-    cost = ""
-    if chosen.drop is not None:
-        figure = quality.find(chosen.figures, run.gate.figure)
-        cost = f", {run.gate.figure} {figure.value:.4g} {figure.unit}".rstrip()
-        cost += f" (drop {max(chosen.drop, 0.0):.3g} of {run.budget.max_quality_drop:g} {run.gate.unit} allowed)"
-    smaller = _size(baseline) / max(_size(chosen), 1)
-    where = f"on {run.target.name}"
+    against, size = f"the best unquantized build ({_plain(baseline)})", _smaller(baseline, chosen)
     if chosen.unknown:
-        told = f"latency neither measured (no device) nor estimated; {smaller:.1f}x smaller than {baseline.label}"
-        return f"{run.model.name} {where}: {told}{cost}."
-    if not run.bench.measures:
-        return (
-            f"{run.model.name} {where}: latency not measured (no device); predicted {chosen.gain:.2f}x against"
-            f" {baseline.label}, {smaller:.1f}x smaller{cost}."
-        )
-    if chosen.label == baseline.label:
-        return f"{run.model.name} {where}: nothing faster keeps the budget; the best unquantized build stays{cost}."
-    speed = f"{chosen.gain:.2f}x faster" if chosen.gain >= 1 else f"{1 / max(chosen.gain, 1e-9):.2f}x slower"
-    return f"{run.model.name} {where}: {speed} than {baseline.label} and {smaller:.1f}x smaller{cost}."
+        told = f"latency neither measured (no device) nor estimated; {size} than {against}"
+    elif not run.bench.measures:
+        told = f"latency not measured (no device); predicted {chosen.gain:.2f}x against {against}, {size}"
+    elif chosen.label == baseline.label:
+        told = f"nothing faster keeps the budget; {against} stays"
+    else:
+        speed = f"{chosen.gain:.2f}x faster" if chosen.gain >= 1 else f"{1 / max(chosen.gain, 1e-9):.2f}x slower"
+        told = f"{speed} and {size} than {against}"
+    return f"{run.model.name} on {run.target.name}: {told}; {_cost(run, chosen)}."
+
+
+def _plain(candidate: Candidate) -> str:
+    return candidate.label.removeprefix("original: ")
+
+
+def _smaller(before: Candidate, after: Candidate) -> str:
+    """The size against another's: "4.7x smaller", "3% larger", "no smaller"."""
+    ratio = _size(before) / max(_size(after), 1)
+    if 0.5 < ratio < 1.05:
+        gap = 100 * abs(1 - 1 / ratio)
+        return f"{gap:.0f}% {'smaller' if ratio > 1 else 'larger'}" if gap >= 1 else "no smaller"
+    return f"{ratio:.1f}x smaller" if ratio > 1 else f"{1 / ratio if ratio else math.inf:.1f}x larger"
+
+
+def _cost(run: Run, chosen: Candidate) -> str:
+    """The deciding figure, what was lost of it, and what may be lost, in the words of the task."""
+    if chosen.drop is None:
+        return "quality not measured"
+    gate, lost, allowed = run.gate, max(chosen.drop, 0.0), run.budget.max_quality_drop or 0.0
+    figure = f"{gate.figure} {text.figure(schema.figure(quality.find(chosen.figures, gate.figure)))}"
+    if gate.figure.startswith("perceptual"):
+        return f"{figure}, that is {lost:.3g}% (at most {allowed:g}% asked for)"
+    if run.model.task == "image-to-image":
+        return f"{figure} (at least {quality.CEILING_DB - allowed:.4g} dB asked for)"
+    if run.model.task == "unconditional":
+        count = f"; {gate.unit[gate.unit.index('N = '):]}" if "N = " in gate.unit else ""
+        return f"{figure}, within {lost / 1e3:.3g} of the teacher's ({allowed / 1e3:g} allowed{count})"
+    unit = "points" if run.model.task == "classification" else "dB"
+    note = f"; {gate.unit.partition('(')[2].rstrip(')')}" if "(asked" in gate.unit else ""
+    return f"{figure}, {f'{lost:.3g} {unit} lost' if lost else 'nothing lost'} ({allowed:g} allowed{note})"
 
 
 def _size(candidate: Candidate) -> int:
@@ -201,6 +225,7 @@ def _row(candidate: Candidate, final: Final) -> dict[str, Any]:
             "int8_macs_share": seen.int8_macs_share if seen else None,
             "layers": dict(seen.layers) if seen else {},
         },
+        "throughput": [schema.figure(rate)] if (rate := final.throughput.get(candidate.label)) is not None else [],
         "artifacts": {file.name: file.stat().st_size for file in artifact.files} if artifact else {},
     }
 

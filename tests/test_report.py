@@ -228,7 +228,7 @@ def test_not_measured_latency(folder: Path) -> None:
     checked = write_report(folder, report)
     assert checked["result"]["latency"]["value"] is None
     words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
-    assert words.count("no device") == 3
+    assert words.count("no device") == 4, "below the sentence, and in three cells"
     assert "faster" not in words.replace(report["headline"], "").replace("0.97x: not faster", "")
 
 
@@ -528,7 +528,8 @@ def test_what_layers_lack_is_said(folder: Path) -> None:
     report["data"]["calibration"] = {"count": 37}
     write_report(folder, report)
     words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
-    for expected in ("this runtime tells no times", "SQNR and recovers if left in float", "this run calibrated once"):
+    absent = ("this runtime tells no times", "SQNR and recovers if left in float", "changes with their number")
+    for expected in absent:
         assert expected in words, expected
     assert 'aria-label="efficiency gap"' not in (folder / "report.html").read_text(encoding="utf-8")
 
@@ -551,13 +552,71 @@ def test_layers_below_the_waterline_are_marked() -> None:
 
 def test_what_to_do_next_comes_from_the_report() -> None:
     report = normalise(sample())
-    assert advice.next_steps(report)[-1].startswith("quantize was kept only because")
+    assert advice.next_steps(report)[-2].startswith("quantize was kept only because")
+    assert advice.next_steps(report)[-1].startswith("To use it: out/demo/README.md")
     report["result"]["latency"] |= {"status": "not measured", "value": None, "reason": "no device"}
     assert "edgegen profile out/demo --device" in advice.next_steps(report)[0]
     report["data"]["test"]["count"] = 4
     assert any("4 held-out samples" in text for text in advice.next_steps(report))
     report["result"]["quality"] = []
     assert any("No quality was measured" in text for text in advice.next_steps(report))
+
+
+def test_a_curve_that_still_rises_asks_for_more_samples() -> None:
+    report = normalise(full_sample())
+    assert not any("still rose" in sentence for sentence in advice.next_steps(report))  # 27.6 to 27.8 dB
+    report["calibration_curve"][-1]["quality"]["value"] = 28.6
+    assert any("1.0 dB higher from 32 to 128 samples" in sentence for sentence in advice.next_steps(report))
+
+
+def test_throughput_tells_how_many_ran_at_once_and_why_not(folder: Path) -> None:
+    report = sample()
+    for side, value in (("baseline", 40.0), ("result", 100.0)):
+        told = {"streams": 2, "threads": 1, "batch": 1}
+        report[side]["throughput"] = [measured("throughput", value, "1/s", direction="higher", conditions=told)]
+    write_report(folder, report)
+    words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
+    assert "samples a second, 2 at once (1 thread each)" in words
+    assert "2.50x more" in words
+    for side in ("baseline", "result"):
+        missing = {"name": "throughput", "unit": "1/s", "status": "not measured", "reason": "one thread alone"}
+        report[side]["throughput"] = [missing]
+    write_report(folder, report)
+    words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
+    assert "samples a second, several at once" in words
+    assert words.count("one thread alone") == 2
+
+
+def test_what_the_run_took_stands_beside_what_its_plan_said(folder: Path) -> None:
+    spent = {"seconds": 200.0, "memory_bytes": 900_000_000, "disk_bytes": 30_000_000}
+    report = sample() | {"cost": {"predicted": spent, "used": spent | {"seconds": 125.0}, "resumed": True}}
+    write_report(folder, report)
+    words = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
+    for expected in ("3 min 20 s", "2 min 5 s", "900 MB", "30.0 MB", "The run was resumed"):
+        assert expected in words, expected
+
+
+def test_a_share_is_told_in_percent_and_its_change_in_points(folder: Path) -> None:
+    top1 = {"name": "top-1", "unit": "share", "direction": "higher"}
+    before, after = top1 | {"value": 0.9}, top1 | {"value": 0.8945}
+    assert text.figure(Figure(**after).model_dump()) == "89.45%"
+    assert text.difference(before, after) == "0.55 points lower"
+    report = sample()
+    report["baseline"]["quality"], report["result"]["quality"] = [before], [after | {"interval": (0.88, 0.91)}]
+    checked = write_report(folder, report)
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert mismatches(page, checked) == []
+    assert "88.00%" in " ".join(page.words)
+
+
+def test_the_page_says_on_what_it_was_measured(folder: Path) -> None:
+    report = sample()
+    write_report(folder, report)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "on this machine, 2 threads, batch 1, in turns with the baseline." in page
+    report["result"]["latency"] = {"name": "latency", "status": "not measured", "reason": "no device"}
+    write_report(folder, report)
+    assert "latency on cpu: no device." in (folder / "report.html").read_text(encoding="utf-8")
 
 
 MADE = Path(__file__).parents[1] / "out"

@@ -8,19 +8,20 @@ from edgegen.report import text
 
 FEW = 100
 """Fewer held-out samples than this leave intervals so wide that small losses cannot be told from none."""
+RISES = {"dB": 0.5, "share": 0.005}
+"""What the last doubling of the calibration set brought, by unit, for another one to be worth a try."""
 
 Report = dict[str, Any]
 
 
 def next_steps(report: Report) -> list[str]:
     """Sentences, the most useful first; empty when nothing is open."""
-    return [*_latency(report), *_quality(report), *_steps(report)]
+    return [*_latency(report), *_quality(report), *_calibration(report), *_steps(report), *_use(report)]
 
 
 def _latency(report: Report) -> list[str]:
     base, result = report["baseline"], report["result"]
-    folder = report["reproduce"].removeprefix("edgegen reproduce ") or "BUNDLE"
-    found = []
+    folder, found = _folder(report), []
     if result["latency"]["status"] != "measured":
         found.append(
             f"The latency on {report['target']} is not measured. Measure it there: edgegen profile {folder} --device "
@@ -50,6 +51,30 @@ def _quality(report: Report) -> list[str]:
         return [f"Quality was judged on {tested['count']} held-out samples. Give more (--eval-data) for narrower "
                 "intervals."]
     return []
+
+
+def _calibration(report: Report) -> list[str]:
+    """Whether more samples to calibrate on may help: whether the end of the curve still rises."""
+    last = [point for point in report["calibration_curve"] if point["quality"]["value"] is not None][-2:]
+    if len(last) < 2:
+        return []
+    before, after = (point["quality"] for point in last)
+    if after["value"] - before["value"] < RISES.get(after["unit"], float("inf")):
+        return []
+    return [f"Quality still rose with the last doubling of the calibration set ({text.difference(before, after)} from "
+            f"{last[0]['images']} to {last[1]['images']} samples): give more (--calibration-images)."]  # fmt: skip
+
+
+def _use(report: Report) -> list[str]:
+    """How to take the result along."""
+    if not report["reproduce"] or report["result"]["label"] == report["baseline"]["label"]:
+        return []
+    return [f"To use it: {_folder(report)}/README.md says how to run it; edgegen verify {_folder(report)} checks it "
+            "on another machine."]  # fmt: skip
+
+
+def _folder(report: Report) -> str:
+    return report["reproduce"].removeprefix("edgegen reproduce ") or "BUNDLE"
 
 
 def _steps(report: Report) -> list[str]:

@@ -55,7 +55,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
         ("Input sizes", "resolutions", resolutions.section(report)),
         ("Pictures", "pictures", _pictures(report, folder)),
         ("Steps", "steps", parts.steps(report)),
-        ("Builds tried", "builds", parts.candidates(report)),
+        ("Builds tried", "builds", parts.candidates(report) + _labels(report)),
         ("Latency samples", "samples", _samples(report)),
         ("Layers of the result", "layers", layers.section(report)),
         ("Precision obtained", "precision", _precision(report)),
@@ -72,12 +72,27 @@ def page(report: dict[str, Any], folder: Path) -> str:
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         title=f"{report['model']} on {report['target']}",
         asked=_asked(report),
+        where=Markup(_where(report)),
         parts=[{"title": title, "id": name, "content": Markup(content)} for title, name, content in sections],
     )
 
 
 def _environment() -> Environment:
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def _where(report: dict[str, Any]) -> str:
+    """On which device the latency was measured, or that it was not."""
+    latency, told = report["result"]["latency"], report["result"]["latency"]["conditions"]
+    if latency["status"] != "measured":
+        why = latency["reason"] or "this device was not here"
+        return f"{parts.mark(latency['status'])} latency on {escape(report['target'])}: {escape(why)}."
+    here = report["machine"].get("cpu_model", "this machine")
+    device = told.get("device", "local") if told.get("device", "local") != "local" else told.get("cpu_model") or here
+    threads = f", {text.plain(told['threads'])} thread{'s' * (told['threads'] != 1)}" if told.get("threads") else ""
+    batch = f", batch {text.plain(told.get('batch', 1))}"
+    beside = "" if report["result"]["ratio"] is None else ", in turns with the baseline"
+    return f"{parts.mark('measured')} on {escape(text.plain(device))}{threads}{batch}{beside}."
 
 
 def _asked(report: dict[str, Any]) -> str:
@@ -90,6 +105,18 @@ def _next(report: dict[str, Any]) -> str:
     return f'<div class="next"><h3>What to do next</h3><ul>{items}</ul></div>' if items else ""
 
 
+def _labels(report: dict[str, Any]) -> str:
+    """How to read the names and the ratios of builds."""
+    if not report["candidates"]:
+        return ""
+    return (
+        '<p class="soft">A build is named "network: runtime precision"; in brackets of an int8 build stand its Q/DQ '
+        "format or how its ranges were found, and what is not int8. A ratio is the latency divided by the baseline's. "
+        "All builds were timed once, short; then the baseline and the chosen one again, long: so the result above and "
+        "the chosen one's row.</p>"
+    )
+
+
 def _samples(report: dict[str, Any]) -> str:
     rows = [(report[side]["label"], kind, report[side]["latency"]) for side, kind in _KINDS_OF_ROW]
     drawn = svg.strip(rows)
@@ -98,13 +125,14 @@ def _samples(report: dict[str, Any]) -> str:
 
 def _calibration(report: dict[str, Any]) -> str:
     """The curve where there is one; else on how many samples it was calibrated, where that is known."""
+    missing = f"{parts.mark('not measured')} {escape(why)}." if (why := report["calibration_reason"]) else ""
     if drawn := svg_plots.curve(report["calibration_curve"]):
-        said = f'{parts.mark("measured")} the same build, calibrated on more and more samples.'
-        return f'<p class="soft">{said}</p>{drawn}'
+        said = f"{parts.mark('measured')} the same build calibrated on more and more samples, judged on the same data."
+        return f'<p class="soft">{said} {missing}</p>{drawn}'
     part = report["data"].get("calibration")
     if part is None:
         return ""
-    absent = f"{parts.mark('not measured')} how quality changes with their number: this run calibrated once."
+    absent = missing or f"{parts.mark('not measured')} how quality changes with their number."
     return f"<p>{part['count']:,} samples were there to calibrate on. {absent}</p>"
 
 
@@ -192,4 +220,21 @@ def _data(report: dict[str, Any]) -> str:
 
 def _again(report: dict[str, Any]) -> str:
     took = f"<p>The run took {text.seconds(report['duration_s'])}.</p>" if report["duration_s"] is not None else ""
+    took = _cost(report) or took
     return f"<pre>{escape(report['reproduce'])}</pre>{took}" if report["reproduce"] else took
+
+
+def _cost(report: dict[str, Any]) -> str:
+    """What the run took beside what its plan says."""
+    if report["cost"] is None:
+        return ""
+    forms = (("seconds", "time", text.seconds), ("memory_bytes", "memory of the largest process", text.size),
+             ("disk_bytes", "disk while it ran", text.size))  # fmt: skip
+    rows = []
+    for key, label, form in forms:
+        cells = (form(report["cost"][side][key]) for side in ("predicted", "used"))
+        rows.append(f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    heads = f'<td></td><th scope="col">{parts.mark("predicted")}</th><th scope="col">{parts.mark("measured")}</th>'
+    note = '<p class="soft">The run was resumed: the time is that of its last part.</p>'
+    table = f'<table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="card">{table}</div>{note if report["cost"]["resumed"] else ""}'

@@ -112,7 +112,7 @@ def _latency_rows(base: Report, result: Report) -> list[str]:
 
 
 def _throughput_rows(base: Report, result: Report) -> list[str]:
-    """Samples a second one after the other, which is 1000 / p50 over the batch, then each batch that was measured."""
+    """Samples a second one after the other, which is 1000 / p50 over the batch, then many at once."""
     cells, rates = [], []
     for side in (base, result):
         latency, batch = side["latency"], side["latency"]["conditions"].get("batch", 1)
@@ -123,16 +123,28 @@ def _throughput_rows(base: Report, result: Report) -> list[str]:
     if not any(rates):
         return []
     rows = [_row("samples a second", cells, "")]
-    batches = sorted({f["conditions"].get("batch", 0) for side in (base, result) for f in side["throughput"]})
-    for batch in batches:
-        cells = []
+    ways = list(dict.fromkeys(_way(one) for side in (base, result) for one in side["throughput"]))
+    for way in ways:
+        cells, values = [], []
         for name, side in zip(_SIDES, (base, result), strict=True):
-            found = [i for i, f in enumerate(side["throughput"]) if f["conditions"].get("batch") == batch]
-            cells.append(figure(f"{name}.throughput.{found[0]}", side["throughput"][found[0]]) if found else _DASH)
-        rows.append(_row(f"samples a second, batch {batch}", cells, ""))
-    if not batches:
-        rows.append(_row("samples a second, larger batches", [mark("not measured")] * 2, ""))
+            found = next((i for i, one in enumerate(side["throughput"]) if _way(one) == way), None)
+            cells.append(_DASH if found is None else figure(f"{name}.throughput.{found}", side["throughput"][found]))
+            values.append(None if found is None else side["throughput"][found]["value"])
+        change = f'<span class="{_better(*values, "higher")}">{text.percent_less(*values)}</span>'
+        rows.append(_row(f"samples a second, {way}", cells, change if None not in values else ""))
+    if not ways:
+        rows.append(_row("samples a second, several at once", [mark("not measured")] * 2, ""))
     return rows
+
+
+def _way(rate: Report) -> str:
+    """How many ran at once, in words."""
+    told = rate["conditions"]
+    batch, count, each = (told.get(key, 1) for key in ("batch", "streams", "threads"))
+    parts = [f"batch {text.plain(batch)}"] if batch != 1 else []
+    if count != 1:
+        parts.append(f"{text.plain(count)} at once ({text.plain(each)} thread{'s' * (each != 1)} each)")
+    return ", ".join(parts) or "several at once"
 
 
 def _quality_rows(base: Report, result: Report) -> list[str]:

@@ -70,7 +70,7 @@ class Row(_Part):
 
     label: such as "openvino bf16". ratio: latency divided by the baseline's, from one interleaved run (below 1 is
     faster); None for the baseline itself. artifacts: file name -> bytes. throughput: samples a second with many at
-    once, a figure for each batch size that was measured (`conditions["batch"]`).
+    once, a figure for each way that was measured (`conditions`: "batch", and "streams" that ran side by side).
     """
 
     label: str
@@ -162,7 +162,7 @@ class Dla(_Part):
 
 
 class CalibrationPoint(_Part):
-    """Quality of the same build calibrated on `images` samples."""
+    """Quality of the same build calibrated on `images` samples (of a denoiser: inputs along its way)."""
 
     images: int
     quality: Figure
@@ -198,6 +198,22 @@ class DataPart(_Part):
     sha256: str = ""
 
 
+class Spent(_Part):
+    """Seconds of the run, bytes of its largest process, bytes on disk while it ran."""
+
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+class Cost(_Part):
+    """What the run took, and what its plan (`--dry-run`) says. resumed: `used` has the time of its last part alone."""
+
+    predicted: Spent
+    used: Spent
+    resumed: bool = False
+
+
 class Report(_Part):
     """A run, from the command to the numbers. See the field types for units; `skipped_files`: file -> why."""
 
@@ -210,6 +226,7 @@ class Report(_Part):
     date: str
     seed: int
     duration_s: float | None = None
+    cost: Cost | None = None
     budget: dict[str, Any] = {}
     baseline: Row
     result: Row
@@ -222,6 +239,7 @@ class Report(_Part):
     dla: Dla | None = None
     resolutions: list[Resolution] = Field(default=[], description="several fixed input sizes, the first one decided at")
     calibration_curve: list[CalibrationPoint] = []
+    calibration_reason: str = Field(default="", description="which points the curve lacks, or why there is none")
     data_source: str = ""
     data: dict[str, DataPart] = {}
     skipped_files: dict[str, str] = {}

@@ -94,26 +94,34 @@ def figure(value: dict[str, Any] | None) -> str:
     """A figure's value with its unit, "about" before an estimate, "not measured" where there is none."""
     if value is None or value["value"] is None:
         return NOT_MEASURED
-    unit = value["unit"]
+    about, unit = "about " if value["status"] == "estimated" else "", value["unit"]
+    if unit == "share":
+        return f"{about}{_percent(value['value'])}"
     gap = "" if unit in ("", "%", "x") else " "
-    return f"{'about ' if value['status'] == 'estimated' else ''}{number(value['value'], _digits(unit))}{gap}{unit}"
+    return f"{about}{number(value['value'], _digits(unit))}{gap}{unit}"
 
 
 def interval(value: dict[str, Any] | None) -> str:
     """The interval as "2.31 to 2.45", or an empty string."""
     if value is None or value["interval"] is None:
         return ""
-    low, high = (number(end, _digits(value["unit"])) for end in value["interval"])
+    unit = value["unit"]
+    low, high = (_percent(end) if unit == "share" else number(end, _digits(unit)) for end in value["interval"])
     return f"{low} to {high}"
 
 
 def difference(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
-    """How far a figure moved: "0.28 dB lower", "1.2 points higher" for percentages, "same"; '' if either is absent."""
+    """How far a figure moved: "0.28 dB lower", "1.2 points higher" (percentages, shares), "same"; '' without either."""
     if before is None or after is None or before["value"] is None or after["value"] is None:
         return ""
-    gap = after["value"] - before["value"]
-    unit = {"": "", "%": " points"}.get(after["unit"], f" {after['unit']}")
+    gap = (after["value"] - before["value"]) * (100 if after["unit"] == "share" else 1)
+    unit = {"": "", "%": " points", "share": " points"}.get(after["unit"], f" {after['unit']}")
     return "same" if gap == 0 else f"{number(abs(gap), 2)}{unit} {'higher' if gap > 0 else 'lower'}"
+
+
+def _percent(value: float) -> str:
+    """A share (0..1) in percent, to the hundredth of a point: that much may decide."""
+    return f"{number(100 * value, 4)}%"
 
 
 def _trim(digits: str) -> str:

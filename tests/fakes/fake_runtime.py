@@ -38,7 +38,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
 
 @contextmanager
 def load(artifact: Artifact) -> Iterator[Run]:
-    """Doubles its inputs, after options["ms"] milliseconds of work; options["call"] counts runs into a file."""
+    """Doubles its inputs, after options["sleep_ms"] of sleep and options["ms"] of work; "after" runs come before "do"."""
     misbehave(str(artifact.options.get("load", "")))
     calls = 0
 
@@ -47,6 +47,7 @@ def load(artifact: Artifact) -> Iterator[Run]:
         calls += 1
         if calls > int(artifact.options.get("after", 0)):
             misbehave(str(artifact.options.get("do", "")))
+        time.sleep(float(artifact.options.get("sleep_ms", 0)) / 1000)
         end = time.perf_counter() + float(artifact.options.get("ms", 0)) / 1000
         while time.perf_counter() < end:
             pass
