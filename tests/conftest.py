@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,16 @@ import pytest
 from edgegen.types import Model, Preprocessing, Stage, TensorSpec
 
 TINY = ("conv_chain", "residual", "depthwise_generator")
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay() -> Iterator[None]:
+    """A test that calls the command line in this process must not change how pytest itself ends, nor its children."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def _conv_chain() -> Any:

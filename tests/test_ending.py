@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -32,8 +36,9 @@ def test_the_last_line_says_how_to_go_on() -> None:
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
-    code = (
-        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nfrom edgegen import cli_ending\n"
+    code = (  # whoever started the tests may ignore signals too, and children inherit that
+        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "from edgegen import cli_ending\n"
         "cli_ending.listen()\nprint(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN,"
         " signal.getsignal(signal.SIGTERM) is cli_ending._end)"
     )
@@ -70,10 +75,17 @@ def place(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     return tmp_path, arguments
 
 
+def heard() -> None:
+    """In a child: no signal is ignored, whatever whoever started the tests ignores."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(folder: Path, arguments: tuple[str, ...], *more: str, **options: Any) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "EDGEGEN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "edgegen.cli", "compress", *arguments, "--out", "made", *more]
-    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **options)
+    more = {"start_new_session": True, "preexec_fn": heard, **options}
+    return subprocess.Popen(command, cwd=folder, env=environment, **more)
 
 
 def under_way(folder: Path, process: subprocess.Popen[bytes]) -> None:
@@ -125,6 +137,36 @@ def test_a_closed_terminal_leaves_a_clean_state(place: Any) -> None:
     assert clean(folder)
 
 
+def own_terminal() -> None:
+    """In a child: its standard input is its controlling terminal, so that Ctrl-C there reaches it."""
+    heard()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest_torch
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_ends_with_the_line_and_the_cursor_is_back(place: Any) -> None:
+    folder, arguments = place
+    own, theirs = pty.openpty()
+    process = start(folder, arguments, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_terminal)
+    os.close(theirs)
+    under_way(folder, process)
+    os.write(own, b"\x03")
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed when the command has ended
+        while piece := os.read(own, 1 << 16):
+            shown += piece
+    os.close(own)
+    assert process.wait(60) == 130
+    text = shown.decode(errors="replace")
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l"), "the cursor was hidden and not shown again"
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n")
+    lines = [line for line in plain.splitlines() if line.strip()]
+    assert lines[-1].startswith("edgegen: interrupted; finished steps are kept: go on with: edgegen compress")
+    assert lines[-1].endswith("--out made --resume")
+    assert clean(folder)
+
+
 @pytest_torch
 def test_a_plan_writes_nothing_and_predicts_every_step(place: Any, monkeypatch: Any, capsys: Any) -> None:
     folder, arguments = place
@@ -144,6 +186,6 @@ def test_a_plan_writes_nothing_and_predicts_every_step(place: Any, monkeypatch: 
         told = json.loads(shown)
         names = [step["name"] for step in told["steps"]]
         group = ["1 prune_channels", "1 distill", "1 judge"]
-        assert names == ["export", "baseline", "teacher", *group, "quantize", "final"]
+        assert names == ["export", "baseline", "teacher", *group, "quantize", "final", "calibration curve"]
         assert told["seconds"] == pytest.approx(sum(step["seconds"] for step in told["steps"]))
         assert told["memory_bytes"] > told["disk_bytes"] > 1_000_000
