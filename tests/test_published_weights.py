@@ -21,6 +21,7 @@ from torch import Tensor, nn  # noqa: E402
 from edgegen import loading, registry, weights  # noqa: E402
 from edgegen.errors import ModelError  # noqa: E402
 from edgegen.models import _published  # noqa: E402
+from edgegen.nn import mixed_norm  # noqa: E402
 from edgegen.records import ModelOptions  # noqa: E402
 
 ASSETS = Path(__file__).parents[1].parent / "shared" / "assets"
@@ -437,7 +438,7 @@ def test_ugatit_takes_one_generator_of_several(tmp_path: Path):
 
 
 def test_layer_instance_norm_in_closed_form():
-    norm = registry.module("models", "ugatit").layer_instance_norm
+    norm = mixed_norm.layer_instance_norm
     x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     alone = (x - x.mean((2, 3), keepdim=True)) / torch.sqrt(x.var((2, 3), keepdim=True) + 1e-5)
     together = (x - x.mean((1, 2, 3), keepdim=True)) / torch.sqrt(x.var((1, 2, 3), keepdim=True) + 1e-5)

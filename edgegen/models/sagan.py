@@ -65,7 +65,8 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         z, hot = conditional.split(z, label, self.latent, self.classes, self.label)
-        x = self.linear(z).reshape(-1, self.widths[0], 4, 4)
+        x = self.linear(z)
+        x = x.reshape(x.shape[0], -1, 4, 4)
         for i, block in enumerate(self.blocks):
             x = block(x, hot)
             if 2 ** (i + 3) == self.attention:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgegen.nn.mixed_norm import ILN, AdaILN, ChannelWeights
+
 RECORD = {
     "task": "image-to-image",
     "input": {"shape": [1, 3, 256, 256], "value_range": [-1, 1], "mean": [], "std": [], "colour": "RGB", "resize": 256,
@@ -20,41 +22,6 @@ RECORD = {
     "licence": "Apache-2.0",
     "source": "selfie2anime checkpoints of znxlwm/UGATIT-pytorch and taki0112/UGATIT (MIT); edgegen ships none",
 }  # fmt: skip
-
-
-def layer_instance_norm(x: Tensor, rho: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """rho times the instance norm of x and 1 - rho times its layer norm; variances are unbiased, as published."""
-    parts = []
-    for axes in ((2, 3), (1, 2, 3)):
-        mean = x.mean(axes, keepdim=True)
-        count = x[0].numel() if len(axes) == 3 else x[0, 0].numel()
-        variance = (x - mean).square().mean(axes, keepdim=True) * (count / (count - 1))
-        parts.append((x - mean) / torch.sqrt(variance + epsilon))
-    return rho * parts[0] + (1 - rho) * parts[1]
-
-
-class AdaILN(nn.Module):
-    """Layer-instance norm with scale and shift given to forward: x (N, C, H, W), gamma and beta (N, C)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.rho = nn.Parameter(torch.full((1, channels, 1, 1), 0.9))
-
-    def forward(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return layer_instance_norm(x, self.rho) * gamma[:, :, None, None] + beta[:, :, None, None]
-
-
-class ILN(nn.Module):
-    """Layer-instance norm with its own scale and shift."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.rho = nn.Parameter(torch.full((1, channels, 1, 1), 0.1))
-        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_instance_norm(x, self.rho) * self.gamma + self.beta
 
 
 def _unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -98,7 +65,7 @@ class Generator(nn.Module):
             *_unit(3, width, 7), nn.ReLU(), *_unit(width, 2 * width, stride=2), nn.ReLU(),
             *_unit(2 * width, inner, stride=2), nn.ReLU(), *(Block(inner) for _ in range(blocks)),
         )  # fmt: skip
-        self.gap_fc, self.gmp_fc = nn.Linear(inner, 1, bias=False), nn.Linear(inner, 1, bias=False)
+        self.gap_fc, self.gmp_fc = ChannelWeights(inner), ChannelWeights(inner)
         self.conv1x1 = nn.Conv2d(2 * inner, inner, 1)
         flat = inner if light else (size // 4) ** 2 * inner
         self.FC = nn.Sequential(
@@ -116,8 +83,7 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.DownBlock(x)
-        weighted = [x * layer.weight[:, :, None, None] for layer in (self.gap_fc, self.gmp_fc)]
-        x = torch.relu(self.conv1x1(torch.cat(weighted, 1)))
+        x = torch.relu(self.conv1x1(torch.cat((self.gap_fc(x), self.gmp_fc(x)), 1)))
         code = self.FC(x.mean((2, 3)) if self.light else x.flatten(1))
         gamma, beta = self.gamma(code), self.beta(code)
         for i in range(self.blocks):

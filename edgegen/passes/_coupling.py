@@ -9,12 +9,10 @@ that a concatenation with the input image has sizes. What is still wrong is foun
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import nn
 from torch_pruning import ops
 from torch_pruning._helpers import _HybridIndex as Index
@@ -22,29 +20,12 @@ from torch_pruning._helpers import _HybridIndex as Index
 from edgegen import graph
 from edgegen.errors import PassError
 from edgegen.nn import tokens
-from edgegen.passes import _groups, _inverse
+from edgegen.passes import _groups, _inverse, _standins, _tracing
 from edgegen.passes._groups import Coupled, Key, Unit
 from edgegen.passes._limited import limited
+from edgegen.passes._tracing import Dependencies, Member
 
 _NOT_MASKED = (nn.MultiheadAttention,)  # its masked twin is not built
-
-
-class _Traced(nn.Module):
-    """The network with a layer at each float input and an operation at each output, so that both have nodes."""
-
-    def __init__(self, net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.net = net
-        self.probes = nn.ModuleList(_probe(x) for x in inputs)
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(out * 1 for out in graph.flatten(self.net(*(p(x) for p, x in zip(self.probes, inputs)))))
-
-
-def _probe(x: torch.Tensor) -> nn.Module:
-    if x.is_floating_point() and x.ndim == 4:
-        return nn.Conv2d(x.shape[1], x.shape[1], 1)
-    return nn.Linear(x.shape[1], x.shape[1]) if x.is_floating_point() and x.ndim == 2 else nn.Identity()
 
 
 def find(
@@ -83,32 +64,10 @@ def find(
 
 
 def _find(net: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Coupled]:
-    traced = _Traced(net, inputs)
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dg = _Dependencies().build_dependency(
-            traced, tuple(inputs), forward_fn=lambda net, inputs: net(*inputs), verbose=False
-        )
-        maps = _add_mappings(dg)
-        return [_coupled(dg, group, maps) for group in dg.get_all_groups()]
-
-
-class _Dependencies(tp.DependencyGraph):
-    """torch-pruning's graph, which adds up None where it cannot infer the sizes of a concatenation's parts."""
-
-    def _build_dependency(self, module2node: dict[Any, Any]) -> None:
-        super()._build_dependency(module2node)
-        for node in module2node.values():
-            if node.type == ops.OPTYPE.CONCAT:
-                parts = [_channels(function, place) for function, place in node.grad_fn.next_functions]
-                if None not in parts and len(parts) == len(node.inputs):
-                    node.module.concat_sizes = parts
-
-
-def _channels(function: Any, place: int) -> int | None:
-    """Channels of an output of an operation that autograd recorded, None for what was not recorded."""
-    shape = tuple(function._input_metadata[place].shape) if function is not None else ()
-    return shape[1] if len(shape) > 1 else None
+    stood = _standins.put(net)
+    dg = _tracing.trace(net, inputs)
+    maps = _add_mappings(dg)
+    return _standins.expand(stood, [_coupled(dg, members, maps) for members in dg.groups()])
 
 
 class _Mapping:
@@ -124,7 +83,7 @@ class _Mapping:
         return list(dict.fromkeys(Index(idx=k, root_idx=i.root_idx) for i in inside for k in self.function(i.idx)))
 
 
-def _add_mappings(dg: tp.DependencyGraph) -> list[_Mapping]:
+def _add_mappings(dg: Dependencies) -> list[_Mapping]:
     """Teach the graph the operations that move channels. A node's own index space is that of its input."""
     made: list[_Mapping] = []
     for node in list(dg.module2node.values()):
@@ -160,75 +119,56 @@ def _moves(grad_fn: Any) -> tuple[_Mapping, _Mapping] | None:
     return None
 
 
-def _coupled(dg: tp.DependencyGraph, group: Any, maps: list[_Mapping]) -> Coupled:
-    """A torch-pruning group as units in original indices."""
-    root, function = group[0].dep.target.module, group[0].dep.handler
-    members = _units(dg, group)
-    result = Coupled(_path(dg, root), [], producers=tuple(path for path, side in members if side == "out"))
-    parts = [dep.target.module for dep, _ in group]
-    count = len(group[0].idxs)
-    simple = all(
-        sorted(idxs) == list(range(count)) and not any(dep.index_mapping) for dep, idxs in group
-    )
-    result.blocked = _reason(dg, group)
+def _coupled(dg: Dependencies, members: list[Member], maps: list[_Mapping]) -> Coupled:
+    """A group of torch-pruning's graph as units in original indices."""
+    first, side_of = members[0], _units(dg, members)
+    root, count = first.node.module, len(first.indices)
+    result = Coupled(dg.path(root), [], producers=tuple(path for path, side in side_of if side == "out"))
+    parts = [member.node.module for member in members]
+    result.blocked = _reason(dg, members)
     result.inexact = any(isinstance(part, _NOT_MASKED) for part in parts)
     if result.blocked:
         return result
-    if simple:
-        result.units = [dict.fromkeys(_units(dg, group), (i,)) for i in range(count)]
+    if all(member.indices == first.indices and not member.moved for member in members):
+        result.units = [dict.fromkeys(side_of, (i,)) for i in range(count)]
     else:
-        result.units, result.fixed = _closures(dg, root, function, count, maps)
+        result.units, result.fixed = _closures(dg, first, maps)
     _merge_blocks(result, parts)
     return result
 
 
-def _reason(dg: tp.DependencyGraph, group: Any) -> str:
+def _reason(dg: Dependencies, members: list[Member]) -> str:
     """Why no channel of this group may go, or an empty string."""
-    if any(dep.target.type == ops.OPTYPE.OUTPUT for dep, _ in group):
+    if any(member.node.type == ops.OPTYPE.OUTPUT for member in members):
         return "produces the model's output"
-    if any(str(dg._module2name.get(dep.target.module, "")).startswith("probes.") for dep, _ in group):
+    if any(str(dg._module2name.get(member.node.module, "")).startswith("probes.") for member in members):
         return "tied to the model's input"
     return ""
 
 
-def _path(dg: tp.DependencyGraph, part: Any) -> str:
-    name = dg._param_to_name[part] if isinstance(part, nn.Parameter) else dg._module2name.get(part, "")
-    return name.removeprefix("net.") if name.startswith("net.") else ""
-
-
-def _units(dg: tp.DependencyGraph, group: Any) -> Unit:
+def _units(dg: Dependencies, members: list[Member]) -> Unit:
     """The real layers and parameters of a group with their indices; bookkeeping nodes are left out."""
     unit: Unit = {}
-    for dep, idxs in group:
-        path = _path(dg, dep.target.module)
-        side = "out" if dg.is_out_channel_pruning_fn(dep.handler) else "in"
+    for member in members:
+        path, side = dg.path(member.node.module), "out" if dg.writes(member) else "in"
         if path:
-            unit[path, side] = tuple(sorted({*unit.get((path, side), ()), *idxs}))
+            unit[path, side] = tuple(sorted({*unit.get((path, side), ()), *member.indices}))
     return unit
 
 
-def _closures(
-    dg: tp.DependencyGraph, root: nn.Module, function: Any, count: int, maps: list[_Mapping]
-) -> tuple[list[Unit], set[int]]:
+def _closures(dg: Dependencies, first: Member, maps: list[_Mapping]) -> tuple[list[Unit], set[int]]:
     """Units where one root channel drags others along; a unit that reaches channels which padding makes is fixed."""
     units: list[Unit] = []
     fixed: set[int] = set()
-    left = set(range(count))
+    left = set(first.indices)
     while left:
         for mapping in maps:
             mapping.touched = False
-        indices = {min(left)}
-        while True:
-            group = dg.get_pruning_group(root, function, sorted(indices))
-            own = [idxs for dep, idxs in group if dep.target.module is root and dep.handler == function]
-            wider = indices.union(*own)
-            if wider == indices:
-                break
-            indices = wider
+        members = dg.group(first.node.module, first.function, {min(left)})
         if any(mapping.touched for mapping in maps):
             fixed.add(len(units))
-        units.append(_units(dg, group))
-        left -= indices
+        units.append(_units(dg, members))
+        left -= members[0].indices
     return units, fixed
 
 

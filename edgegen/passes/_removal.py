@@ -17,6 +17,7 @@ from torch import nn
 from torch_pruning import ops
 
 from edgegen import graph
+from edgegen.nn import mixed_norm
 from edgegen.passes._groups import Coupled, Key
 
 Removals = Mapping[Key, frozenset[int]]
@@ -126,11 +127,17 @@ def mask(module: nn.Module, removals: Removals) -> nn.Module:
                 part.index_fill_(_parameter_dim(part), torch.tensor(at), 0.0)
             elif isinstance(part, graph.WEIGHTED):
                 _mask_weight(part, side, at)
+            elif isinstance(part, nn.Embedding):
+                part.weight[:, at] = 0
             elif isinstance(part, nn.LayerNorm | nn.GroupNorm):
                 put(masked, path, _KeptNorm(part, at))
             elif isinstance(part, _NORMS) and part.weight is not None:
                 part.weight[at] = 0
                 part.bias[at] = 0
+    for (path, _), indices in removals.items():
+        owner, _, name = path.rpartition(".")
+        if name == "rho" and isinstance(part_at(masked, owner), mixed_norm.AdaILN | mixed_norm.ILN):
+            put(masked, owner, _KeptMixedNorm(part_at(masked, owner), sorted(indices)))
     return masked
 
 
@@ -160,6 +167,21 @@ class _KeptNorm(nn.Module):
             few = few.movedim(axis, -1)
             few = F.layer_norm(few, few.shape[-1:], scale, shift, self.norm.eps).movedim(-1, axis)
         return out.index_copy_(axis, self.kept, few)
+
+
+class _KeptMixedNorm(nn.Module):
+    """A layer-instance norm whose statistics are those of the channels that stay; the others become 0."""
+
+    def __init__(self, norm: nn.Module, gone: Sequence[int]) -> None:
+        super().__init__()
+        size = norm.get_parameter("rho").shape[1]
+        self.norm, self.kept = norm, torch.tensor([i for i in range(size) if i not in set(gone)], dtype=torch.long)
+        for name, parameter in list(norm.named_parameters()):
+            setattr(norm, name, nn.Parameter(_without(parameter, gone, 1)))
+
+    def forward(self, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        few = self.norm(*(value.index_select(1, self.kept) for value in (x, *given)))
+        return torch.zeros_like(x).index_copy_(1, self.kept, few)
 
 
 def _mask_weight(layer: Any, side: str, at: list[int]) -> None:
