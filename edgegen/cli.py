@@ -142,7 +142,7 @@ def compress(
         drop,
     )
     if from_front is not None:
-        recipe, found = cli_search.picked(from_front, model, target, recipe, budget)
+        recipe, found, budget = cli_search.picked(from_front, model, target, recipe, budget, min_psnr)
         keep = [*(keep or ()), *found]
     request = Request(
         model=model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -20,11 +21,11 @@ STUDY_HELP = "Database of the search: a file, or postgresql://USER:PASSWORD@HOST
 
 
 def search(
-    model: Annotated[str, typer.Option(help="Built-in name, timm:NAME or FILE.py:FACTORY.")] = "",
-    target: Annotated[str, typer.Option(help="Target name, or a .toml file.")] = "cpu",
-    space: Annotated[str, typer.Option(help="Space: a name (edgegen list spaces) or a .toml file.")] = "recipe",
+    model: Annotated[str, cli_options.named("models", "Built-in name, timm:NAME or FILE.py:FACTORY.")] = "",
+    target: Annotated[str, cli_options.named("targets", "Target name, or a .toml file.")] = "cpu",
+    space: Annotated[str, cli_options.named("spaces", "A name (edgegen list spaces) or a .toml file.")] = "recipe",
     trials: Annotated[int, typer.Option(help="Candidates to try, by all workers together.", min=1)] = 40,
-    sampler: Annotated[str, typer.Option(help="nsga2, tpe, evolution (aging) or random.")] = "nsga2",
+    sampler: Annotated[str, typer.Option(help="nsga2, tpe, evolution, two-stage, shifting or random.")] = "nsga2",
     weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
@@ -54,6 +55,7 @@ def search(
     from edgegen.report import terminal
     from edgegen.request import Request, parse_drop, parse_quantity
     from edgegen.search import front, session
+    from edgegen.search.order import Order
     from edgegen.types import Budget
 
     if join:
@@ -78,7 +80,7 @@ def search(
         budget=limits, quality_unit=unit, samples=samples, device=device, threads=threads, seed=seed,
         command=shlex.join(["edgegen", *sys.argv[1:]]),
     )  # fmt: skip
-    order = session.Order(
+    order = Order(
         request, out or Path("out") / f"search-{stem}-{Path(target).stem}", space, trials, sampler, study, name,
         workers, ray, bundles, grace,
     )  # fmt: skip
@@ -96,8 +98,12 @@ def search(
     typer.echo(f"{path}: {len(found.points)} points of {sum(found.counts.get(s, 0) for s in ('done', 'failed'))}")
 
 
-def picked(path: Path, model: str, target: str, recipe: str, budget: Budget) -> tuple[str, list[str]]:
-    """(recipe file, passes to keep) of the best point of a front.json inside the limits: `compress --from-front`.
+def picked(
+    path: Path, model: str, target: str, recipe: str, budget: Budget, min_psnr: float | None = None
+) -> tuple[str, list[str], Budget]:
+    """(recipe file, passes to keep, limits) of the best point of a front.json inside the limits: `--from-front`.
+
+    Without a limit of quality, the bundle may lose as much as the front says of the point, twice over.
 
     Raises:
         UsageError: another model or target than the front's, or a recipe beside it. BudgetError: no point is inside.
@@ -116,7 +122,9 @@ def picked(path: Path, model: str, target: str, recipe: str, budget: Budget) -> 
     steps = recipes.load(str(file)).steps
     drop = f"{point.drop:.3g} {found.unit}"
     typer.echo(f"point {point.name}: {point.latency_ms:.3g} ms ({point.status}), drop {drop}: {file}", err=True)
-    return str(file), list(dict.fromkeys(step.name for step in steps))
+    if min_psnr is None:
+        budget = dataclasses.replace(budget, max_quality_drop=front.allowed(found, point, budget.max_quality_drop))
+    return str(file), list(dict.fromkeys(step.name for step in steps)), budget
 
 
 def _absolute(path: Path | None) -> Path | None:

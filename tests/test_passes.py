@@ -28,11 +28,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "round_adaptively": {"samples": 2, "steps": 5},
     "quantize_aware": {"steps": 3, "batch": 2, "samples": 2},
     "slim_to_latency": {"ratio": 0.7, "samples": 2},
+    "train_supernet": {"steps": 3, "batch": 2, "samples": 2, "precision": "fp32"},
+    "slice_widths": {"samples": 8},
 }
 # Passes that find nothing to do in some of the tiny models.
 NOWHERE = (
     "reconstruct", "prune_blocks", "substitute_modconv", "distill_gan", "round_adaptively", "quantize_aware",
-    "commute_upsample", "share_weights",
+    "commute_upsample", "share_weights", "train_supernet", "slice_widths", "dilate",
     "prune_tokens", "downsample_kv", "replace_attention", "distill_steps", "tune_sampler", "cache_steps",
 )  # fmt: skip
 
@@ -136,6 +138,15 @@ WRONG = [
     ("slim_to_latency", {"importance": "l3"}, "importance must be one of l2, l1, .*got 'l3'"),
     ("slim_to_latency", {"widths": 1}, "widths must be at least 2, got 1"),
     ("slim_to_latency", {"layers": ["nowhere"]}, "no layer 'nowhere' in"),
+    ("dilate", {"window": 4}, "window must be odd and at least 3, patterns at least 1 .*got 4, 4 and 5"),
+    ("dilate", {"patterns": 0}, "patterns at least 1 and min_window above window, got 3, 0 and 5"),
+    ("train_supernet", {"steps": -1}, "steps and between must be 0 or more, got -1 and 2"),
+    ("train_supernet", {"shares": [0.0]}, r"shares must lie in \(0, 1\], got \[0.0\]"),
+    ("train_supernet", {"batch": 1}, "batch must be at least 2, got 1"),
+    ("train_supernet", {"samples": 0}, "samples and round_to must be at least 1, got 0"),
+    ("slice_widths", {"ratio": 1.0}, r"ratio must lie in \[0, 1\), got 1.0"),
+    ("slice_widths", {"ratios": {"nowhere": 0.5}}, "no layer 'nowhere' in"),
+    ("slice_widths", {"samples": 0}, "samples and round_to must be at least 1, got 0"),
     ("prune_weights", {"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
     ("prune_weights", {"scope": "local"}, "scope must be one of layer, global, got 'local'"),
     ("prune_weights", {"pattern": "4:2"}, 'pattern must be "N:M" with 0 < N < M'),

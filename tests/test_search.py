@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgegen import cli_search, recipe, registry
+from edgegen import cli, cli_search, recipe, registry
 from edgegen.errors import BudgetError, UsageError
-from edgegen.search import front, measured, spaces
+from edgegen.search import front, measured, session, spaces
+from edgegen.search.order import Order
 from edgegen.search.store import DONE, FAILED, Figures, Row
 from edgegen.types import Budget
 
@@ -34,7 +36,7 @@ def test_every_built_in_space_is_sound_and_its_ends_are_recipes(name: str) -> No
     space = spaces.load(name)
     assert space.description
     dense = dict.fromkeys(("model.1", "model.7", "model.10.conv_block.1"), "Conv2d")
-    layers = dense | dict.fromkeys(("project.0", "up1.0", "up2.0"), "ConvTranspose2d")
+    layers = dense | dict.fromkeys(("project.0", "up1.0", "up2.0", "model.19"), "ConvTranspose2d")
     fitted, left = spaces.fitted(space, layers)
     assert not left
     ends = [spaces.to_recipe(fitted, one, layers) for one in spaces.extremes(fitted)]
@@ -140,8 +142,11 @@ def test_a_front_is_read_back_and_the_best_point_inside_the_limits_is_picked(tmp
         front.pick(found, Budget(max_latency_ms=3.0))
     told = recipe.load(str(path.parent / found.points[1].recipe))
     assert [step.name for step in told.steps] == ["prune_channels", "distill"]
-    file, keep = cli_search.picked(path, "edsr", "cpu", "", Budget(max_latency_ms=8.0))
+    file, keep, limits = cli_search.picked(path, "edsr", "cpu", "", Budget(max_latency_ms=8.0))
     assert (Path(file).name, keep) == ("02.toml", ["prune_channels", "distill"])
+    assert limits == Budget(8.0, None, 1.0), "twice what the search found, on other data"
+    assert front.allowed(found.model_copy(update={"default_drop": 2.0}), found.points[1], None) == 2.0
+    assert front.allowed(found, found.points[1], 0.3) == 0.3
 
 
 def test_a_front_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
@@ -251,24 +256,71 @@ def _toml() -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.slow
-def test_a_search_ends_in_a_front_that_compress_takes(request_: Any, tmp_path: Path) -> None:
-    from edgegen.search import session, store
+def _edgegen(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    """Exit code of the command, run here."""
+    monkeypatch.setattr(sys, "argv", ["edgegen", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
 
-    order = session.Order(request_, tmp_path / "out", str(tmp_path / "space.toml"), trials=4, bundles=False)
-    path = session.search(order)
-    found = front.read(path)
-    assert found.points
-    assert (found.counts["done"], found.notes) == (4, ())
-    assert {point.status for point in found.points} == {"measured"}
-    assert found.points[-1].drop <= found.points[0].drop
-    assert (tmp_path / "out" / "front.html").is_file()
+
+@pytest.mark.slow
+def test_a_search_ends_in_bundles_and_a_front_that_compress_takes(
+    request_: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--model", request_.model, "--weights", request_.weights, "--data", request_.data, "--target",
+             request_.target, "--samples", 4, "--threads", 1, "--quiet"]  # fmt: skip
+    out = tmp_path / "out"
+    order = ["search", *given, "--space", tmp_path / "space.toml", "--trials", 2, "--max-size", "0.05MB", "--out", out]
+    assert _edgegen(monkeypatch, *order) == 0
+    found = front.read(out / "front" / "front.json")
+    assert (found.counts, found.notes) == ({"done": 2, "failed": 0, "stopped early": 1}, ())
+    (point,) = found.points
+    assert (point.status, point.choices) == ("measured", {"channels": 0.75, "training": 10})
+    assert (out / "front.html").is_file()
+    report = json.loads((out / "front" / point.bundle / "report.json").read_text(encoding="utf-8"))
+    assert point.measured["latency_ms"] == report["result"]["latency"]["value"]
+    assert session.join(str(out / "study.db")) == 0, "all is done, and nothing is loaded for it"
+    took = ["--from-front", out / "front" / "front.json", "--max-size", "0.05MB", "--out", tmp_path / "bundle"]
+    assert _edgegen(monkeypatch, "compress", *given, *took) == 0
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text(encoding="utf-8"))
+    assert report["result"]["latency"]["status"] == "measured"
+    assert report["result"]["size_bytes"] == point.size_bytes
+
+
+SUPERNET = """
+schema = 1
+order = ["train_supernet", "slice_widths", "distill"]
+options = { train_supernet = { batch = 2, samples = 2, round_to = 8 }, slice_widths = { round_to = 8 } }
+genes = [
+  { name = "supernet", pass = "train_supernet", option = "steps", choices = [0, 6], ordered = false },
+  { name = "width", pass = "slice_widths", option = "ratio", choices = [0.0, 0.5, 0.75], off = 0.0 },
+  { name = "training", pass = "distill", option = "steps", choices = [0, 3], off = 0 },
+]
+"""
+
+
+@pytest.mark.slow
+def test_a_supernet_is_trained_once_and_both_ways_are_tried_at_the_extremes(request_: Any, tmp_path: Path) -> None:
+    (tmp_path / "supernet.toml").write_text(SUPERNET)
+    order = Order(request_, tmp_path / "out", str(tmp_path / "supernet.toml"), trials=5, bundles=False)
+    found = front.read(session.search(order))
+    assert (found.counts["done"], found.counts["failed"]) == (5, 0)
+    ways = [note for note in found.notes if note.endswith("is kept")]
+    assert [note.split(":")[0] for note in ways] == ["strongest subnet", "mildest subnet"]
+    notes = [json.loads(file.read_text())["notes"] for file in (tmp_path / "cache" / "steps").glob("*/result.json")]
+    trained = [one for one in notes if "widths" in one and "inputs" in one]
+    assert sorted(one.get("steps", 0) for one in trained) == [0, 6], "once sorted, once trained, for all candidates"
+    assert {point.choices["width"] for point in found.points} <= {0.0, 0.5, 0.75}
+
+
+@pytest.mark.slow
+def test_a_limit_that_no_candidate_can_meet_is_answered_before_any_training(request_: Any, tmp_path: Path) -> None:
+    out_of_reach = dataclasses.replace(request_, budget=Budget(max_latency_ms=1e-6))
+    order = Order(out_of_reach, tmp_path / "out", str(tmp_path / "space.toml"), trials=4, bundles=False)
+    with pytest.raises(BudgetError, match=r"comes under 1e-06 ms: it reaches .* nearest: prune_channels \+ distill with"):
+        session.search(order)
+    steps = [json.loads(file.read_text())["changed"] for file in (tmp_path / "cache" / "steps").glob("*/result.json")]
+    assert len(steps) == 1, "the strongest end, pruned and not trained"
+    assert "trained" not in steps[0].values()
     assert not list((tmp_path / "cache" / "runs").iterdir()), "nothing is left of the run"
-    again = session.search(order)
-    assert front.read(again).points == found.points, "nothing is done twice"
-    name = store.names(str(tmp_path / "out" / "study.db"))
-    assert len(name) == 1
-    assert session.join(str(tmp_path / "out" / "study.db"), grace=5.0) == 0, "all is done"
-    unreachable = dataclasses.replace(request_, budget=Budget(max_latency_ms=1e-6))
-    with pytest.raises(BudgetError, match="no candidate of this space comes under 1e-06 ms"):
-        session.search(dataclasses.replace(order, request=unreachable, out=tmp_path / "other"))

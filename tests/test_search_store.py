@@ -17,7 +17,7 @@ from edgegen.errors import UsageError
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: search)")
 
-from edgegen.search import spaces, store, strategies, working
+from edgegen.search import database, spaces, store, strategies, working
 from edgegen.search.store import DONE, Figures
 from edgegen.types import Budget
 
@@ -283,19 +283,19 @@ def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(tmp_
     pytest.importorskip("psycopg", reason="psycopg is not installed (extra: search)")
     url = f"postgresql://me:hunter2@127.0.0.1:{_free_port()}/db"
     with pytest.raises(UsageError, match=r"postgresql://me:\*\*\*@127.0.0.1:\d+/db: cannot be reached") as caught:
-        store.open_storage(url)
+        database.open_storage(url)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="cannot be reached or used"):
-        store.open_storage(str(tmp_path / "no" / "folder" / "study.db"))
+        database.open_storage(str(tmp_path / "no" / "folder" / "study.db"))
     with pytest.raises(UsageError, match="unknown kind of database"):
-        store.open_storage("redis://host/0")
+        database.open_storage("redis://host/0")
 
 
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "s.db").write_text("not a database, but long enough to be read as one " * 40)
     with pytest.raises(UsageError, match="cannot be reached or used"):
-        store.open_storage(str(tmp_path / "s.db"))
+        database.open_storage(str(tmp_path / "s.db"))
 
 
 def test_another_schema_another_content_and_no_study_are_one_line_each(tmp_path: Path) -> None:

@@ -43,13 +43,17 @@ class Point(BaseModel):
 
 
 class Front(BaseModel):
-    """What a search found. model, target, unit (of the drop): what it was for. counts: state -> candidates."""
+    """What a search found. model, target, unit (of the drop): what it was for. counts: state -> candidates.
+
+    default_drop: the loss that `compress` allows where nobody says how much.
+    """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
     version: int = Field(SCHEMA, alias="schema")
     model: str
     target: str
     unit: str
+    default_drop: float = 0.0
     baseline: dict[str, Any] = {}
     space: dict[str, Any] = {}
     counts: dict[str, int] = {}
@@ -81,6 +85,16 @@ def _compared(row: Row) -> tuple[float, float, float]:
     if row.figures is None or row.figures.drop is None:
         return math.inf, math.inf, math.inf
     return row.figures.ratio, row.figures.drop, float(row.figures.size_bytes)  # the ratio: timings are of many runs
+
+
+def hypervolume(found: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """The area that points (lower is better) dominate below a reference point: Zitzler and Thiele, 1999."""
+    area, height = 0.0, reference[1]
+    for x, y in sorted(point for point in found if point[0] < reference[0]):
+        if y < height:
+            area += (reference[0] - x) * (height - y)
+            height = y
+    return area
 
 
 def points(found: Sequence[Row], space: Space) -> list[Point]:
@@ -150,6 +164,11 @@ def read(path: Path) -> Front:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{path}: {where}: {first['msg']}, got {first.get('input')!r}") from error
+
+
+def allowed(front: Front, point: Point, limit: float | None) -> float:
+    """The loss of quality that a bundle of a point may have: `limit`, or twice what the search found on other data."""
+    return max(front.default_drop, 2 * point.drop) if limit is None else limit
 
 
 def pick(front: Front, budget: Budget, source: str = "front.json") -> Point:

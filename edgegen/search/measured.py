@@ -11,7 +11,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgegen.errors import EdgegenError, NothingChanged, PassError, UsageError
 from edgegen.judgement import Candidate
 from edgegen.request import Request
 from edgegen.run import Run
-from edgegen.search.spaces import Layers, Space, to_recipe
+from edgegen.search.spaces import Layers, Space, candidate_key, to_recipe
 from edgegen.search.store import Figures
 from edgegen.types import Budget
 
@@ -30,7 +30,10 @@ FEWEST = 80  # steps of training below which a first, shorter training says noth
 
 @dataclass
 class Bench:
-    """A run opened once in a worker, in which candidates are measured one after the other."""
+    """A run opened once in a worker, in which candidates are measured one after the other.
+
+    reached: key of a recipe without its training -> what it comes to; candidates that differ in training share it.
+    """
 
     run: Run
     baseline: Candidate
@@ -38,6 +41,7 @@ class Bench:
     evaluations: variants.Evaluations | None
     layers: Layers
     kept: frozenset[Path] = frozenset()
+    reached: dict[str, Figures] = field(default_factory=dict)
 
 
 def open_bench(request: Request, progress: judgement.Progress = run.quiet) -> Bench:
@@ -83,11 +87,19 @@ def objective(
 def reach(bench: Bench, made: recipe.Recipe) -> Figures:
     """Latency and size of a candidate without any training, for the ends of a space; quality is not looked at."""
     try:
-        return _figures(_best(bench, made, 0.0))
+        return _untrained(bench, made)
     except EdgegenError as error:
         return Figures(failure=" ".join(str(error).split())[:500])
     finally:
         _tidy(bench)
+
+
+def _untrained(bench: Bench, made: recipe.Recipe) -> Figures:
+    """Latency and size before any training; built and timed once."""
+    key = candidate_key(shortened(made, 0.0))
+    if key not in bench.reached:
+        bench.reached[key] = _figures(_best(bench, made, 0.0))
+    return bench.reached[key]
 
 
 def _measured(
@@ -95,15 +107,13 @@ def _measured(
 ) -> Figures:
     """As far as it is worth it: untrained for latency and size, then trained a quarter, then wholly."""
     trained = [step for step in made.steps if step.name in recipe.ROUNDS]
-    best = _best(bench, made, 0.0 if trained else 1.0)
-    found = _figures(best)
-    if over := judgement.within(best, dataclasses.replace(budget, max_quality_drop=None), bench.run.gate):
+    best = None if trained else _best(bench, made, 1.0)
+    found = _untrained(bench, made) if best is None else _figures(best)
+    if over := _over(found, budget):
         return dataclasses.replace(found, stopped=over)
     length = sum(int(_steps(step)) for step in trained)
     for share in SHARES if length >= FEWEST else SHARES[-1:]:
-        if trained:
-            best = _best(bench, made, share)
-        best = _scored(bench, best)
+        best = _scored(bench, _best(bench, made, share) if trained or best is None else best)
         drop = best.drop if best.drop is not None and math.isfinite(best.drop) else None
         if best.verdict:
             return dataclasses.replace(found, failure=best.reason)
@@ -112,6 +122,15 @@ def _measured(
         if share < 1.0 and (why := beaten(found, share, done())):
             return dataclasses.replace(found, stopped=why)
     return found
+
+
+def _over(figures: Figures, budget: Budget) -> str:
+    """Which limit of latency or size is broken, in words; "" when none."""
+    if budget.max_latency_ms is not None and figures.latency_ms > budget.max_latency_ms:
+        return f"latency {figures.latency_ms:.3g} ms is over --max-latency {budget.max_latency_ms:g} ms"
+    if budget.max_size_bytes is not None and figures.size_bytes > budget.max_size_bytes:
+        return f"size {figures.size_bytes / 1e6:.3g} MB is over --max-size {budget.max_size_bytes / 1e6:g} MB"
+    return ""
 
 
 def beaten(mine: Figures, share: float, others: Sequence[Figures]) -> str:
@@ -130,10 +149,21 @@ def _steps(step: recipe.Step) -> float:
     return float(step.options.get("steps", recipe.options_of(step.name)["steps"]))
 
 
+def train_shared(bench: Bench, made: recipe.Recipe) -> None:
+    """Train the supernet of a recipe, whose result all candidates take from the cache; nothing where it has none."""
+    opened = dataclasses.replace(bench.run, recipe=made)
+    told = lambda text, share: bench.run.progress("supernet", text, share)  # noqa: E731
+    for step in made.steps[:1]:
+        if step.name == "train_supernet":
+            steps.run_step(step, opened.model, opened.model, run.job_of(opened, told), run.data_key(opened))
+
+
 def shortened(made: recipe.Recipe, share: float) -> recipe.Recipe:
-    """The recipe with that share of its training steps; without them for 0."""
+    """The recipe with that share of its training steps; without them for 0, and then without a supernet's too."""
     kept = []
     for step in made.steps:
+        if step.name == "train_supernet" and share <= 0:
+            step = step.model_copy(update={"options": {**step.options, "steps": 0}})
         if step.name in recipe.ROUNDS and share < 1.0:
             if share <= 0:
                 continue

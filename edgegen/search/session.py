@@ -7,57 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgegen import files, judgement, pipeline, run, serial
-from edgegen.errors import BudgetError, EdgegenError, UsageError
+from edgegen import files, judgement, run, serial
+from edgegen.errors import BudgetError, UsageError
 from edgegen.request import Request, check_out
-from edgegen.search import front, measured, spaces, store, strategies, working
-from edgegen.search.front import Front, Point
+from edgegen.search import database, measured, spaces, store, strategies, supernet, working, writing
 from edgegen.search.measured import Bench
+from edgegen.search.order import Opened, Order
 from edgegen.search.spaces import Space
-from edgegen.search.store import Figures, Store
+from edgegen.search.store import Figures
 
 STUDY = "EDGEGEN_STUDY"  # the address may hold a password, which a command line would show to everybody
-SHOWN = 5  # failures that front.json tells in words
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is searched for. request: network, data, target and limits, as for `compress`. trials: of all workers.
-
-    study: address of the database ("": a file in `out`). workers: processes on this machine. ray: address of a Ray
-    cluster whose nodes work too, `workers` of them. grace: seconds after which a silent worker counts as dead.
-    """
-
-    request: Request
-    out: Path
-    space: str = "recipe"
-    trials: int = 40
-    sampler: str = "nsga2"
-    study: str = ""
-    name: str = ""
-    workers: int = 1
-    ray: str = ""
-    bundles: bool = True
-    grace: float = 60.0
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A study that is open here, with everything a worker needs."""
-
-    store: Store
-    study: Any
-    bench: Bench
-    space: Space
-    budget: Any
-    trials: int
-    seed: int
-    left: dict[str, str]
 
 
 def search(order: Order, progress: judgement.Progress = run.quiet) -> Path:
@@ -70,7 +31,7 @@ def search(order: Order, progress: judgement.Progress = run.quiet) -> Path:
     strategies.make(order.sampler, space, order.trials, 0)
     url, name = order.study or str((order.out / "study.db").absolute()), order.name or _name(order)
     if order.study:
-        store.open_storage(url).engine.dispose()  # before the minutes that the network takes
+        database.open_storage(url).engine.dispose()  # before the minutes that the network takes
     elif not (order.out / "study.db").is_file():
         check_out(order.out, resume=False)
     request = dataclasses.replace(order.request, recipe="", kept=(), resume=False, command="")
@@ -92,15 +53,20 @@ def join(url: str, name: str = "", progress: judgement.Progress = run.quiet, gra
         UsageError: no such study, or the network or data here are not those of the study.
     """
     name = name or _only(url)
-    _, study, content = store.open_study(url, name, None, None)
+    kept, study, content = store.open_study(url, name, None, None)
     trials = int(study.user_attrs.get("trials", 0))
+    ended = kept.count() >= trials > 0 and not kept.count(store.RUNNING)
+    kept.close()
+    if ended:  # before the minutes that the network takes
+        return 0
     request = serial.from_json(Request, content["request"])
     bench = measured.open_bench(_own(request), progress)
     try:
         if (mine := _fingerprint(bench)) != content["fingerprint"]:
             raise UsageError(
-                f"--study {store.shown(url)}: study {name!r} is of another network or other data than {request.model}"
-                f" here ({mine} instead of {content['fingerprint']}); copy its weights and data to the same paths"
+                f"--study {database.shown(url)}: study {name!r} is of another network or other data than"
+                f" {request.model} here ({mine} instead of {content['fingerprint']}); copy its weights and data to the"
+                " same paths"
             )
         space = spaces.parse(content["space"], f"the space of study {name!r}")
         sampler = strategies.make(content["sampler"], space, trials, request.seed + os.getpid())
@@ -115,14 +81,15 @@ def join(url: str, name: str = "", progress: judgement.Progress = run.quiet, gra
 
 
 def _name(order: Order) -> str:
-    return f"{Path(order.request.model.split(':')[-1]).stem}-{order.request.target}-{Path(order.space).stem}"
+    parts = (order.request.model.split(":")[-1], order.request.target, order.space)
+    return "-".join(Path(part).stem for part in parts)
 
 
 def _only(url: str) -> str:
     found = store.names(url)
     if len(found) != 1:
         there = f"there are: {', '.join(found)}; choose by --name" if found else "start one without --join"
-        raise UsageError(f"--study {store.shown(url)}: --join needs one study, got {len(found)}; {there}")
+        raise UsageError(f"--study {database.shown(url)}: --join needs one study, got {len(found)}; {there}")
     return found[0]
 
 
@@ -171,7 +138,8 @@ def _ends(opened: Opened) -> None:
             opened.bench.run.progress("ends of the space", f"{number + 1} of {len(choices)}", number / len(choices))
             found.append(serial.to_json(measured.reach(opened.bench, made)))
         opened.study.set_user_attr("ends", found)
-        for one in choices[:2]:
+        both = [way for one in supernet.ways(opened.space) for way in (one.slice, one.direct)]
+        for one in [*choices[:2], *both]:
             opened.study.enqueue_trial(dict(one))
         told = found
     figures = [serial.from_json(Figures, one) for one in told]
@@ -202,6 +170,8 @@ def _work(opened: Opened, progress: judgement.Progress) -> int:
 
 
 def _searched(order: Order, opened: Opened, url: str, name: str, progress: judgement.Progress) -> Path:
+    for way in supernet.ways(opened.space)[:1]:  # once, before other workers of this machine would do the same
+        measured.train_shared(opened.bench, spaces.to_recipe(opened.space, way.slice, opened.bench.layers))
     helpers = [] if order.ray else [_helper(url, name, order.grace) for _ in range(order.workers - 1)]
     try:
         if order.ray:
@@ -218,9 +188,10 @@ def _searched(order: Order, opened: Opened, url: str, name: str, progress: judge
                 helper.wait()
     lost = [helper.returncode for helper in helpers if helper.returncode]
     notes = [f"gene {gene} was left out: {why}" for gene, why in opened.left.items()]
+    notes += supernet.compared(opened.space, opened.bench.layers, opened.store.rows())
     if lost:
         notes.append(f"{len(lost)} of {len(helpers)} helping workers ended early; their candidates were done again")
-    return _written(order, opened, notes, progress)
+    return writing.write(order, opened, notes, progress)
 
 
 def _helper(url: str, name: str, grace: float) -> subprocess.Popen[bytes]:
@@ -228,64 +199,3 @@ def _helper(url: str, name: str, grace: float) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "edgegen.cli", "search", "--join", "--name", name, "--quiet"]
     command += ["--grace", str(grace)]
     return subprocess.Popen(command, env={**os.environ, STUDY: url}, stdout=subprocess.DEVNULL)
-
-
-def _written(order: Order, opened: Opened, notes: Sequence[str], progress: judgement.Progress) -> Path:
-    """front.json, the recipes, the bundles and the page."""
-    rows, bench = opened.store.rows(), opened.bench
-    found = front.best(rows, opened.budget)
-    folder = order.out / "front"
-    made = front.points(found, opened.space)
-    counts = {state: sum(row.state == state for row in rows) for state in (store.DONE, store.FAILED)}
-    counts["stopped early"] = sum(bool(row.figures and row.figures.stopped) for row in rows)
-    failed = [(row.slot, row.figures.failure) for row in rows if row.figures and row.figures.failure]
-    notes = [*notes, *(f"candidate {slot} failed: {why}" for slot, why in failed[:SHOWN])]
-    baseline: dict[str, Any] = {"build": bench.baseline.label}
-    if bench.baseline.latency is not None:
-        baseline |= {"latency_ms": bench.baseline.latency.value, "status": bench.baseline.latency.status}
-    if bench.baseline.artifact is not None:
-        baseline["size_bytes"] = bench.baseline.artifact.size_bytes
-    content = Front(
-        model=order.request.model, target=order.request.target, unit=bench.run.gate.unit, baseline=baseline,
-        space=opened.space.model_dump(mode="json", by_alias=True), counts=counts, notes=tuple(notes),
-        points=tuple(made),
-    )  # fmt: skip
-    path = front.write(folder, content, found, opened.space, bench.layers)
-    if order.bundles:
-        content = _with_bundles(order, folder, content, progress)
-        path = front.write(folder, content, found, opened.space, bench.layers)
-    front.draw(order.out / "front.html", content, rows)
-    return path
-
-
-def _with_bundles(order: Order, folder: Path, content: Front, progress: judgement.Progress) -> Front:
-    """Every point as a bundle, timed long and scored on data that the search never saw; training is from the cache."""
-    points: list[Point] = []
-    notes = list(content.notes)
-    for point in content.points:
-        place = folder / point.name
-        try:
-            measured_figures = _bundle(order.request, folder / point.recipe, place, progress)
-        except EdgegenError as error:
-            notes.append(f"point {point.name} has no bundle: {' '.join(str(error).split())}")
-            points.append(point)
-            continue
-        points.append(point.model_copy(update={"bundle": point.name, "measured": measured_figures}))
-    return content.model_copy(update={"points": tuple(points), "notes": tuple(notes)})
-
-
-def _bundle(request: Request, made: Path, place: Path, progress: judgement.Progress) -> dict[str, Any]:
-    from edgegen import recipe
-    from edgegen.types import Budget
-
-    kept = tuple(dict.fromkeys(step.name for step in recipe.load(str(made)).steps))
-    shutil.rmtree(place, ignore_errors=True)
-    limits = Budget(max_quality_drop=request.budget.max_quality_drop)
-    one = dataclasses.replace(request, recipe=str(made), kept=kept, out=place, resume=False, budget=limits)
-    report = pipeline.compress(one, progress).report()
-    result = report["result"]
-    return {
-        "build": result["label"], "latency_ms": result["latency"]["value"], "size_bytes": result["size_bytes"],
-        "ratio": (result.get("ratio") or {}).get("value"), "latency": result["latency"]["status"],
-        "quality": {figure["name"]: figure["value"] for figure in result["quality"]},
-    }  # fmt: skip

@@ -20,8 +20,8 @@ from edgegen import files, recipe, registry
 from edgegen.errors import UsageError
 
 SCHEMA = 1
-# Passes that only bring quality back: without another pass there is nothing to bring back.
-RECOVERY = (*recipe.ROUNDS, "reconstruct")
+# Passes that only bring quality back, or prepare for a cut: without another pass there is nothing to do.
+RECOVERY = (*recipe.ROUNDS, "reconstruct", "train_supernet")
 Layers = Mapping[str, str]  # name of a layer -> name of its class
 Choices = Mapping[str, int]  # gene -> position of its choice
 
@@ -99,7 +99,8 @@ def parse(table: Mapping[str, Any], source: str) -> Space:
     try:
         space = Space.model_validate(table)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()  # a field that is written wrong goes before the field that is missing for it
+        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = [field.alias or name for name, field in (Gene if "genes" in where else Space).model_fields.items()]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import threading
 import time
 import warnings
@@ -18,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgegen.errors import MissingExtra, UsageError
+from edgegen.errors import UsageError
+from edgegen.search import database
 
 SCHEMA = 1
 OBJECTIVES = ("latency_ms", "drop", "size_mb")
@@ -189,7 +189,7 @@ class Store:
             with self.storage.engine.begin() as connection:
                 yield connection
         except OperationalError as error:
-            raise unreachable(self.url, error) from error
+            raise database.unreachable(self.url, error) from error
 
 
 def _row(entry: Mapping[str, Any]) -> Row:
@@ -197,88 +197,6 @@ def _row(entry: Mapping[str, Any]) -> Row:
     figures = Figures(**{**told, "rungs": tuple(tuple(rung) for rung in told["rungs"])}) if told else None
     names = ("key", "slot", "trial", "state", "owner", "beat", "attempts")
     return Row(**{name: entry[name] for name in names}, choices=json.loads(entry["choices"]), figures=figures)
-
-
-def address(url: str) -> str:
-    """The database address for SQLAlchemy: a path is a SQLite file, PostgreSQL is reached by psycopg.
-
-    Raises:
-        UsageError: another kind of database.
-    """
-    scheme, sign, rest = url.partition("://")
-    if not sign:
-        return f"sqlite:///{url}"
-    if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
-        return f"postgresql+psycopg://{rest}"
-    if scheme == "sqlite":
-        return url
-    raise UsageError(f"--study {scheme}://...: unknown kind of database; give postgresql://USER@HOST/NAME or a file")
-
-
-def shown(url: str) -> str:
-    """The address without its password."""
-    from sqlalchemy.engine import make_url
-
-    try:
-        return make_url(address(url)).render_as_string(hide_password=True).replace("+psycopg", "")
-    except ValueError:
-        return url.partition("://")[0] + "://..."
-
-
-def unreachable(url: str, error: BaseException) -> UsageError:
-    """The one line for a database that cannot be reached; no password in it."""
-    from sqlalchemy.engine import make_url
-
-    said = " ".join(str(getattr(error, "orig", None) or error).split())
-    with contextlib.suppress(ValueError):
-        password = make_url(address(url)).password
-        said = said.replace(str(password), "***") if password else said
-    return UsageError(
-        f"--study {shown(url)}: cannot be reached or used ({said[:300]}); check the address and the server"
-    )
-
-
-def open_storage(url: str) -> Any:
-    """Optuna's storage at `url`; its tables are made when they are not there.
-
-    Raises:
-        MissingExtra: optuna or psycopg is not installed. UsageError: not reachable, or tables of another Optuna.
-    """
-    try:
-        import optuna
-        import sqlalchemy.exc
-    except ImportError as error:
-        raise MissingExtra("optuna", "to search", "search") from error
-    optuna.logging.set_verbosity(logging.ERROR)
-    place = address(url)
-    wait = {"timeout": 60} if place.startswith("sqlite") else {"connect_timeout": 10}
-    try:
-        storage = optuna.storages.RDBStorage(place, engine_kwargs={"connect_args": wait})
-        if place.startswith("sqlite"):
-            _write_ahead(storage)
-        return storage
-    except ImportError as error:
-        raise MissingExtra("psycopg", "to keep a study in PostgreSQL", "search") from error
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise unreachable(url, error) from error
-    except RuntimeError as error:
-        raise UsageError(f"--study {shown(url)}: {' '.join(str(error).split())}") from error
-
-
-def _write_ahead(storage: Any) -> None:
-    """SQLite's write-ahead log: readers do not wait for writers, and a commit does not wait for the disk.
-
-    A killed process loses nothing; a machine that loses its power may lose the last commits, never the file.
-    """
-    import sqlalchemy.event
-
-    def connected(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL").close()
-        connection.execute("PRAGMA synchronous=NORMAL").close()
-
-    sqlalchemy.event.listen(storage.engine, "connect", connected)
-    storage.remove_session()
-    storage.engine.dispose()  # connections made before get it too
 
 
 def _table(storage: Any) -> Any:
@@ -309,7 +227,11 @@ def names(url: str) -> list[str]:
     """The studies of edgegen in a database."""
     import optuna
 
-    found = optuna.get_all_study_summaries(open_storage(url))
+    storage = database.open_storage(url)
+    try:
+        found = optuna.get_all_study_summaries(storage)
+    finally:
+        storage.engine.dispose()
     return [summary.study_name for summary in found if "edgegen_schema" in summary.user_attrs]
 
 
@@ -321,7 +243,7 @@ def open_study(url: str, name: str, content: Mapping[str, Any] | None, sampler: 
     """
     import optuna
 
-    storage = open_storage(url)
+    storage = database.open_storage(url)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -336,9 +258,9 @@ def open_study(url: str, name: str, content: Mapping[str, Any] | None, sampler: 
         told = _agreed(study, content, url, name)
     except KeyError as error:
         there = ", ".join(names(url)) or "none"
-        raise UsageError(f"--study {shown(url)}: has no study {name!r}; there are: {there}") from error
+        raise UsageError(f"--study {database.shown(url)}: has no study {name!r}; there are: {there}") from error
     except optuna.exceptions.StorageInternalError as error:
-        raise unreachable(url, error) from error
+        raise database.unreachable(url, error) from error
     return Store(url, name, storage, table, grace), study, told
 
 
@@ -352,14 +274,14 @@ def _agreed(study: Any, content: Mapping[str, Any] | None, url: str, name: str) 
         return dict(study.user_attrs["edgegen"])
     if known != SCHEMA:
         raise UsageError(
-            f"--study {shown(url)}: study {name!r} has schema {known}, this edgegen reads {SCHEMA}; use the edgegen"
-            " that made it, or another --name"
+            f"--study {database.shown(url)}: study {name!r} has schema {known}, this edgegen reads {SCHEMA}; use the"
+            " edgegen that made it, or another --name"
         )
     told = dict(attributes["edgegen"])
     mine = json.loads(json.dumps(content)) if content is not None else told
     if changed := [key for key in sorted({*mine, *told}) if mine.get(key) != told.get(key)]:
         raise UsageError(
-            f"--study {shown(url)}: study {name!r} was made with another {', '.join(changed)}; use --join to work on it"
-            " as it is, or another --name"
+            f"--study {database.shown(url)}: study {name!r} was made with another {', '.join(changed)}; use --join to"
+            " work on it as it is, or another --name"
         )
     return told

@@ -1,8 +1,7 @@
-"""How the next candidate is chosen: NSGA-II, TPE, aging evolution or at random, by name."""
+"""How the next candidate is chosen, by name."""
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any
 
@@ -10,14 +9,15 @@ from edgegen import registry
 from edgegen.errors import UsageError
 from edgegen.search.spaces import Choices, Space
 
-NAMES = ("nsga2", "tpe", "evolution", "random")
+NAMES = ("nsga2", "tpe", "evolution", "two-stage", "shifting", "random")
 
 
 def make(name: str, space: Space, trials: int, seed: int) -> Any:
     """An Optuna sampler for a search of `trials` candidates.
 
     nsga2: Deb et al., 2002, in generations of a quarter of the trials, 8 to 50. tpe: Ozaki et al., 2022,
-    arXiv:2207.00532 (multi-objective). evolution: see `aging`. All know constraints.
+    arXiv:2207.00532 (multi-objective). evolution: aging evolution, two-stage: the same first for the generator, then
+    for its game (`evolution`). shifting: the space itself moves between rounds (`shifting`). All know constraints.
 
     Raises:
         UsageError: an unknown name.
@@ -32,8 +32,17 @@ def make(name: str, space: Space, trials: int, seed: int) -> Any:
             return optuna.samplers.NSGAIISampler(population_size=max(8, min(50, trials // 4)), seed=seed)
         if name == "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(8, min(20, trials // 4)))
-        if name == "evolution":
-            return aging()(space, population=max(8, min(50, trials // 4)), seed=seed)
+        if name in ("evolution", "two-stage"):
+            from edgegen.search import evolution
+
+            population = max(8, min(50, trials // 4))
+            if name == "evolution":
+                return evolution.Aging(space, population, seed)
+            return evolution.TwoStage(space, population, seed, trials)
+        if name == "shifting":
+            from edgegen.search import shifting
+
+            return shifting.Shifting(space, trials, seed)
         return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -58,52 +67,8 @@ def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
-@functools.cache
-def aging() -> type:
-    """The sampler class of aging evolution; made when it is asked for, because Optuna is imported late.
-
-    Real et al., 2019, arXiv:1802.01548: the parent is the best of a few drawn from the youngest `population`, and one
-    gene changes; the oldest die, however good. Best means: first feasible, then beaten by the fewest of those drawn.
-    """
-    import random
-
-    from optuna.samplers import BaseSampler, RandomSampler
-    from optuna.trial import TrialState
-
-    class Aging(BaseSampler):
-        """See `aging`."""
-
-        def __init__(self, space: Space, population: int, seed: int, drawn: int = 5) -> None:
-            self._space, self._population, self._drawn = space, population, drawn
-            self._random, self._first = random.Random(seed), RandomSampler(seed=seed)
-
-        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            return distributions(self._space)
-
-        def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-            done = study._get_trials(deepcopy=False, states=(TrialState.COMPLETE,), use_cache=True)
-            if len(done) < self._population:
-                return {}
-            young = sorted(done, key=lambda one: one.number)[-self._population :]
-            some = self._random.sample(young, min(self._drawn, len(young)))
-            parent = min(some, key=lambda one: (_violation(one), sum(dominates(o.values, one.values) for o in some)))
-            child = {gene.name: int(parent.params[gene.name]) for gene in self._space.genes}
-            open_genes = [gene for gene in self._space.genes if len(gene.choices) > 1]
-            gene = self._random.choice(open_genes)
-            child[gene.name] = self._random.choice([p for p in range(len(gene.choices)) if p != child[gene.name]])
-            return child
-
-        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-            return self._first.sample_independent(study, trial, name, distribution)
-
-        def reseed_rng(self) -> None:
-            self._random.seed()
-            self._first.reseed_rng()
-
-    return Aging
-
-
-def _violation(trial: Any) -> float:
+def violation(trial: Any) -> float:
+    """By how much a finished trial breaks the limits, in shares of them; 0 inside."""
     return sum(max(0.0, value) for value in trial.user_attrs.get("violations", ()))
 
 
