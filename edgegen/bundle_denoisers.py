@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgegen.bundle_loaders import LOADERS, WRITE_PNG, loader
 from edgegen.bundle_manifest import PARTIAL
 from edgegen.types import Artifact
 
@@ -29,60 +30,6 @@ from samplers import _core  # noqa: E402
 SETTINGS = {settings}
 PARTIAL = {partial}  # what runs at the steps between, where deep blocks are cached
 '''
-
-LOADERS = {
-    "onnxruntime": '''
-
-def load(part):
-    """The network as a function of its inputs by name. Needs: pip install onnxruntime"""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = part["threads"]
-    for key, value in part["options"].items():
-        if key.startswith("session."):
-            options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(
-        str(HERE / part["file"]), options, providers=["CPUExecutionProvider"],
-        disabled_optimizers=part["disabled_optimizers"],
-    )
-    names = [output.name for output in session.get_outputs()]
-    return lambda feeds: dict(zip(names, session.run(names, feeds)))
-''',
-    "openvino": '''
-
-def load(part):
-    """The network as a function of its inputs by name. Needs: pip install openvino"""
-    sys.modules.setdefault("openvino_telemetry", None)  # it would report to its maker
-    import openvino
-
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": part["threads"]}
-    if "inference_precision" in part["options"]:  # without it, OpenVINO computes in BF16 where the CPU can
-        config["INFERENCE_PRECISION_HINT"] = part["options"]["inference_precision"]
-    compiled = openvino.Core().compile_model(str(HERE / part["file"]), "CPU", config)
-
-    def run(feeds):
-        made = compiled(feeds)
-        return {output.get_any_name(): np.array(made[output]) for output in compiled.outputs}
-
-    return run
-''',
-    "executorch": '''
-
-def load(part):
-    """The network as a function of its inputs by name. Needs: pip install executorch"""
-    import torch
-    from executorch.runtime import Runtime
-
-    method = Runtime.get().load_program(str(HERE / part["file"])).load_method("forward")
-
-    def run(feeds):
-        given = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in part["inputs"]]
-        return dict(zip(part["outputs"], (made.numpy().copy() for made in method.execute(given))))
-
-    return run
-''',
-}
 
 _REST = '''
 
@@ -124,19 +71,6 @@ def grid(made):
     return page
 
 
-def write_png(file, image):
-    """A PNG file without any library."""
-    height, width, channels = image.shape
-    if channels not in (1, 3):
-        raise SystemExit(f"the output has {channels} channels, which is no picture; give --out FILE.npy")
-    rows = b"".join(b"\\0" + row.tobytes() for row in image)
-    with open(file, "wb") as out:
-        out.write(b"\\x89PNG\\r\\n\\x1a\\n")
-        header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
-            out.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
@@ -175,32 +109,24 @@ def script(head: Mapping[str, str], settings: str, partial: str, runtime: str) -
     Args:
         head: title, target and usage.
         settings, partial: the text of the dictionaries of settings.
-        runtime: the main artifact's; where it has no loader of its own, ONNX Runtime's on model.onnx is taken.
+        runtime: the main artifact's.
     """
     text = _HEAD.format(**head, settings=settings, partial=partial)
-    return text + LOADERS.get(runtime, LOADERS["onnxruntime"]) + _REST
+    return text + loader(runtime) + WRITE_PNG + _REST
 
 
 def settings(known: dict[str, Any], loop: Mapping[str, Any], artifact: Artifact) -> dict[str, Any]:
     """The settings of `bundle_samples` with what a sampler needs."""
     if artifact.runtime not in LOADERS:
         known = {**known, "file": "model.onnx", "options": {}}
-    return {**known, **_sides(artifact), "sampler": dict(loop)}
+    return {**known, "sampler": dict(loop)}
 
 
 def partial(known: dict[str, Any], artifact: Artifact) -> dict[str, Any]:
     """What is different for the partial artifact; nothing where there is none."""
-    between = artifact.partial
-    if between is None:
+    if artifact.partial is None:
         return {}
+    sides = {key: known[key] for key in ("inputs", "outputs", "output_shapes")}
     if artifact.runtime not in LOADERS:
-        return {"file": PARTIAL, **_sides(between)}
-    return {key: known[key] for key in ("file", "options", "disabled_optimizers", "layout")} | _sides(between)
-
-
-def _sides(artifact: Artifact) -> dict[str, list[Any]]:
-    return {
-        "inputs": [spec.name for spec in artifact.inputs],
-        "outputs": [spec.name for spec in artifact.outputs],
-        "output_shapes": [list(spec.shape) for spec in artifact.outputs],
-    }
+        return {"file": PARTIAL, **sides}
+    return {key: known[key] for key in ("file", "options", "disabled_optimizers", "layout")} | sides

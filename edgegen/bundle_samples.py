@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgegen import bundle_denoisers, samplers
-from edgegen.bundle_loaders import LOADERS, PACKAGES
+from edgegen.bundle_loaders import LOADERS, PACKAGES, WRITE_PNG, loader
 from edgegen.types import Artifact, Model
 
 _HEAD = '''"""Run {title} on {target}: {usage}"""
@@ -120,19 +120,6 @@ def finish(y):
     return np.rint(np.clip((y[0] - low) / (high - low), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def write_png(file, image):
-    """A PNG file without any library."""
-    height, width, channels = image.shape
-    if channels not in (1, 3):
-        raise SystemExit(f"the output has {channels} channels, which is no picture; give --out FILE.npy")
-    rows = b"".join(b"\\0" + row.tobytes() for row in image)
-    with open(file, "wb") as out:
-        out.write(b"\\x89PNG\\r\\n\\x1a\\n")
-        header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
-            out.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
-
-
 def show(y, out):
     if out.suffix == ".npy":
         np.save(out, y)
@@ -150,6 +137,13 @@ def show(y, out):
         print(f"{odds[i] / odds.sum():7.2%}  {SETTINGS['classes'][i] if SETTINGS['classes'] else f'class {i}'}")
 '''
 
+_CALL = '''
+
+def called(x):
+    """The network's output for one input."""
+    return load(SETTINGS)({SETTINGS["inputs"][0]: x})[SETTINGS["outputs"][0]]
+'''
+
 _MAIN_FILE = '''
 
 def main():
@@ -157,7 +151,7 @@ def main():
     parser.add_argument("input", type=Path, help="an image, or a .npy file")
     parser.add_argument("--out", type=Path, default=Path("out.png"), help="where an image result goes (.png or .npy)")
     arguments = parser.parse_args()
-    show(load()(prepare(read(arguments.input))), arguments.out)
+    show(called(prepare(read(arguments.input))), arguments.out)
 
 
 if __name__ == "__main__":
@@ -171,7 +165,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="another seed, another image")
     parser.add_argument("--out", type=Path, default=Path("out.png"), help="where the image goes (.png or .npy)")
     arguments = parser.parse_args()
-    show(load()(latent(arguments.seed)), arguments.out)
+    show(called(latent(arguments.seed)), arguments.out)
 
 
 if __name__ == "__main__":
@@ -205,12 +199,12 @@ def script(model: Model, artifact: Artifact, file: str, target: str, more: Seque
         given += _PICK
     text = _HEAD.format(title=model.name, target=target, usage=usage, settings=_literal(settings))
     if model.task == "classification":
-        text = text.replace("import struct\nimport zlib\n", "")
-    result = _SHOW_CLASSES if model.task == "classification" else _WRITE_IMAGE
+        text = text.replace("import struct\n", "").replace("import zlib\n", "")
+    result = _SHOW_CLASSES if model.task == "classification" else WRITE_PNG + _WRITE_IMAGE
     main = _MAIN_LATENT if latents else _MAIN_FILE
     if more:
-        main = main.replace("    show(load()", "    pick(arguments.input)\n    show(load()")
-    return text + loader(artifact.runtime) + given + result + main
+        main = main.replace("    show(called(", "    pick(arguments.input)\n    show(called(")
+    return text + loader(artifact.runtime) + given + result + _CALL + main
 
 
 def further(artifacts: Sequence[Artifact]) -> list[Artifact]:
@@ -236,12 +230,7 @@ def _file(artifact: Artifact) -> str:
 
 def _placed(settings: dict[str, Any]) -> dict[str, Any]:
     """What differs from one input size to another."""
-    return {key: settings[key] for key in ("file", "size", "shape", "output_shape", "options", "layout")}
-
-
-def loader(runtime: str) -> str:
-    """Text of the sample's `load` for a runtime; that of ONNX Runtime for one that has none."""
-    return LOADERS.get(runtime, LOADERS["onnxruntime"])
+    return {key: settings[key] for key in ("file", "size", "shape", "output_shapes", "options", "layout")}
 
 
 def script_name(target: str) -> str:
@@ -261,14 +250,14 @@ def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
     known = artifact.runtime in LOADERS
     return {
         "file": file if known or file.startswith("model-") else "model.onnx",
-        "input": given.name,
-        "output": made.name,
+        "inputs": [spec.name for spec in artifact.inputs],
+        "outputs": [spec.name for spec in artifact.outputs],
         "threads": int(artifact.options.get("threads", 0)),
         "options": {k: v for k, v in artifact.options.items() if isinstance(v, str | int | float)} if known else {},
         "disabled_optimizers": list(artifact.options.get("disabled_optimizers", [])),
         "layout": dict(artifact.options.get("layout", {})),
         "shape": shape,
-        "output_shape": list(made.shape),
+        "output_shapes": [list(spec.shape) for spec in artifact.outputs],
         "size": shape[-2:],
         "channels": shape[1] if len(shape) == 4 else 0,
         "colour": how.colour,

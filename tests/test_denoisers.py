@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,11 +13,23 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgegen import bundle_samples, cli, cli_options, judgement, loading, samplers  # noqa: E402
+from edgegen import (  # noqa: E402
+    bundle_samples,
+    cli,
+    cli_options,
+    judgement,
+    loading,
+    onnx_graph,
+    program,
+    registry,
+    rewriting,
+    samplers,
+)
+from edgegen.bundle_loaders import LOADERS  # noqa: E402
 from edgegen.errors import DataError, ModelError, UsageError  # noqa: E402
 from edgegen.nn import diffusion  # noqa: E402
 from edgegen.records import ModelOptions  # noqa: E402
-from edgegen.types import Artifact, Measurement, PrecisionPlan  # noqa: E402
+from edgegen.types import Artifact, Measurement, PrecisionPlan, Target  # noqa: E402
 
 NETWORK = '''
 import torch
@@ -106,14 +119,48 @@ def test_the_latency_of_an_image_is_that_of_all_its_runs():
     assert judgement.per_image(latency, None) is latency
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "executorch", "ncnn"])
+@pytest.mark.parametrize("runtime", [*LOADERS, "coreml"])
 def test_the_sample_script_is_a_program(network: str, runtime: str):
     model = loading.load_model(network)
     artifact = Artifact(runtime, Path("model.x"), (), PrecisionPlan(), 1, model.stage.inputs, model.stage.outputs)
     text = bundle_samples.script(model, artifact, "model.x", "my-target")
     compile(text, "run", "exec")
     assert "edgegen" not in text
-    assert ('"file": \'model.onnx\'' in text) == (runtime == "ncnn")
+    assert ('"file": \'model.onnx\'' in text) == (runtime == "coreml")
+
+
+@pytest.mark.filterwarnings("ignore")  # executorch and torchao warn at their import; a worker process does not mind
+@pytest.mark.parametrize("runtime", [
+    pytest.param(name, marks=pytest.mark.slow if name in ("litert", "executorch") else ())  # their converters take long
+    for name in LOADERS if name != "tensorrt"
+])  # fmt: skip
+def test_the_sample_script_makes_the_images_in_every_runtime(runtime: str, network: str, tmp_path: Path):
+    """A network with several inputs, built, and run by the script with numpy, the runtime and the copied sampler."""
+    if registry.module("runtimes", runtime).missing():
+        pytest.skip(f"{runtime} does not run here")
+    model = loading.load_model(network)
+    made = onnx_graph.to_onnx(model.stage, tmp_path / "graph" / "model.onnx")
+    made = dataclasses.replace(made, program=program.save(model.stage, tmp_path / "graph" / "model.pt2"))
+    target = Target("here", "", (runtime,), precisions=("fp32",), threads=1)
+    settings = samplers.of(model.options)
+    latents = np.stack([np.random.default_rng([0, i]).standard_normal((1, 16, 16), dtype=np.float32) for i in range(2)])
+    feeds = samplers.feeds(settings, latents[:1])
+    cured = rewriting.cures(made, runtime, target, feeds=feeds, out=tmp_path / "cured.onnx")
+    assert not cured.problems
+    artifact = registry.module("runtimes", runtime).build(
+        cured.graph, tmp_path / "b" / "model", calibration=None, target=target)
+    inside = dataclasses.replace(artifact, path=artifact.path.relative_to(tmp_path / "b"))
+    (tmp_path / "b" / "run_here.py").write_text(bundle_samples.script(model, inside, str(inside.path), "here"))
+    for name, file in samplers.sources(settings).items():
+        (tmp_path / "b" / "samplers").mkdir(exist_ok=True)
+        (tmp_path / "b" / "samplers" / Path(name).name).write_bytes(file.read_bytes())
+    done = subprocess.run([sys.executable, "-W", "ignore", "-I", "run_here.py", "--count", "2", "--out", "made.npy"],
+                          cwd=tmp_path / "b", capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "b" / "made.npy")
+    wanted = samplers.generate(settings, diffusion.runner(model.stage.module), latents)
+    assert np.abs(found - wanted).max() < 5e-3
+    assert np.abs(found - wanted[::-1]).max() > 5e-2  # the comparison can fail
 
 
 @pytest.mark.slow

@@ -143,3 +143,47 @@ def test_lessons_of_a_denoiser_are_noised_images_at_random_times():
     late = x[t > 800].std(), x[t < 200].std()
     assert late[0] > 0.9 and late[1] < 0.6  # noise there, images of spread 0.4 here
     assert torch.equal(at(3)["input"][0], x) and not torch.equal(at(4)["input"][0], x)
+
+
+class Pictures:
+    """Stands for data.Dataset: real images of one grey."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.source = model, type("Source", (), {"kind": "images"})()
+
+    def real_images(self, size: int):
+        yield np.full((size, 1, 4, 4), 0.75, np.float32)  # 0..1; -1..1 in the network
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(lambda student, job: _lessons.batches(student, job, 64), id="batches of passes"),
+    pytest.param(lambda student, job: distill_steps._Lesson(
+        student, job, _denoising.Teacher(Exact(), samplers.of(student.options)), samplers.of(student.options),
+        "progressive", 4, 64, 1, 0.0, "cifar"), id="distill_steps"),
+])  # fmt: skip
+def test_a_student_learns_from_the_images_of_its_teacher_or_from_real_ones(make):
+    def drawn(**more) -> tuple[np.ndarray, str]:
+        made = make(denoiser(Affine()), Job(TARGET, **more))
+        if isinstance(made, tuple):  # noised: at the first times there is hardly any noise
+            x, t = made[0](0)["input"]
+            return x[t < 100].numpy(), made[1]
+        return made.images(0), made.source
+
+    own, said = drawn()
+    assert "the denoiser itself" in said
+    taught, said = drawn(teacher=denoiser(Exact()))
+    assert "its teacher" in said
+    assert taught.mean() == pytest.approx(MEAN, abs=0.1) and taught.std() == pytest.approx(SPREAD, abs=0.1)
+    assert abs(own.mean() - MEAN) > 0.1 or abs(own.std() - SPREAD) > 0.1  # the untrained student cannot draw these
+    real, said = drawn(teacher=denoiser(Exact()), data=Pictures(denoiser(Exact())))
+    assert "real images" in said and real.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_distill_of_a_denoiser_sees_its_real_images_and_its_teacher():
+    from edgegen.passes.distill import distill
+
+    work = Job(TARGET, teacher=denoiser(Exact()), threads=1)
+    quick = {"steps": 2, "batch": 4, "precision": "fp32"}
+    assert "its teacher" in distill(denoiser(Affine()), work, **quick).notes["inputs"]
+    work = dataclasses.replace(work, data=Pictures(denoiser(Exact())))
+    assert "real images" in distill(denoiser(Affine()), work, **quick).notes["inputs"]

@@ -349,7 +349,7 @@ def test_the_sample_script_of_a_bundle_answers_as_the_runtime_does(runtime: str,
     text = bundle_samples.script(model, artifact, artifact.path.name, "here")
     code: dict[str, Any] = {"__name__": "sample", "__file__": str(artifact.path.parent / "run_here.py")}
     exec(compile(text, "run_here.py", "exec"), code)
-    found, image = code["load"](), exported["residual"].image
+    found, image = code["called"], exported["residual"].image
     assert np.array_equal(found(image), run(artifact, image))
     assert not np.array_equal(found(1 - image), run(artifact, image))
 

@@ -23,7 +23,7 @@ import pytest
 from fakes import fake_tensorrt
 from onnx import TensorProto, numpy_helper
 
-from edgegen import bundle_samples, targets
+from edgegen import bundle_loaders, targets
 from edgegen.runtimes import tensorrt
 from edgegen.types import Graph, PrecisionPlan, Target, TensorSpec
 
@@ -455,18 +455,17 @@ def test_the_sample_of_a_bundle_runs_the_engine(version: str, script: Script, mo
     fake_tensorrt.version(version)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Cudart())
     module, folder = script("old" if version.startswith("8") else "int8")
-    code: dict[str, Any] = {
-        "HERE": folder, "np": np, "SETTINGS": {"file": "model.onnx", "input": "input", "output": "output"},
-    }  # fmt: skip
-    exec(bundle_samples.loader("tensorrt"), code)
+    code: dict[str, Any] = {"HERE": folder, "np": np}
+    part = {"file": "model.onnx", "inputs": ["input"], "outputs": ["output"]}
+    exec(bundle_loaders.loader("tensorrt"), code)
     with pytest.raises(SystemExit, match="no engine yet: run python3"):
-        code["load"]()
+        code["load"](part)
     fake_tensorrt.state.shapes = {"input": (1, 3, 4, 4), "output": (1, 3, 4, 4)}
     module.main([])
     image = np.random.default_rng(0).random((1, 3, 4, 4), dtype=np.float32)
-    run = code["load"]()
-    assert np.array_equal(run(image), 2 * image)
-    assert np.array_equal(run(1 - image), 2 * (1 - image))
+    run = code["load"](part)
+    assert np.array_equal(run({"input": image})["output"], 2 * image)
+    assert np.array_equal(run({"input": 1 - image})["output"], 2 * (1 - image))
     fake_tensorrt.version("10.9.0")
     with pytest.raises(SystemExit, match=r"TensorRT 10.9.0 cannot load .*model.engine: run python3"):
-        code["load"]()
+        code["load"](part)

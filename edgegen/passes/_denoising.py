@@ -17,23 +17,28 @@ from edgegen.types import Model, PassResult
 POOL, AT_MOST_STEPS = 256, 20  # images that the denoiser makes itself to learn from, and steps for each
 
 
-def images(model: Model, size: int, seed: int, data: Any = None) -> tuple[Callable[[int], np.ndarray], str]:
+def images(
+    model: Model, size: int, seed: int, data: Any = None, teacher: Model | None = None
+) -> tuple[Callable[[int], np.ndarray], str]:
     """step -> images (size, C, H, W) in the network's range, and where they are from, in words.
 
-    Real ones where the data has any; else a pool that the denoiser makes itself, so no data are needed.
+    Real ones where the data has any; else a pool that its teacher makes (a pruned student makes no images to learn
+    from), or without one the denoiser itself: so no data are needed.
     """
     low, high = model.stage.outputs[0].value_range or (-1.0, 1.0)
     if data is not None and getattr(getattr(data, "source", None), "kind", "") == "images":
         found = np.concatenate(list(islice(data.real_images(64), 64))) * (high - low) + low
         said = f"{len(found)} real images, noised"
     else:
-        settings = samplers.of(model.options) or {}
+        maker = _artist(model, teacher)
+        whose = "the denoiser itself" if maker is model else "its teacher"
+        settings = samplers.of(maker.options) or {}
         fewer = {**settings, "steps": min(settings["steps"], AT_MOST_STEPS), "timesteps": [], "seed": seed}
         count = min(POOL, 4 * size)
         shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
         latents = np.random.default_rng([seed, 1]).standard_normal((count, *shape), dtype=np.float32)
-        found = samplers.generate(fewer, diffusion.runner(model.stage.module), latents)
-        said = f"{len(found)} images of the denoiser itself, noised"
+        found = samplers.generate(fewer, diffusion.runner(maker.stage.module), latents)
+        said = f"{len(found)} images of {whose}, noised"
 
     def at(step: int) -> np.ndarray:
         return found[np.random.default_rng([seed, step, 2]).integers(len(found), size=size)].astype(np.float32)
@@ -41,9 +46,19 @@ def images(model: Model, size: int, seed: int, data: Any = None) -> tuple[Callab
     return at, said
 
 
-def batches(model: Model, size: int, seed: int, data: Any = None) -> tuple[Callable[[int], dict[str, Any]], str]:
+def _artist(model: Model, teacher: Model | None) -> Model:
+    """The teacher where it makes images like the model's, else the model."""
+    if teacher is None or len(teacher.stages) != 1 or teacher.stage.module is None:
+        return model
+    same = teacher.stage.inputs[0].shape == model.stage.inputs[0].shape
+    return teacher if same and samplers.of(teacher.options) is not None else model
+
+
+def batches(
+    model: Model, size: int, seed: int, data: Any = None, teacher: Model | None = None
+) -> tuple[Callable[[int], dict[str, Any]], str]:
     """Batches of inputs at random times for passes that compare outputs (see `_lessons`)."""
-    made, said = images(model, size, seed, data)
+    made, said = images(model, size, seed, data, teacher)
     at = diffusion.lessons(model.options, made, size, seed)
     return lambda step: {"input": at(step), "reference": None, "label": None}, said
 

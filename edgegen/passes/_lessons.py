@@ -80,7 +80,12 @@ def made_up(model: Model, size: int, seed: int) -> tuple[Callable[[int], Batch],
 
 
 def batches(model: Model, job: Job, size: int, crop: int | None = None) -> tuple[Callable[[int], Batch], str]:
-    """Batches of the job's data, or made up where there is none or the network takes more than one input; and which."""
+    """Batches of the job's data, or made up where there is none or it has one of several inputs; and which, in words.
+
+    Those of a denoiser are noised images: real ones where the data has any, else its teacher's.
+    """
+    if samplers.of(model.options) is not None:
+        return _denoising.batches(model, size, job.seed, job.data, job.teacher)
     if job.data is not None and len(model.stage.inputs) == 1:
         return from_data(job.data, size, job.seed, crop), "data"
     return made_up(model, size, job.seed)

@@ -208,5 +208,5 @@ def inputs_of(model: Model, job: Job, count: int) -> tuple[list[tuple[np.ndarray
         generator = (graph.example_inputs(model.stage, seed=job.seed + i, preprocessing=model.preprocessing)
                      for i in range(count))  # fmt: skip
         return [tuple(value.numpy() for value in sample) for sample in generator], "random values"
-    batch_at, source = _lessons.made_up(model, 1, job.seed)
-    return [tuple(value.numpy() for value in batch_at(i)["input"]) for i in range(count)], source
+    inputs, source = _lessons.some_inputs(model, job, count)
+    return [tuple(value.numpy() for value in sample) for sample in inputs], source

@@ -126,7 +126,7 @@ class _Lesson:
         if method == "pairs":
             self.batch_at, self.source = self._paths(model, settings, pairs), f"{pairs} paths of the teacher"
         else:
-            self.images, self.source = _denoising.images(model, size, job.seed, job.data)
+            self.images, self.source = _denoising.images(model, size, job.seed, job.data, job.teacher)
             self.batch_at = self._noised
 
     def _noised(self, step: int) -> Batch:

@@ -49,11 +49,7 @@ def prune_blocks(
         raise ValueError(f"prune_blocks needs a network, and {model.name} is an ONNX file; use quantize or cast")
     if not 0 <= ratio < 1 or samples < 1:
         raise ValueError(f"ratio must lie in [0, 1) and samples be at least 1, got {ratio} and {samples}")
-    if job.data is not None:
-        batch_at = _lessons.from_data(job.data, 1, job.seed, None)
-    else:
-        batch_at, _ = _lessons.made_up(model, 1, job.seed)
-    inputs = [batch_at(step)["input"] for step in range(samples)]
+    inputs, _ = _lessons.some_inputs(model, job, samples)
     result = graph.clone(module).eval()
     found = removable(result, inputs[0])
     for name in (*blocks, *skip):

@@ -40,11 +40,7 @@ def reconstruct(
     if job.teacher is None or model.stage.module is None:
         raise ValueError("reconstruct needs a network and its teacher; it follows prune_channels")
     student, teacher = graph.clone(model.stage.module).eval(), graph.clone(job.teacher.stage.module).eval()
-    if job.data is not None:
-        batch_at, source = _lessons.from_data(job.data, 1, job.seed, None), "data"
-    else:
-        batch_at, source = _lessons.made_up(model, 1, job.seed)
-    inputs = [batch_at(step)["input"] for step in range(samples)]
+    inputs, source = _lessons.some_inputs(model, job, samples)
     changed: dict[str, str] = {}
     skipped: dict[str, str] = {}
     with torch.no_grad(), training.use_threads(job.threads):
