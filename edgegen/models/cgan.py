@@ -44,7 +44,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         z, hot = conditional.split(z, label, self.latent, self.classes, self.label)
         x = self.l1(torch.cat((z, hot @ self.label_emb.weight), 1))
-        return self.conv_blocks(x.reshape(-1, self.width, self.start, self.start))
+        return self.conv_blocks(x.reshape(x.shape[0], -1, self.start, self.start))
 
 
 def create(latent: int = 10, classes: int = 10, width: int = 128, size: int = 28, label: str = "joined") -> nn.Module:

@@ -108,17 +108,6 @@ class Synthesis(nn.Module):
         return self.inverse(self.to_image(x, w))
 
 
-class Generator(nn.Module):
-    """Latents z (N, latent), N(0, 1), to RGB, about -1..1."""
-
-    def __init__(self, mapping: nn.Module, synthesis: nn.Module) -> None:
-        super().__init__()
-        self.mapping, self.synthesis = mapping, synthesis
-
-    def forward(self, z: Tensor, *noise: Tensor) -> Tensor:
-        return self.synthesis(self.mapping(z), *noise)
-
-
 def create(
     widths: Sequence[int] = WIDTHS, latent: int = 512, style: int = 512, layers: int = 8, noise: str = "constant",
     truncation: float = 1.0, part: str = "all", modulated_up: bool = False,
@@ -142,7 +131,7 @@ def create(
         return modulated.Mapping(latent, style, layers, truncation)
     first = modulated.Mapping(latent, style, layers, truncation) if part == "all" else None
     second = Synthesis(style, widths, noise, modulated_up)
-    return Generator(first, second) if first is not None else second
+    return modulated.Generator(first, second) if first is not None else second
 
 
 def record(**config: Any) -> dict[str, Any]:

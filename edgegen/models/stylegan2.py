@@ -91,17 +91,6 @@ class Synthesis(nn.Module):
         return image
 
 
-class Generator(nn.Module):
-    """Latents z (N, latent), N(0, 1), to RGB (N, 3, size, size), about -1..1; noise maps that are inputs follow z."""
-
-    def __init__(self, mapping: nn.Module, synthesis: nn.Module) -> None:
-        super().__init__()
-        self.mapping, self.synthesis = mapping, synthesis
-
-    def forward(self, z: Tensor, *noise: Tensor) -> Tensor:
-        return self.synthesis(self.mapping(z), *noise)
-
-
 def create(
     size: int = 256, latent: int = 512, style: int = 512, layers: int = 8, width: int = 512, base: int = 32768,
     noise: str = "constant", truncation: float = 1.0, part: str = "all",
@@ -126,7 +115,7 @@ def create(
         return modulated.Mapping(latent, style, layers, truncation)
     first = modulated.Mapping(latent, style, layers, truncation) if part == "all" else None
     second = Synthesis(size, style, {r: max(1, min(base // r, width)) for r in sizes}, noise)
-    return Generator(first, second) if first is not None else second
+    return modulated.Generator(first, second) if first is not None else second
 
 
 def mapping(**config: Any) -> nn.Module:

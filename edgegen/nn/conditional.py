@@ -29,7 +29,8 @@ def split(x: Tensor, label: Tensor | None, latent: int, classes: int, mode: str)
     """
     if mode == "joined":
         scores = x[:, latent:]
-        return x[:, :latent], (scores >= scores.amax(1, keepdim=True)).to(x.dtype)
+        # 1 where a number is the largest, 0 elsewhere, without truth values: those some runtimes do not have
+        return x[:, :latent], 1 - torch.sign(scores.amax(1, keepdim=True) - scores)
     if label is None:
         raise ValueError(f"a class is needed beside the latents: {mode}")
     return x, label if mode == "one-hot" else F.one_hot(label, classes).to(x.dtype)

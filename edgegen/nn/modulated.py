@@ -95,6 +95,17 @@ class Mapping(nn.Module):
         return w if self.truncation == 1.0 else self.average + self.truncation * (w - self.average)
 
 
+class Generator(nn.Module):
+    """Latents z (N, latent), N(0, 1), to RGB (N, 3, H, W), about -1..1; noise maps that are inputs follow z."""
+
+    def __init__(self, mapping: nn.Module, synthesis: nn.Module) -> None:
+        super().__init__()
+        self.mapping, self.synthesis = mapping, synthesis
+
+    def forward(self, z: Tensor, *noise: Tensor) -> Tensor:
+        return self.synthesis(self.mapping(z), *noise)
+
+
 class StyledConv(nn.Module):
     """Modulated convolution, noise, bias, leaky ReLU: (N, inputs, H, W), w (N, style) to outputs (up: at 2 H, 2 W).
 
