@@ -30,6 +30,10 @@ LOAD_S = 1.5
 """Seconds in which a worker process starts, loads a build and warms up."""
 ROUND_S = 0.25
 """Seconds of one timing round of one build: 0.15 s of running, settling, and the clock's own."""
+BASE_BYTES = 800_000_000
+"""Resident size of a process that has torch, the exporter and the libraries of metrics loaded."""
+INT8_SHARE = 0.3
+"""Size of an INT8 build against the network's."""
 BACKWARD = 3.0
 """A training step takes this many forward passes of its batch (Kaplan et al., 2020, arXiv:2001.08361, section 2.1)."""
 _TRAINS = ("steps", "epochs")
@@ -79,15 +83,16 @@ def plan_of(run: Run) -> Plan:
     steps, unknown = _steps(run, forward)
     counts = [len(part) for part in (run.data.select, run.data.test) if part is not None]
     size = _state_bytes(run.model)
-    builds = len(run.bench.plans(quantized=False)) + len(run.bench.plans(quantized=True))
+    floats, quantized = (len(run.bench.plans(quantized=kind)) for kind in (False, True))
+    copies = 1 + floats + INT8_SHARE * quantized * any(step.name == "quantize" for step in run.recipe.steps)
     networks = 1 + len(recipe.groups(run.recipe))
     outputs = 4 * sum(counts) * _elements(run.model)
     batches = [batch for group in recipe.groups(run.recipe) for step in group if (batch := _batch(step))]
     trains, batch = bool(batches), max(batches, default=1)
     # weights, their gradients and the optimizer's two moments; activations of a batch are kept for the way back
-    memory = size * (4 if trains else 1) + activations * (2 * batch if trains else 1) + 400_000_000
+    memory = size * (4 if trains else 1) + activations * (2 * batch if trains else 1) + BASE_BYTES
     return Plan(run.model.name, run.target.name, str(run.out), tuple(steps), memory,
-                networks * (builds + 2) * size + outputs, tuple(unknown))  # fmt: skip
+                round(networks * copies * size) + outputs, tuple(unknown))  # fmt: skip
 
 
 def _default_out(request: Request) -> Path:

@@ -609,6 +609,16 @@ def test_a_share_is_told_in_percent_and_its_change_in_points(folder: Path) -> No
     assert "88.00%" in " ".join(page.words)
 
 
+def test_a_change_inside_the_intervals_is_neither_better_nor_worse(folder: Path) -> None:
+    write_report(folder, sample())  # 27.9 to 28.4 dB, and 27.6 to 28.1
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<td>0.28 dB lower<span class="sub">the intervals overlap</span></td>' in page
+    report = sample()
+    report["result"]["quality"][0]["interval"] = (27.8, 27.89)
+    write_report(folder, report)
+    assert '<span class="worse">0.28 dB lower</span>' in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_page_says_on_what_it_was_measured(folder: Path) -> None:
     report = sample()
     write_report(folder, report)

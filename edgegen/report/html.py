@@ -24,6 +24,7 @@ EMBED_BYTES = 3_400_000  # pictures in the page; base64 makes a third more of it
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _KINDS_OF_ROW = (("baseline", "base"), ("result", "result"))
 _CONDITIONS = ("device", "cpu_model", "cores", "threads", "batch", "io", "rounds", "iterations", "method", "tool")
+_PARTS = {"train": "to learn from", "select": "to decide on", "test": "to report on", "calibration": "to calibrate on"}
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -73,6 +74,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
         title=f"{report['model']} on {report['target']}",
         asked=_asked(report),
         where=Markup(_where(report)),
+        date=report["date"].removesuffix("+00:00").replace("T", " ") + " UTC" * report["date"].endswith("+00:00"),
         parts=[{"title": title, "id": name, "content": Markup(content)} for title, name, content in sections],
     )
 
@@ -165,7 +167,8 @@ def _pictures(report: dict[str, Any], folder: Path) -> str:
         label = escape(f"enlarge: {image['caption']}")
         zoom = f'<label class="zoom"><input type="checkbox" aria-label="{label}"><span>enlarge</span>{picture}</label>'
         shown.append(f'<figure><div class="scroll" tabindex="0">{zoom}</div>{caption}</figure>')
-    return "".join(shown)
+    told = '<p class="soft">The teacher is the network as it was given, the student is the result.</p>'
+    return told + "".join(shown) if shown else ""
 
 
 def _picture_file(folder: Path, name: str) -> Path:
@@ -212,8 +215,10 @@ def _data(report: dict[str, Any]) -> str:
     if not report["data"] and not report["data_source"]:
         return ""
     pairs = {"source": report["data_source"]}
-    for name, part in report["data"].items():
-        pairs[name] = f"{part['count']:,}" + (f" (SHA-256 {part['sha256']})" if part["sha256"] else "")
+    for name in sorted(report["data"], key=lambda name: [*_PARTS, name].index(name)):
+        part = report["data"][name]
+        digest = f" (SHA-256 {part['sha256']})" if part["sha256"] else ""
+        pairs[_PARTS.get(name, name)] = f"{part['count']:,}{digest}"
     skipped = report["skipped_files"]
     return parts.lines(pairs) + parts.fold(f"{len(skipped)} file{'s' * (len(skipped) != 1)} not read", skipped)
 
@@ -236,5 +241,6 @@ def _cost(report: dict[str, Any]) -> str:
         rows.append(f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     heads = f'<td></td><th scope="col">{parts.mark("predicted")}</th><th scope="col">{parts.mark("measured")}</th>'
     note = '<p class="soft">The run was resumed: the time is that of its last part.</p>'
+    told = '<p class="soft">What the run took, beside what <code>--dry-run</code> predicts for it.</p>'
     table = f'<table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    return f'<div class="card">{table}</div>{note if report["cost"]["resumed"] else ""}'
+    return f'{told}<div class="card">{table}</div>{note if report["cost"]["resumed"] else ""}'

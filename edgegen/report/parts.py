@@ -167,6 +167,10 @@ def _difference(before: Report | None, after: Report | None) -> str:
     words = text.difference(before, after)
     if before is None or after is None or not words:
         return ""
+    if before["interval"] and after["interval"]:
+        (low, high), (least, most) = before["interval"], after["interval"]
+        if low <= most and least <= high and words != "same":  # neither better nor worse can be said
+            return f'{escape(words)}<span class="sub">the intervals overlap</span>'
     return f'<span class="{_better(before["value"], after["value"], after["direction"])}">{escape(words)}</span>'
 
 

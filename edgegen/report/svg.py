@@ -9,7 +9,7 @@ from typing import Any
 
 from edgegen.report import text
 
-WIDTH, LEFT, RIGHT, BAND, TOP = 880, 12, 12, 84, 6
+WIDTH, LEFT, RIGHT, BAND, TOP = 880, 12, 12, 102, 6
 DOTS = 400
 
 
@@ -58,17 +58,17 @@ def _band(row: tuple[str, str, dict[str, Any]], top: float, end: float, x: Calla
     note += f"; {beyond} beyond the axis, up to {text.number(ordered[-1])} {unit}" if beyond else ""
     # a fixed pattern instead of random jitter: the same report draws the same page
     dots = "".join(
-        f'<circle class="dot {kind}" cx="{x(value):.1f}" cy="{top + 32 + (index * 0.618034 % 1) * 36:.1f}" r="2.6"/>'
+        f'<circle class="dot {kind}" cx="{x(value):.1f}" cy="{top + 50 + (index * 0.618034 % 1) * 36:.1f}" r="2.6"/>'
         for index, value in enumerate(inside)
     )
     marks = "".join(
-        f'<line class="{kind}" x1="{x(p[name]):.1f}" x2="{x(p[name]):.1f}" y1="{top + 26}" y2="{top + 74}" '
+        f'<line class="{kind}" x1="{x(p[name]):.1f}" x2="{x(p[name]):.1f}" y1="{top + 44}" y2="{top + 92}" '
         f'stroke-width="{width}"/>'
         for name, width in (("p50", 2.5), ("p90", 1.2), ("p99", 1.2))
         if p[name] <= end
     )
     name = f'<text class="name" x="{LEFT}" y="{top + 16}">{escape(label)}</text>'
-    return name + f'<text x="{WIDTH - RIGHT}" y="{top + 16}" text-anchor="end">{escape(note)}</text>' + dots + marks
+    return name + f'<text x="{LEFT}" y="{top + 34}">{escape(note)}</text>' + dots + marks
 
 
 def _ticks(end: float, step: float, y: float, x: Callable[[float], float], unit: str) -> str:
