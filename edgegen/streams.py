@@ -49,7 +49,7 @@ def throughput(
         round. What crashed or ran out of its limits is "not measured" with the reason.
     """
     count, each = split(threads)
-    told = {"device": "local", "streams": count, "threads": each, "rounds": rounds, "seconds": seconds,
+    told: dict[str, Any] = {"device": "local", "streams": count, "threads": each, "rounds": rounds, "seconds": seconds,
             "batch": next((len(value) for value in feeds.values() if np.ndim(value)), 1), "run": uuid.uuid4().hex[:12]}
     found: list[list[float]] = [[] for _ in artifacts]
     failed: dict[int, str] = {}

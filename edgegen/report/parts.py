@@ -130,8 +130,9 @@ def _throughput_rows(base: Report, result: Report) -> list[str]:
             found = next((i for i, one in enumerate(side["throughput"]) if _way(one) == way), None)
             cells.append(_DASH if found is None else figure(f"{name}.throughput.{found}", side["throughput"][found]))
             values.append(None if found is None else side["throughput"][found]["value"])
-        change = f'<span class="{_better(*values, "higher")}">{text.percent_less(*values)}</span>'
-        rows.append(_row(f"samples a second, {way}", cells, change if None not in values else ""))
+        before, after = values
+        change = f'<span class="{_better(before, after, "higher")}">{text.percent_less(before, after)}</span>'
+        rows.append(_row(f"samples a second, {way}", cells, change))
     if not ways:
         rows.append(_row("samples a second, several at once", [mark("not measured")] * 2, ""))
     return rows
