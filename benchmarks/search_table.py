@@ -43,6 +43,8 @@ is_host = true
 precisions = ["fp32", "int8"]
 [channel_multiple]
 default = 8
+[sources]
+channel_multiple = "ONNX Runtime on AVX2 takes blocks of 8 channels"
 '''
 
 

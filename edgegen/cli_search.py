@@ -25,7 +25,7 @@ def search(
     target: Annotated[str, cli_options.named("targets", "Target name, or a .toml file.")] = "cpu",
     space: Annotated[str, cli_options.named("spaces", "A name (edgegen list spaces) or a .toml file.")] = "recipe",
     trials: Annotated[int, typer.Option(help="Candidates to try, by all workers together.", min=1)] = 40,
-    sampler: Annotated[str, typer.Option(help="nsga2, tpe, evolution, two-stage, shifting or random.")] = "nsga2",
+    sampler: Annotated[str, typer.Option(help="tpe, nsga2, evolution, two-stage, shifting or random.")] = "tpe",
     weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,

@@ -169,14 +169,14 @@ def _table() -> dict[str, Any]:
     return {"space": TABLE_SPACE, "rows": list(rows.values())}
 
 
-@pytest.mark.parametrize("name", ["nsga2", "evolution"])
-def test_a_search_on_a_table_beats_random_draws(name: str) -> None:
+@pytest.mark.slow
+def test_searches_on_a_table_beat_random_draws() -> None:
     replay = _replay()
-    found = replay.replayed(_table(), [name], trials=60, seeds=3, drop=6.0)
+    found = replay.replayed(_table(), ["tpe"], trials=40, seeds=3, drop=6.0)
     assert found["candidates"] == 360
     assert all(0 < share <= 1 for shares in found["shares"].values() for share in shares)
-    assert found["wins"][name] >= 2
-    assert f"| {name} |" in replay.markdown(found)
+    assert found["wins"] == {"random": 0, "tpe": 3}
+    assert "| tpe | " in replay.markdown(found)
 
 
 def test_a_candidate_that_the_table_has_not_fails_and_is_no_volume() -> None:

@@ -51,13 +51,17 @@ class Aging(BaseSampler):
                 for gene in self._space.genes}  # fmt: skip
 
     def _child(self, parents: Sequence[Any], genes: Sequence[Gene]) -> dict[str, int]:
-        """The best of a few drawn parents with another choice for one of these genes."""
+        """The best of a few drawn parents with another choice for one of these genes; half of the time, where choices
+        have an order, with the next one."""
         some = self._random.sample(list(parents), min(self._drawn, len(parents)))
         parent = min(some, key=lambda one: (violation(one), sum(dominates(o.values, one.values) for o in some)))
         child = {gene.name: int(parent.params[gene.name]) for gene in self._space.genes}
         if free := [gene for gene in genes if len(gene.choices) > 1]:
             gene = self._random.choice(free)
-            child[gene.name] = self._random.choice([p for p in range(len(gene.choices)) if p != child[gene.name]])
+            here, count = child[gene.name], len(gene.choices)
+            near = [place for place in (here - 1, here + 1) if 0 <= place < count]
+            far = [place for place in range(count) if place != here]
+            child[gene.name] = self._random.choice(near if gene.ordered and self._random.random() < 0.5 else far)
         return child
 
 

@@ -24,7 +24,7 @@ class Order:
     out: Path
     space: str = "recipe"
     trials: int = 40
-    sampler: str = "nsga2"
+    sampler: str = "tpe"
     study: str = ""
     name: str = ""
     workers: int = 1
