@@ -30,6 +30,9 @@ _LOWEST_OPSET = 13  # the first with per-channel Q/DQ
 _EXPORTED_OPSET = 18  # the oldest that torch's exporter writes itself; below, it tries ONNX's converter, and is loud
 _FOLD_LIMIT = 2**26  # elements; larger constants are left to the runtime to fold
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_CURES = {
+    "DeformConv": "put a plain convolution of the same kernel in its place and train it to the old one's outputs",
+}
 
 
 def to_onnx(stage: Stage, out: Path, *, opset: int = 18) -> Graph:
@@ -50,8 +53,10 @@ def to_onnx(stage: Stage, out: Path, *, opset: int = 18) -> Graph:
             raise errors.ModelError(
                 f"{stage.name}: shape of input {spec.name!r} must be fixed to export, got {spec.shape}"
             )
-    model = _from_module(stage, opset) if stage.module is not None else _from_file(stage)
-    return save(simplify(model), out, stage)
+    model = simplify(_from_module(stage, opset) if stage.module is not None else _from_file(stage))
+    if stage.module is not None:
+        _check_operators(model, stage)
+    return save(model, out, stage)
 
 
 def save(model: onnx.ModelProto, out: Path, stage: Stage) -> Graph:
@@ -124,6 +129,19 @@ def _from_module(stage: Stage, opset: int) -> onnx.ModelProto:
     if program is None:
         raise errors.ModelError(f"{stage.name}: torch's exporter returned nothing")
     return program.model_proto
+
+
+def _check_operators(model: onnx.ModelProto, stage: Stage) -> None:
+    """Raise errors.ModelError for what the exporter wrote though the operator set (and so every target) lacks it."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    defined = {(function.domain, function.name) for function in model.functions}
+    for node in model.graph.node:
+        known = onnx.defs.has(node.op_type, max_inclusive_version=versions.get(node.domain, 1), domain=node.domain)
+        if not known and (node.domain, node.op_type) not in defined:
+            cure = _CURES.get(node.op_type, "write it with operations of torch itself")
+            at = f"{node.op_type} at {node.name.rpartition('/')[0] or 'the top'}"
+            raise errors.ModelError(f"{stage.name}: {at} is not in ONNX opset {versions.get('', 0)}, so no target "
+                                    f"takes it: {cure}")  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- from file

@@ -135,6 +135,14 @@ def quantized_nodes(model: onnx.ModelProto, plan: PrecisionPlan, *, placement: s
     return quantized
 
 
+def _nothing(model: onnx.ModelProto, placement: str) -> str:
+    """Why there is no layer to quantize: the first operation of each kind that has weights, and what could be done."""
+    first = {node.op_type: node.name for node in reversed(model.graph.node) if node.op_type in _EVERY}
+    known = f"{', '.join(f'{kind} {name!r}' for kind, name in sorted(first.items())) or 'no operation'} has weights"
+    return (f"the plan leaves no layer to quantize; {known}, and INT8 is for {', '.join(_CORE[placement])}: "
+            "build it in float, or for a runtime that has INT8 for these")  # fmt: skip
+
+
 def check_layers(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
     """Raise errors.UsageError when `plan.float_layers` names a node that is not in the graph."""
     names = tuple(node.name for node in model.graph.node)
@@ -184,8 +192,8 @@ def insert_qdq(
     nodes = quantized_nodes(model, plan, placement=placement)
     done = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     if done or not nodes:
-        reason = "the graph is already quantized" if done else "the plan leaves no layer to quantize"
-        raise errors.RuntimeFailed(f"{graph.stage}: cannot build {plan.label}: {reason}")
+        reason = "the graph is already quantized" if done else _nothing(model, placement)
+        raise errors.Unsupported(f"{graph.stage}: cannot build {plan.label}: {reason}")
     found = _found_ranges(model, graph, calibration, _activations(model, nodes), plan, threads)
     data = {n: TensorData(lowest=np.float32(a), highest=np.float32(b)) for n, (a, b) in found.items()}
     symmetric = plan.format == "s8s8"

@@ -16,6 +16,7 @@ _CURES = {
     "unfold": "write it as slices and a concatenation",
     "im2col": "write it as slices and a concatenation",
     "roll": "write it as two slices and a concatenation",
+    "non_zero": "keep all tokens and weigh them by the mask: its output's shape depends on values",
     "fft": "write it as a matrix product with the Fourier matrix",
 }
 _OTHERWISE = "rewrite it with convolutions, matrix products and elementwise operations"
@@ -38,9 +39,9 @@ def problems(graph: Graph, target: Target) -> list[Problem]:
     with _coreml_convert.quiet():
         names = _coreml_layers.layer_names(source)
         operations = list(_coreml_weights.loaded(model).functions["main"].operations)
-    said = f"its numbers cannot be checked: {_OTHERWISE}"
+    said = "its numbers cannot be checked"
     return [
-        Problem(op.op_type, _coreml_layers.layer_of(op, names), said)
+        Problem(op.op_type, _coreml_layers.layer_of(op, names), f"{said}: {cure(op.op_type)}")
         for op in operations
         if not _coreml_ops.known(op.op_type) and not op.op_type.startswith("const")
     ]

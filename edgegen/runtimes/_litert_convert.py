@@ -21,6 +21,7 @@ _REFUSED = {
     "sort": "sort outside of the network",
     "argsort": "sort outside of the network",
     "nonzero": "the output's shape depends on values: use torch.where with three arguments",
+    "_assert_scalar": "a shape depends on values (a boolean mask): keep all tokens and weigh them by the mask",
     "_fft_r2c": "transform outside of the network, or use a convolution with fixed weights",
     "_fft_c2c": "transform outside of the network, or use a convolution with fixed weights",
     "_fft_c2r": "transform outside of the network, or use a convolution with fixed weights",

@@ -15,7 +15,7 @@ from edgegen.runtimes._ncnn_draft import Draft, attribute
 from edgegen.types import Graph, Problem
 
 _WORKING = frozenset((
-    "Abs", "Add", "AveragePool", "Celu", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DepthToSpace",
+    "Abs", "Add", "AveragePool", "Celu", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "Cos", "DepthToSpace",
     "Div", "Einsum", "Elu", "Erf", "Exp", "Expand", "Floor", "Gather", "Gelu", "Gemm", "GlobalAveragePool",
     "GlobalMaxPool", "GridSample", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LRN",
     "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mish", "Mul", "Neg",
@@ -34,6 +34,7 @@ _CURES = {
     "CumSum": "multiply with a constant triangular matrix",
     "BatchNormalization": "fold it into the layer before",
     "If": "fix the branch at export",
+    "NonZero": "keep all tokens and weigh them by the mask, or a number that is fixed: ncnn has no shapes from data",
     "Loop": "unroll it at export",
 }
 

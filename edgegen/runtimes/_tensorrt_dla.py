@@ -66,6 +66,9 @@ class _Facts:
     def __init__(self, model: onnx.ModelProto):
         self.shapes, self.consts = onnx_cost.static_shapes(model), onnx_cost.constants(model)
 
+        made = (node for node in model.graph.node if node.op_type == "DequantizeLinear")
+        self.constant = {*self.consts, *(name for node in made for name in node.output)}
+
     def value(self, name: str) -> np.ndarray | None:
         return numpy_helper.to_array(self.consts[name]) if name in self.consts else None
 
@@ -96,6 +99,8 @@ def _convolution(node: Any, given: dict[str, Any], shape: Any, facts: _Facts, ta
     if len(weight) != 4:
         yield "use a two-dimensional convolution"
         return
+    if node.input[1] not in facts.constant:
+        yield "use one kernel for all inputs: this one is computed from the input, as in CondConv"
     if not _within(weight[2:], 1, 32):
         yield f"use kernels of 1 to 32, it is {weight[2:]}"
     if not _within(given.get("strides", (1,)), 1, 8):
