@@ -30,7 +30,7 @@ class Dilated(nn.Module):
         bias: bool, padding_mode: str,
     ) -> None:  # fmt: skip
         super().__init__()
-        told = [[int(down), int(across), [int(c) for c in channels]] for down, across, channels in groups]
+        told: list[Any] = [[int(down), int(across), [int(c) for c in own]] for down, across, own in groups]
         self.config = {
             "inputs": inputs, "groups": told, "window": window, "stride": list(stride), "margin": list(margin),
             "bias": bias, "padding_mode": padding_mode,
@@ -43,8 +43,11 @@ class Dilated(nn.Module):
         for down, across, own in told:
             pads = [edge + step * (window // 2) for edge, step in zip(margin, (down, across), strict=True)]
             self.crops.append([max(0, -pad) for pad in pads])
-            parts.append(nn.Conv2d(inputs, len(own), window, tuple(stride), tuple(max(0, pad) for pad in pads),
-                                   (down, across), bias=bias, padding_mode=padding_mode))  # fmt: skip
+            options: dict[str, Any] = {
+                "stride": tuple(stride), "padding": tuple(max(0, pad) for pad in pads), "dilation": (down, across),
+                "bias": bias, "padding_mode": padding_mode,
+            }  # fmt: skip
+            parts.append(nn.Conv2d(inputs, len(own), window, **options))
         self.parts = nn.ModuleList(parts)
         self.sorted = channels == sorted(channels)
         self.register_buffer("order", torch.argsort(torch.tensor(channels)), persistent=False)

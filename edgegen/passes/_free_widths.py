@@ -121,7 +121,7 @@ def _kind(node: Any, parts: Mapping[str, nn.Module]) -> str:
 def _is_flat(node: Any, parts: Mapping[str, nn.Module]) -> bool:
     """Whether the node gives (N, channels): the flattened output of a pooling to one pixel."""
     if node.op == "call_module" and isinstance(parts[str(node.target)], nn.Flatten):
-        flattens = parts[str(node.target)].start_dim == 1  # type: ignore[comparison-overlap]
+        flattens = parts[str(node.target)].start_dim == 1
     else:
         flattens = node.target in ("flatten", torch.flatten) and tuple(node.args[1:]) == (1,) and not node.kwargs
     source = node.all_input_nodes[0] if flattens and node.all_input_nodes else None

@@ -170,9 +170,11 @@ def _slice_norm(norm: Any, channels: Tensor) -> None:
 
 
 def lesson(
-    teacher: Callable[..., Any], space: Elastic, between: int, seed: int
+    teacher: Callable[..., Any], space: Elastic, between: int, seed: int, span: float = 1.0
 ) -> Callable[[nn.Module, Mapping[str, Any], int], dict[str, Tensor]]:
     """What a step of `training.train` learns: the sandwich rule. `batch["input"]` is a tuple of tensors.
+
+    span: of the values of output images, by which their differences are divided.
 
     The widest subnet, the narrowest and `between` others learn the teacher's outputs, their gradients summed. Norm
     statistics are not learned here: `estimate` takes them for each subnet.
@@ -188,10 +190,14 @@ def lesson(
         for name, choice in choices.items():
             with chosen(learner, space, choice):
                 got = graph.flatten(learner(*batch["input"]))
-            found[name] = torch.stack([distance(a, b) for a, b in zip(got, wanted, strict=True)]).sum()
+            found[name] = torch.stack([_apart(a, b, span) for a, b in zip(got, wanted, strict=True)]).sum()
         return found
 
     return losses
+
+
+def _apart(output: Tensor, wanted: Tensor, span: float) -> Tensor:
+    return distance(output, wanted) / (1.0 if output.ndim == 2 else span)
 
 
 def distance(output: Tensor, wanted: Tensor, temperature: float = 4.0) -> Tensor:

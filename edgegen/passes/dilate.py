@@ -53,8 +53,8 @@ class _Search:
     @property
     def candidates(self) -> list[Pattern]:
         """Dilations whose window lies in the large one."""
-        steps = [range(1, reach // (self.window // 2) + 1) for reach in self.reach]
-        return list(itertools.product(*steps))
+        down, across = (range(1, reach // (self.window // 2) + 1) for reach in self.reach)
+        return list(itertools.product(down, across))
 
     def taps(self, pattern: Pattern) -> Tensor:
         """The weights of the large kernel at the places of a dilation: (out, in, window, window)."""
@@ -150,7 +150,7 @@ def _compare(module: nn.Module, searches: dict[str, _Search], inputs: _swap.Inpu
 def _bare(search: _Search, pattern: Pattern, outputs: int) -> nn.Module:
     """All channels with one dilation, without bias."""
     block = _dilated(search, {pattern: list(range(outputs))}, bias=False)
-    block.parts[0].weight.copy_(search.taps(pattern))  # type: ignore[union-attr, operator]
+    block.parts[0].weight.copy_(search.taps(pattern))  # type: ignore[operator]
     return block
 
 
@@ -182,7 +182,7 @@ def _block(search: _Search, groups: dict[Pattern, list[int]]) -> Dilated:
     for part, (pattern, own) in zip(block.parts, groups.items(), strict=True):
         sums = search.sums[pattern]
         scale = (sums.cross / sums.power.clamp_min(1e-12))[own].to(layer.weight.dtype)
-        part.weight.copy_(search.taps(pattern)[own] * scale[:, None, None, None])  # type: ignore[operator, union-attr]
+        part.weight.copy_(search.taps(pattern)[own] * scale[:, None, None, None])  # type: ignore[operator]
         if layer.bias is not None:
-            part.bias.copy_(layer.bias[own])  # type: ignore[operator, union-attr]
+            part.bias.copy_(layer.bias[own])  # type: ignore[operator]
     return block

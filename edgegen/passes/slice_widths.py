@@ -7,6 +7,7 @@ subnet. The cut is exact: the result is the supernet with the other channels at 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -73,7 +74,8 @@ def _ratio(width: Width, ratio: float, ratios: Mapping[str, float]) -> float:
 
 def _difference(module: nn.Module, result: nn.Module, name: str) -> str:
     """What became of a layer's weight, "" when it kept its shape."""
-    old, new = (tuple(part.get_submodule(name).weight.shape) for part in (module, result))  # type: ignore[union-attr]
+    layers: list[Any] = [part.get_submodule(name) for part in (module, result)]
+    old, new = (tuple(layer.weight.shape) for layer in layers)
     return f"weight {'x'.join(map(str, old))} -> {'x'.join(map(str, new))}" if old != new else ""
 
 

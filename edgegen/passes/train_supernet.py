@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from edgegen import graph, training
 from edgegen.errors import PassError
@@ -58,16 +59,18 @@ def train_supernet(
     except ValueError as error:
         return PassResult(model, {}, dict.fromkeys(graph.layers(module), f"no slices: {error}"))
     result = _supernet.sort_channels(module, space.widths).eval().requires_grad_(True)
-    notes = {"widths": {width.name: list(space.counts[width.name]) for width in space.widths}, "blocks": blocks,
-             "inputs": source}  # fmt: skip
+    widths = {width.name: list(space.counts[width.name]) for width in space.widths}
+    notes: dict[str, Any] = {"widths": widths, "blocks": blocks, "inputs": source}
     if not steps:
         moved = {name for width in space.widths for name in (*width.writers, *width.readers)}
         changed = {name: "channels sorted by importance" for name in graph.layers(module) if name in moved}
         left = {name: "its channels are not free" for name in graph.layers(module) if name not in moved}
         return PassResult(model.with_module(result), changed, left, notes)
     teacher = graph.clone((job.teacher or model).stage.module).eval().requires_grad_(False).to(job.device)
+    low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
+    span = max(float(high) - float(low), 1e-6)
     told = training.train(
-        result, _supernet.lesson(teacher, space, between, job.seed), batch_at, steps=steps, lr=lr, seed=job.seed,
+        result, _supernet.lesson(teacher, space, between, job.seed, span), batch_at, steps=steps, lr=lr, seed=job.seed,
         precision=precision, threads=job.threads, device=job.device, progress=job.progress,
         checkpoint=job.checkpoints / "supernet.safetensors" if job.checkpoints else None,
     )  # fmt: skip
