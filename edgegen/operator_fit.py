@@ -1,8 +1,9 @@
 """From timed small networks to the time of a kernel: a physical base, corrected by a Gaussian process.
 
 A network takes the sum over its kernels of base(kernel) x exp(g(kernel)). The base is a launch + MACs x a + bytes x b +
-weight bytes x c + curved elements x d with non-negative coefficients of each kind, fitted to relative errors; no kernel
-may beat the best rate of the whole table. log T is nearly linear in g, each kernel weighted with its share of the time:
+weight bytes x c + curved elements x d with non-negative coefficients of each kind, fitted to relative errors and pulled
+towards what all kinds have in common (a kind that few networks hold must not explain their whole error); no kernel may
+beat the best rate of the whole table. log T is nearly linear in g, each kernel weighted with its share of the time:
 g is the posterior mean of a Gaussian process that was seen through sums (Rasmussen and Williams, 2006, section 2.2).
 Its smoothness is what has the least error on networks left out, in five folds. Far from the table g falls back to the
 mean of its kind: what is left is the base, which grows with the work. Plain numpy, deterministic, below a second.
@@ -11,9 +12,11 @@ mean of its kind: what is left is the base, which grows with the work. Plain num
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +27,17 @@ from edgegen import errors
 from edgegen.operators import KINDS, WORK, Kernel
 
 Array = np.ndarray
+Shape = tuple[float, float, float]
 LEAST = 8
 """Networks that a fit needs."""
 _FOLDS = 5
-_SCALES = (1.0, 2.0, 4.0, 8.0)  # length scales in octaves of the features
-_HEIGHTS = (0.1, 0.25, 0.5)  # standard deviation of what depends on the features, in log time
+_SCALES = (1.0, 2.0, 4.0)  # length scales in octaves of the features
+_HEIGHTS = (0.25, 0.5)  # standard deviation of what depends on the features, in log time
 _NOISES = (0.03, 0.1)  # of a measurement and of what features do not tell
 _OF_ALL, _OF_KIND = 0.1, 0.25  # standard deviations of what all kernels, and all of one kind, have in common
 _STEPS = 3  # of Gauss and Newton, as shares depend on g
 _WIDTH = 5  # columns of the base
+_PULL = 0.05  # of the common coefficients: an error of this size for a coefficient twice as large
 _OUTLIER = 0.3  # relative errors of the base beyond this count less
 _FASTER = 1.5  # no kernel is more than this times faster a MAC than the fastest network of the table
 
@@ -49,27 +54,29 @@ class Sample:
 @dataclass(frozen=True)
 class Fit:
     """What `predict` needs. rates: kind -> ms of each of the base's columns. points, kinds: kernels
-    of the table as features; weights: of the process at them. error: relative, on networks left out (median, p90)."""
+    of the table as features; weights: of the process at them. shape: length scale, height and noise of the process.
+    error: relative, on networks left out (median, p90); nan where the shape was given."""
 
     rates: dict[str, Array]
     points: Array
     kinds: Array
     weights: Array
-    scale: float
-    height: float
+    shape: Shape
     error: tuple[float, float]
 
 
-def fit(samples: Sequence[Sample]) -> Fit:
+def fit(samples: Sequence[Sample], shape: Shape | None = None) -> Fit:
     """Fit timed networks of one runtime in one precision.
 
+    Args:
+        shape: of the process; None: what has the least error on networks left out.
     Raises:
         UsageError: fewer than `LEAST` networks, or one without a positive time.
     """
     if len(samples) < LEAST or not all(sample.ms > 0 and math.isfinite(sample.ms) for sample in samples):
         raise errors.UsageError(f"a fit needs at least {LEAST} networks with positive times, got {len(samples)}")
     with _one_thread():
-        return _fit(samples)
+        return _fit(samples, shape)
 
 
 def _one_thread() -> contextlib.AbstractContextManager[Any]:
@@ -81,8 +88,16 @@ def _one_thread() -> contextlib.AbstractContextManager[Any]:
     return threadpoolctl.threadpool_limits(1)
 
 
-def _fit(samples: Sequence[Sample]) -> Fit:
-    whole, folds = _Data.of(samples), _folds(samples)
+def _fit(samples: Sequence[Sample], shape: Shape | None) -> Fit:
+    whole = _Data.of(samples)
+    (scale, height, noise), error = (shape, (math.nan, math.nan)) if shape else _shaped(samples)
+    prior = _covariance(_shape(whole.points, whole.points, scale), whole.kinds, whole.kinds, height)
+    return Fit(whole.rates, whole.points, whole.kinds, _posterior(prior, whole, noise), (scale, height, noise), error)
+
+
+def _shaped(samples: Sequence[Sample]) -> tuple[Shape, tuple[float, float]]:
+    """The shape with the least error on networks left out, and that error (median, p90)."""
+    folds = _folds(samples)
     best, off, chosen = math.inf, np.zeros(0), (0.0, 0.0, 0.0)
     for scale in _SCALES:
         shapes = [(_shape(a.points, a.points, scale), _shape(b.points, a.points, scale)) for a, b in folds]
@@ -91,11 +106,7 @@ def _fit(samples: Sequence[Sample]) -> Fit:
             missed = np.concatenate(lost)
             if (score := float(np.mean(np.abs(missed)))) < best - 1e-9:
                 best, off, chosen = score, np.abs(np.expm1(missed)), (scale, height, noise)
-    scale, height, noise = chosen
-    prior = _covariance(_shape(whole.points, whole.points, scale), whole.kinds, whole.kinds, height)
-    weights = _posterior(prior, whole, noise)
-    error = (float(np.median(off)), float(np.percentile(off, 90)))
-    return Fit(whole.rates, whole.points, whole.kinds, weights, scale, height, error)
+    return chosen, (float(np.median(off)), float(np.percentile(off, 90)))
 
 
 @dataclass(frozen=True)
@@ -113,13 +124,19 @@ class _Data:
     @staticmethod
     def of(samples: Sequence[Sample], rates: dict[str, Array] | None = None) -> _Data:
         known = rates or _rates(samples)
-        every = [(kernel, row) for row, sample in enumerate(samples) for kernel in sample.kernels]
+        counts = [_counted(sample.kernels) for sample in samples]
+        every = [(kernel, number, row) for row, found in enumerate(counts) for kernel, number in found.items()]
         return _Data(
-            known, np.array([_base(kernel, known) for kernel, _ in every]),
-            np.concatenate([_features(sample.kernels) for sample in samples]),
-            np.array([KINDS.index(kernel.kind) for kernel, _ in every]), np.array([row for _, row in every]),
+            known, np.array([number * _base(kernel, known) for kernel, number, _ in every]),
+            np.concatenate([_features(list(found), sample.kernels) for sample, found in zip(samples, counts)]),
+            np.array([KINDS.index(kernel.kind) for kernel, _, _ in every]), np.array([row for *_, row in every]),
             np.log([sample.ms for sample in samples]), np.array([sample.spread for sample in samples]),
         )  # fmt: skip
+
+
+def _counted(kernels: Sequence[Kernel]) -> Counter[Kernel]:
+    """How often each kernel occurs, whatever its layer is called."""
+    return Counter(dataclasses.replace(kernel, name="", fused=()) for kernel in kernels)
 
 
 def _folds(samples: Sequence[Sample]) -> list[tuple[_Data, _Data]]:
@@ -142,8 +159,8 @@ def predict(fitted: Fit, kernels: Sequence[Kernel]) -> Array:
     """Milliseconds of each kernel of a network; their sum is the network's."""
     base = np.array([_base(kernel, fitted.rates) for kernel in kernels])
     kinds = np.array([KINDS.index(kernel.kind) for kernel in kernels])
-    shape = _shape(_features(kernels), fitted.points, fitted.scale)
-    return base * np.exp(_covariance(shape, kinds, fitted.kinds, fitted.height) @ fitted.weights)
+    shape = _shape(_features(kernels, kernels), fitted.points, fitted.shape[0])
+    return base * np.exp(_covariance(shape, kinds, fitted.kinds, fitted.shape[1]) @ fitted.weights)
 
 
 def unknown(fitted: Fit, kernels: Sequence[Kernel]) -> list[str]:
@@ -152,10 +169,10 @@ def unknown(fitted: Fit, kernels: Sequence[Kernel]) -> list[str]:
     return sorted({kernel.kind for kernel in kernels} - seen)
 
 
-def _features(kernels: Sequence[Kernel]) -> Array:
-    """(kernels, features) in octaves: sizes, window, how full the last block of channels is, whether weights fit into a
-    cache, the whole working set."""
-    total = math.log2(1 + sum(k.bytes_weights + k.bytes_moved for k in kernels)) / 2
+def _features(kernels: Sequence[Kernel], network: Sequence[Kernel]) -> Array:
+    """(kernels, features) in octaves: sizes, window, how full the last block of channels is and whether it is full,
+    whether weights fit into a cache, the working set of the whole network."""
+    total = math.log2(1 + sum(k.bytes_weights + k.bytes_moved for k in network)) / 2
     rows = []
     for k in kernels:
         depth = max(1, k.channels_in // k.groups)
@@ -164,6 +181,7 @@ def _features(kernels: Sequence[Kernel]) -> Array:
             math.log2(k.kernel[0] * k.kernel[1]), math.log2(max(1, k.stride)), math.log2(max(1, k.groups)) / 2,
             2 * math.log2(math.ceil(k.channels_out / 16) * 16 / k.channels_out),
             2 * math.log2(math.ceil(depth / 8) * 8 / depth) if depth > 1 else 0.0,
+            2.0 * (k.channels_out % 16 > 0), 1.0 * (k.channels_out % 8 > 0), 1.0 * (depth % 8 > 0),
             3 * math.tanh(math.log2((1 + k.bytes_weights) / 1e6) / 2), math.log2(1 + k.bytes_moved / 1024) / 2, total,
             4.0 * (k.precision == "int8"),
         ])  # fmt: skip
@@ -225,29 +243,36 @@ def _rates(samples: Sequence[Sample]) -> dict[str, Array]:
         floors[kinds.index("run"), 0] = 0.3 * times.min()
     width = len(kinds) * _WIDTH
     sure = 1 / (1 + np.array([sample.spread for sample in samples]) / 0.1)
-    found = floors + _robust(table.reshape(len(samples), width), times, floors.reshape(width), sure).reshape(-1, _WIDTH)
     whole = table[:, [kind != "run" for kind in kinds]].sum(1)
+    common = _robust(whole, times, np.zeros(_WIDTH), sure, np.zeros(_WIDTH))
+    prior = np.tile(common, (len(kinds), 1))
+    found = floors + _robust(
+        table.reshape(len(samples), width), times, floors.reshape(width), sure, prior.reshape(width)
+    ).reshape(-1, _WIDTH)
     rates = {kind: found[index] for index, kind in enumerate(kinds)}
-    return {**rates, "of all": _robust(whole, times, np.zeros(_WIDTH), sure)}
+    return {**rates, "of all": common}
 
 
-def _robust(columns: Array, times: Array, floors: Array, sure: Array) -> Array:
+def _robust(columns: Array, times: Array, floors: Array, sure: Array, prior: Array) -> Array:
     """Non-negative x with columns (x + floors) near the times, relative to them; outliers count less (Huber)."""
     scaled = columns / times[:, None]
     target, weights, found = 1.0 - scaled @ floors, sure, floors
     for _ in range(4):
-        found = _non_negative(scaled * weights[:, None], target * weights)
+        found = _non_negative(scaled * weights[:, None], target * weights, prior)
         off = np.abs(scaled @ found - target)
         weights = sure * np.sqrt(_OUTLIER / np.maximum(off, _OUTLIER))
     return found
 
 
-def _non_negative(scaled: Array, target: Array) -> Array:
-    """x >= 0 with the least |scaled x - target|^2: coordinate descent, a little ridge."""
+def _non_negative(scaled: Array, target: Array, prior: Array) -> Array:
+    """x >= 0 with the least |scaled x - target|^2 + _PULL^2 |x / prior - 1|^2: coordinate descent, a little ridge."""
     size = np.sqrt((scaled**2).sum(0))
     alive = np.flatnonzero(size > 0)
     unit = scaled[:, alive] / size[alive]
-    gram, aim = unit.T @ unit + 1e-4 * np.eye(len(alive)), unit.T @ target
+    known = prior[alive] * size[alive]
+    pull = np.where(known > 0, _PULL / np.maximum(known, 1e-12), 0.0) ** 2
+    gram = unit.T @ unit + np.diag(1e-4 + pull)
+    aim = unit.T @ target + pull * known
     x = np.zeros(len(alive))
     for _ in range(2000):
         before = x.copy()
