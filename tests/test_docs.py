@@ -25,6 +25,7 @@ EXPECTED = {
     "docs/how-we-measure.md": ["0.5"],
     "docs/read-the-report.md": [],
     "docs/quick-start.md": [],
+    "docs/search.md": ["12\n", 'pass = "prune_channels"', '"steps" = 200'],
 }
 SITE = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
