@@ -22,7 +22,7 @@ import numpy as np
 from edgegen import files, finishing, recipe, registry, streams, targets
 from edgegen.request import Request, check_out
 from edgegen.run import FINAL_ROUNDS, SCREEN_ROUNDS, Run, open_run
-from edgegen.types import Model
+from edgegen.types import Model, TensorSpec
 
 BUILD_S = 8.0
 """Seconds of one build in its worker process; large networks take longer."""
@@ -32,6 +32,8 @@ ROUND_S = 0.25
 """Seconds of one timing round of one build: 0.15 s of running, settling, and the clock's own."""
 BASE_BYTES = 800_000_000
 """Resident size of a process that has torch, the exporter and the libraries of metrics loaded."""
+LOG_BYTES = 300_000
+"""The run's log with every sample of its timings, and the report."""
 INT8_SHARE = 0.3
 """Size of an INT8 build against the network's."""
 BACKWARD = 3.0
@@ -86,13 +88,13 @@ def plan_of(run: Run) -> Plan:
     floats, quantized = (len(run.bench.plans(quantized=kind)) for kind in (False, True))
     copies = 1 + floats + INT8_SHARE * quantized * any(step.name == "quantize" for step in run.recipe.steps)
     networks = 1 + len(recipe.groups(run.recipe))
-    outputs = 4 * sum(counts) * _elements(run.model)
+    data = 4 * (sum(counts) * _elements(run.model.stage.outputs[0]) + _calibration(run))
     batches = [batch for group in recipe.groups(run.recipe) for step in group if (batch := _batch(step))]
     trains, batch = bool(batches), max(batches, default=1)
     # weights, their gradients and the optimizer's two moments; activations of a batch are kept for the way back
     memory = size * (4 if trains else 1) + activations * (2 * batch if trains else 1) + BASE_BYTES
     return Plan(run.model.name, run.target.name, str(run.out), tuple(steps), memory,
-                round(networks * copies * size) + outputs, tuple(unknown))  # fmt: skip
+                round(networks * copies * size) + data + LOG_BYTES, tuple(unknown))  # fmt: skip
 
 
 def _default_out(request: Request) -> Path:
@@ -220,5 +222,13 @@ def _state_bytes(model: Model) -> int:
     return sum(value.numel() * value.element_size() for value in model.stage.module.state_dict().values())
 
 
-def _elements(model: Model) -> int:
-    return math.prod(int(size) for size in model.stage.outputs[0].shape if isinstance(size, int | np.integer))
+def _elements(spec: TensorSpec) -> int:
+    return math.prod(int(size) for size in spec.shape if isinstance(size, int | np.integer))
+
+
+def _calibration(run: Run) -> int:
+    """Numbers in the calibration samples that are written down."""
+    if run.data.calibration is None:
+        return 0
+    count = min(len(run.data.calibration), run.request.calibration_images)
+    return count * sum(_elements(spec) for spec in run.model.stage.inputs)
