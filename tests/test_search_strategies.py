@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -139,9 +140,9 @@ def test_without_a_game_it_is_aging_evolution(tmp_path: Path) -> None:
 # --- against random draws
 
 
-def _replay() -> ModuleType:
-    file = Path(__file__).parents[1] / "benchmarks" / "search_replay.py"
-    spec = importlib.util.spec_from_file_location("search_replay", file)
+def _script(name: str) -> ModuleType:
+    file = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -171,7 +172,7 @@ def _table() -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_searches_on_a_table_beat_random_draws() -> None:
-    replay = _replay()
+    replay = _script("search_replay")
     found = replay.replayed(_table(), ["tpe"], trials=40, seeds=3, drop=6.0)
     assert found["candidates"] == 360
     assert all(0 < share <= 1 for shares in found["shares"].values() for share in shares)
@@ -180,9 +181,23 @@ def test_searches_on_a_table_beat_random_draws() -> None:
 
 
 def test_a_candidate_that_the_table_has_not_fails_and_is_no_volume() -> None:
-    replay = _replay()
+    replay = _script("search_replay")
     table = _table()
     table["rows"] = [entry for entry in table["rows"] if entry["choices"]["channels"] < 3]
     found = replay.replayed(table, [], trials=20, seeds=1, drop=6.0)
     assert found["candidates"] == 90
     assert 0 < found["shares"]["random"][0] <= 1
+
+
+def test_the_table_has_each_recipe_once_and_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
+    script = _script("search_table")
+    space = spaces.parse(script.SPACE, "table")
+    wanted = script.candidates(space, {})
+    assert (space.size, len(wanted)) == (336, 332), "without another pass there is nothing to train"
+    assert wanted == script.candidates(space, {})
+    key, choices = next(iter(wanted.items()))
+    row = script.row(key, choices, Figures(2.0, 0.5, 1.5, 100, build="b"), 3.14159)
+    assert row["seconds"] == 3.14
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row)[:20])
+    assert script.known(tmp_path / "rows.jsonl") == [row]
+    assert _script("search_replay").figures(row) == Figures(2.0, 0.5, 1.5, 100, build="b")
