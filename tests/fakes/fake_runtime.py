@@ -38,7 +38,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
 
 @contextmanager
 def load(artifact: Artifact) -> Iterator[Run]:
-    """Doubles its inputs, after options["sleep_ms"] of sleep and options["ms"] of work; "after" runs come before "do"."""
+    """Doubles its inputs, after "sleep_ms" of sleep and "ms" of work; "do" comes after "after" runs."""
     misbehave(str(artifact.options.get("load", "")))
     calls = 0
 
