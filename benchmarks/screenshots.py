@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
-    parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=list(VIEWS))
+    parser.add_argument("--views", default=",".join(VIEWS), help="with commas between")
     parser.add_argument("--redraw", action="store_true", help="draw the page anew from report.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, browser.browser(Path(scratch)) as tab:
@@ -45,7 +45,7 @@ def main() -> None:
                 if (Path(bundle) / "images").is_dir():
                     shutil.copytree(Path(bundle) / "images", folder / "images")
                 write_report(folder, json.loads((Path(bundle) / "report.json").read_text(encoding="utf-8")))
-            for view in options.views:
+            for view in options.views.split(","):
                 seen = tab.open(folder / "report.html", **VIEWS[view])
                 if seen.errors or seen.requests:
                     sys.exit(f"{bundle}: {seen.errors} {seen.requests}")
