@@ -199,7 +199,7 @@ def _cost(run: Run, chosen: Candidate) -> str:
         return f"{figure}, within {lost / 1e3:.3g} of the teacher's ({allowed / 1e3:g} allowed{count})"
     unit = "points" if run.model.task == "classification" else "dB"
     note = f"; {gate.unit.partition('(')[2].rstrip(')')}" if "(asked" in gate.unit else ""
-    return f"{figure}, {f'{lost:.3g} {unit} lost' if lost else 'nothing lost'} ({allowed:g} allowed{note})"
+    return f"{figure}, {f'{lost:.3g} {unit}' if lost else 'nothing'} lost ({allowed:g} {unit} allowed{note})"
 
 
 def _size(candidate: Candidate) -> int:

@@ -145,7 +145,7 @@ def at(report: Any, path: str) -> Any:
 
 def readable(shown: str) -> float:
     """The number at the start of a shown text, with its decimal suffix, as a float."""
-    words = shown.removeprefix("about ").replace(",", "").replace("%", " %").split()
+    words = shown.removeprefix("about ").replace(",", "").replace("%", " %").removesuffix("/s").split()
     unit = words[1] if len(words) > 1 else ""
     factor = {"k": 1e3, "M": 1e6, "G": 1e9, "%": 0.01}.get(unit.removesuffix("B"), 1.0)
     return float(words[0]) * factor
@@ -341,6 +341,7 @@ def test_percentiles_are_numpys() -> None:
         (text.size(812), "812 B"),
         (text.size(1_372_000), "1.37 MB"),
         (text.share(0.9999), "99.9%"),
+        (text.figure(measured("throughput", 41.63, "1/s")), "41.6/s"),
         (text.share(1.0), "100%"),
         (text.speed(measured("ratio", 0.47)), "2.13x faster"),
         (text.speed(measured("ratio", 1.2)), "1.20x slower"),

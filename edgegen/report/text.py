@@ -97,8 +97,8 @@ def figure(value: dict[str, Any] | None) -> str:
     about, unit = "about " if value["status"] == "estimated" else "", value["unit"]
     if unit == "share":
         return f"{about}{_percent(value['value'])}"
-    gap = "" if unit in ("", "%", "x") else " "
-    return f"{about}{number(value['value'], _digits(unit))}{gap}{unit}"
+    gap, unit = "" if unit in ("", "%", "x", "1/s") else " ", unit.removeprefix("1")
+    return f"{about}{number(value['value'], _digits(value['unit']))}{gap}{unit}"
 
 
 def interval(value: dict[str, Any] | None) -> str:
