@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import files, finishing, recipe, registry, streams, targets
+from edgegen import files, finishing, graph, recipe, registry, streams, targets
 from edgegen.request import Request, check_out
 from edgegen.run import FINAL_ROUNDS, SCREEN_ROUNDS, Run, open_run
 from edgegen.types import Model, TensorSpec
@@ -129,13 +129,13 @@ def _forward(model: Model) -> tuple[float, int]:
     def count(_: Any, __: Any, output: Any) -> None:
         sizes.append(output.numel() * output.element_size() if isinstance(output, torch.Tensor) else 0)
 
-    feeds = [torch.zeros([int(size) for size in spec.shape]) for spec in model.stage.inputs]
+    feeds = [
+        torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in model.stage.inputs
+    ]
     leaves = [part for part in module.modules() if not list(part.children())]
-    hooks = [part.register_forward_hook(count) for part in leaves]
     with torch.no_grad():
-        module(*feeds)
-        for hook in hooks:
-            hook.remove()
+        with graph.hooked(part.register_forward_hook(count) for part in leaves):
+            module(*feeds)
         times: list[float] = []
         while len(times) < 5 and sum(times) < 1.0:
             began = time.perf_counter()
