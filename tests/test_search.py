@@ -292,7 +292,8 @@ def test_a_search_ends_in_bundles_and_a_front_that_compress_takes(
     assert _edgegen(monkeypatch, "compress", *given, *took) == 0
     report = json.loads((tmp_path / "bundle" / "report.json").read_text(encoding="utf-8"))
     assert report["result"]["latency"]["status"] == "measured"
-    assert report["result"]["size_bytes"] == point.size_bytes
+    assert report["result"]["size_bytes"] < 50_000, "of the graph as it is, or rewritten"
+    assert "prune_channels" in report["result"]["label"]
 
 
 SUPERNET = """
