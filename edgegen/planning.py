@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import files, finishing, graph, recipe, registry, streams, targets
+from edgegen import files, finishing, graph, recipe, registry, streams, targets, training
 from edgegen.request import Request, check_out
 from edgegen.run import FINAL_ROUNDS, SCREEN_ROUNDS, Run, open_run
 from edgegen.types import Model, TensorSpec
@@ -81,7 +81,8 @@ def plan(request: Request) -> Plan:
 
 def plan_of(run: Run) -> Plan:
     """The plan of a run that is open."""
-    forward, activations = _forward(run.model)
+    batches = [batch for group in recipe.groups(run.recipe) for step in group if (batch := _batch(step))]
+    forward, activations = _forward(run.model, bool(batches))
     steps, unknown = _steps(run, forward)
     counts = [len(part) for part in (run.data.select, run.data.test) if part is not None]
     size = _state_bytes(run.model)
@@ -89,7 +90,6 @@ def plan_of(run: Run) -> Plan:
     copies = 1 + floats + INT8_SHARE * quantized * any(step.name == "quantize" for step in run.recipe.steps)
     networks = 1 + len(recipe.groups(run.recipe))
     data = 4 * (sum(counts) * _elements(run.model.stage.outputs[0]) + _calibration(run))
-    batches = [batch for group in recipe.groups(run.recipe) for step in group if (batch := _batch(step))]
     trains, batch = bool(batches), max(batches, default=1)
     # weights, their gradients and the optimizer's two moments; activations of a batch are kept for the way back
     memory = size * (4 if trains else 1) + activations * (2 * batch if trains else 1) + BASE_BYTES
@@ -117,8 +117,11 @@ def _largest_process() -> int:
     return max(largest)
 
 
-def _forward(model: Model) -> tuple[float, int]:
-    """(seconds of one forward pass of one sample, bytes of all its activations); zeros for a network without torch."""
+def _forward(model: Model, trains: bool) -> tuple[float, int]:
+    """(seconds of one forward pass of one sample, bytes of all its activations); zeros for a network without torch.
+
+    trains: in the precision of training.
+    """
     module = model.stage.module
     if module is None:
         return 0.0, 0
@@ -133,11 +136,12 @@ def _forward(model: Model) -> tuple[float, int]:
         torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in model.stage.inputs
     ]
     leaves = [part for part in module.modules() if not list(part.children())]
-    with torch.no_grad():
+    precision = training.resolve_precision("auto") if trains else "fp32"
+    with torch.no_grad(), training.autocast(precision):
         with graph.hooked(part.register_forward_hook(count) for part in leaves):
             module(*feeds)
         times: list[float] = []
-        while len(times) < 5 and sum(times) < 1.0:
+        while len(times) < 3 or (len(times) < 8 and sum(times) < 1.0):  # the least of them: others may run too
             began = time.perf_counter()
             module(*feeds)
             times.append(time.perf_counter() - began)
