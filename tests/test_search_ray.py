@@ -47,6 +47,7 @@ def test_workers_on_a_local_cluster_of_ray_do_each_candidate_once(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_two_nodes_lose_nothing_when_a_worker_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
@@ -83,7 +84,7 @@ def test_two_nodes_lose_nothing_when_a_worker_is_killed(tmp_path: Path, monkeypa
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         nodes.add_node(num_cpus=1)
-        cluster.work(nodes.address, 2, url, "s", 2.0, joined)
+        cluster.work(nodes.address, 2, url, "s", 10.0, joined)
     finally:
         nodes.shutdown()
     rows = kept.rows()
