@@ -11,7 +11,8 @@ TEXT = (
     "Each built-in generator in a small size, made smaller by the passes named (10 steps of distillation follow), and "
     "built for every runtime. Weights are random where none are shipped: a cell says that the file was built, runs, "
     "and computes what torch does, and nothing about quality. Per cell: FP32 (FP16 for TensorRT and Core ML, run in "
-    "their twins here) / INT8 with its noise as a share of the signal. Made by `python benchmarks/generators.py`."
+    "their twins here) / INT8 with its noise as a share of the signal; - not offered, an empty cell not run yet. "
+    "Made by `python benchmarks/generators.py`, which goes on where it was stopped."
 )
 
 
