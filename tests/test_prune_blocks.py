@@ -136,3 +136,35 @@ def test_a_block_that_is_told_more_than_its_input_can_go(model: Model) -> None:
     again = architecture.rebuild(Denoiser(), architecture.describe(result.model.stage.module, denoiser)).eval()
     again.load_state_dict(result.model.stage.module.state_dict())
     assert torch.equal(graph.outputs(again, [x])[0], expected)
+
+
+def test_a_block_that_the_network_looks_into_stays_and_says_so() -> None:
+    class Looked(nn.Module):
+        """As DiT: the last layer uses what lies in the first block."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Pair() for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x
+            for block in self.blocks:
+                y = block(y)
+            return self.blocks[0].one(y)
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.two(self.one(x))
+
+    torch.manual_seed(0)
+    spec = TensorSpec("x", (1, 4, 8, 8))
+    model = Model("net", "image-to-image", (Stage("s", Looked().eval(), (spec,), (spec,)),))
+    result = prune_blocks(model, Job(Target("t", "", ())), ratio=0.99)
+    assert "blocks.1.one" in result.changed and "blocks.2.one" in result.changed
+    assert "has to stay" in result.skipped["blocks.0.one"]
+    with pytest.raises(ValueError, match="has to stay"):
+        prune_blocks(model, Job(Target("t", "", ())), blocks=["blocks.0"])

@@ -7,6 +7,7 @@ every remaining block is tried again, and the one with the least distance of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,7 @@ from edgegen.passes import _lessons
 from edgegen.types import Job, Model, PassResult
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_USED = "the network looks at what is inside this block elsewhere, so that it has to stay"
 
 # Option sets that `edgegen probe` times before any training.
 PROBES = ({"ratio": 0.25}, {"ratio": 0.5})
@@ -123,11 +125,15 @@ def _remove(
             break
         errors = {name: _error(module, name, inputs, wanted) for name in free}
         name = min(errors, key=lambda key: errors[key])
+        if errors[name] == math.inf:
+            if named:
+                raise ValueError(f"block {name} cannot be removed: {_USED}; name another")
+            break
         _put(module, name, Passthrough().eval())
         changed[name] = f"removed with block {name}; relative squared error of the output {errors[name]:.3g}"
     left = {
-        name: f"removing block {name} would make a relative squared error of {_error(module, name, inputs, wanted):.3g}"
-        for name in found if name not in changed
+        name: f"removing block {name} would make a relative squared error of {error:.3g}" if error < math.inf else _USED
+        for name in found if name not in changed for error in (_error(module, name, inputs, wanted),)
     }  # fmt: skip
     return changed, left
 
@@ -135,11 +141,13 @@ def _remove(
 def _error(
     module: nn.Module, name: str, inputs: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequence[torch.Tensor]]
 ) -> float:
-    """Relative squared error of the outputs without this block; the block comes back."""
+    """Relative squared error of the outputs without this block, infinite where it cannot go; the block comes back."""
     block = module.get_submodule(name)
     _put(module, name, Passthrough())
     try:
         got = [graph.outputs(module, sample) for sample in inputs]
+    except AttributeError:  # as in DiT, whose first block embeds the time for the last layer too
+        return math.inf
     finally:
         _put(module, name, block)
     pairs = [(a, b) for g, w in zip(got, wanted, strict=True) for a, b in zip(g, w, strict=True)]
