@@ -82,9 +82,9 @@ def test_fewer_samples_are_spread_over_the_set(run: Any) -> None:
 def test_the_curve_ends_when_it_would_take_too_long(run: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 1000, 10))
     monkeypatch.setattr(finishing.time, "monotonic", lambda: float(next(now)))
-    curve = finishing.calibration_curve(run, candidate(), found, 10.0)  # 15 s, and each point takes 10
+    curve = finishing.calibration_curve(run, candidate(), found, 10.0)  # 5 s, and each point takes 10
     assert [size for size, _ in curve.points] == [12, 100]
-    assert curve.reason.startswith("25, 50 samples are left out: each point takes 10 s, and the curve may take 15 s")
+    assert curve.reason.startswith("25, 50 samples are left out: each point takes 10 s, and the curve may take 5 s")
     run.request.thorough = True
     assert len(finishing.calibration_curve(run, candidate(), found, 10.0).points) == 4
 
@@ -109,8 +109,8 @@ def test_why_there_is_no_curve(run: Any, found: Any, chosen: Candidate, reason: 
 
 
 def test_the_time_of_the_curve_grows_with_that_of_its_run() -> None:
-    assert finishing.allowed(10.0) == 15.0
-    assert finishing.allowed(1000.0) == 150.0
+    assert finishing.allowed(10.0) == 5.0
+    assert finishing.allowed(1000.0) == 100.0
 
 
 def test_why_throughput_is_not_measured(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
