@@ -56,7 +56,7 @@ def throughput(
     lanes: dict[int, list[measuring.Worker]] = {}
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         for place, artifact in enumerate(artifacts):
-            own = dataclasses.replace(artifact, options={**artifact.options, "threads": each})
+            own = dataclasses.replace(artifact, options={**artifact.options, "threads": each, "streams": count})
             with _failure(failed, place):
                 # in this thread: a worker ends with the thread that started it
                 lanes[place] = [_warm(stack.enter_context(measuring.Worker(own, limits, module=module)), feeds)

@@ -281,6 +281,8 @@ def _compiled(artifact: Artifact, more: Mapping[str, Any] = MappingProxyType({})
     config = {
         "PERFORMANCE_HINT": options["performance_hint"],
         "INFERENCE_NUM_THREADS": int(options["threads"]),
+        # side by side: each process would bind its threads to the same first cores
+        **({"ENABLE_CPU_PINNING": False} if "streams" in options else {}),
         "INFERENCE_PRECISION_HINT": options["inference_precision"],
         **more,
     }
