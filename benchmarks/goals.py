@@ -111,7 +111,7 @@ def user(network: str, factory: str, weights: str, data: str, eval_data: str, *m
 
 
 POST = ("--recipe", "post-training")
-CIFAR = ("cifar/calibration.npz", "cifar/test.npz", *POST, "--calibration-images", "300", "--samples", "4000")
+CIFAR = ("cifar/calibration.npz", "cifar/test.npz", *POST, "--calibration-images", "300", "--samples", "2000")
 GOALS = (
     Goal("edsr", ("--model", "edsr"), generator(2.0, 4.0, 0.5)),
     Goal("edsr-100-photos", ("--model", "edsr", "--eval-data", str(DATA / "photos/eval")), generator(2.0, 4.0, 0.5)),

@@ -28,7 +28,7 @@ SLOWEST_MS = 300.0
 """Of a run: five rounds of three runs of each stream shall take seconds."""
 SHARES = (8, 4, 2)
 """The curve has the whole calibration set, and an eighth, a quarter and a half of it."""
-CURVE_SECONDS, CURVE_SHARE = 5.0, 0.1
+CURVE_SECONDS, CURVE_SHARE = 5.0, 0.05
 """What the curve may take: so many seconds, or that share of what the run took, whichever is more."""
 TO_THE_TEACHER = ("PSNR to the teacher", "agreement")
 """Calibration moves the build away from its teacher, which these see first."""
@@ -141,7 +141,7 @@ def _points(
 ) -> dict[str, Any]:
     folder, sizes = samples
     points: list[tuple[int, Any]] = []
-    spent = last = 0.0
+    spent, last = 0.0, chosen.build_s
     for place, size in enumerate(sizes):
         if spent + last > limit:
             left = ", ".join(map(str, sizes[place:]))

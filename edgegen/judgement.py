@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,8 @@ class Candidate:
     """One build of one network. `of` says which network.
 
     ratio: latency divided by that of the run's baseline, from one interleaved run (below 1: faster). drop: loss of
-    quality in the unit of the gate. verdict: "", "chosen", "not chosen", "undone" or "failed".
+    quality in the unit of the gate. verdict: "", "chosen", "not chosen", "undone" or "failed". build_s: seconds that
+    the build took.
     """
 
     of: str
@@ -49,6 +51,7 @@ class Candidate:
     drop: float | None = None
     verdict: str = ""
     reason: str = ""
+    build_s: float = 0.0
 
     @property
     def label(self) -> str:
@@ -132,12 +135,14 @@ class Bench:
         self.progress("build", f"{runtime} {plan.label}", 0.0)
 
         def work() -> dict[str, Any]:
+            began = time.monotonic()
             try:
                 artifact = self._build(graph, out, runtime, calibration)
+                seconds = time.monotonic() - began
                 inspection = self._inspected(artifact)
             except (RuntimeFailed, ModelError) as error:  # ModelError: a weight that this precision cannot hold
                 return {"failure": str(error)}
-            return {"artifact": serial.to_json(artifact), "inspection": serial.to_json(inspection)}
+            return {"artifact": serial.to_json(artifact), "inspection": serial.to_json(inspection), "seconds": seconds}
 
         found = self.log.once(key, work)
         if "failure" in found:
@@ -146,7 +151,7 @@ class Bench:
         if not all(file.exists() for part in artifact.parts for file in part.files):
             self._build(graph, out, runtime, calibration)
         inspection = serial.from_json(Inspection, found["inspection"])
-        return dataclasses.replace(candidate, artifact=artifact, inspection=inspection)
+        return dataclasses.replace(candidate, artifact=artifact, inspection=inspection, build_s=found["seconds"])
 
     def _build(self, graph: Graph, out: Path, runtime: str, calibration: Path | None) -> Artifact:
         """Build a graph, and its partial one with the same plan on inputs of its own."""

@@ -44,7 +44,7 @@ from edgegen.request import Request, check_out
 from edgegen.types import Budget, Graph, Job, Measurement, Model, Stage, Target
 
 SCREEN_ROUNDS = 8
-FINAL_ROUNDS = 25
+FINAL_ROUNDS = 20
 CACHED_LATENTS = 8  # whose way a partial graph is calibrated on: many steps of few images
 
 

@@ -89,6 +89,12 @@ def test_the_curve_ends_when_it_would_take_too_long(run: Any, found: Any, monkey
     assert len(finishing.calibration_curve(run, candidate(), found, 10.0).points) == 4
 
 
+def test_a_curve_that_cannot_be_afforded_is_not_begun(run: Any, found: Any) -> None:
+    slow = finishing.calibration_curve(run, dataclasses.replace(candidate(), build_s=11.0), found, 60.0)
+    assert slow.points == ()
+    assert slow.reason.startswith("12, 25, 50 samples are left out: each point takes 11 s")
+
+
 def test_a_build_that_fails_ends_the_curve_with_its_reason(run: Any, found: Any) -> None:
     np.save(run.folder / "calibration" / "x.npy", np.arange(104))
     curve = finishing.calibration_curve(run, candidate(), found, 60.0)
@@ -110,7 +116,7 @@ def test_why_there_is_no_curve(run: Any, found: Any, chosen: Candidate, reason: 
 
 def test_the_time_of_the_curve_grows_with_that_of_its_run() -> None:
     assert finishing.allowed(10.0) == 5.0
-    assert finishing.allowed(1000.0) == 100.0
+    assert finishing.allowed(1000.0) == 50.0
 
 
 def test_why_throughput_is_not_measured(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,8 @@ def _labels(report: dict[str, Any]) -> str:
     return (
         '<p class="soft">A build is named "network: runtime precision"; in brackets of an int8 build stand its Q/DQ '
         "format or how its ranges were found, and what is not int8. A ratio is the latency divided by the baseline's. "
-        "All builds were timed once, short; then the baseline and the chosen one again, long: so the result above and "
-        "the chosen one's row.</p>"
+        "All builds were timed in few turns; then the baseline and the chosen one again, in many: so the result above "
+        "and the chosen one's row. Only latencies of the same run of timing can be compared to the last digit.</p>"
     )
 
 

@@ -233,7 +233,7 @@ def _candidate(path: str, row: Report, longest: float) -> str:
         bar = f'<span class="bar" style="width:{100 * latency["value"] / longest:.1f}%"></span>'
     size = shown(f"{path}.size_bytes", row["size_bytes"], text.size(row["size_bytes"]) if row["size_bytes"] else "–")
     cells = (
-        ("latency", _short(f"{path}.latency", latency) + bar),
+        ("latency", _short(f"{path}.latency", latency) + _turns(latency) + bar),
         ("ratio", _short(f"{path}.ratio", row["ratio"])),
         ("size", size),
         ("quality", _short(f"{path}.quality", row["quality"])),
@@ -242,6 +242,12 @@ def _candidate(path: str, row: Report, longest: float) -> str:
     body = "".join(f'<td data-name="{name}">{cell}</td>' if name else f"<td>{cell}</td>" for name, cell in cells)
     body = body.replace(f">{_DASH}</td>", f' class="none">{_DASH}</td>')
     return f'<tr class="{escape(row["verdict"])}"><th scope="row">{escape(row["label"])}</th>{body}</tr>'
+
+
+def _turns(latency: Report | None) -> str:
+    """How long a build was timed: rows of different runs of timing cannot be compared to the last digit."""
+    rounds = latency["conditions"].get("rounds") if latency and latency["status"] == "measured" else None
+    return f'<span class="sub">in {escape(str(rounds))} turns</span>' if rounds else ""
 
 
 def _short(path: str, value: Report | None) -> str:
