@@ -16,7 +16,7 @@ from edgegen.metrics.psnr import image_psnr
 from edgegen.metrics.top1 import answers
 from edgegen.types import Artifact, PrecisionPlan, TensorSpec
 from peers import environments, launch
-from peers.cases import CASES
+from peers.cases import CASES, ROOT
 
 UNQUANTIZED = "unquantized"
 TEACHER = f"{UNQUANTIZED} default @ onnxruntime"
@@ -35,15 +35,15 @@ def artifacts(folder: Path, cells: list[Mapping[str, Any]], threads: int) -> tup
     for cell in cells:
         name = f"{cell['peer']} {cell['setting']}"
         if cell["peer"] == environments.OWN:
-            made = bundle.artifacts(bundle.read(Path(cell["path"])))[0]
+            made = bundle.artifacts(bundle.read(ROOT / cell["path"]))[0]
             found[f"{name} @ {made.runtime}"] = made
             continue
         runs = launch.literal(launch.HERE / cell["peer"] / "peer.py", "RUNS")
         for runtime in runs:
-            found[f"{name} @ {runtime}"] = _described(Path(cell["path"]), runtime, told, threads)
+            found[f"{name} @ {runtime}"] = _described(ROOT / cell["path"], runtime, told, threads)
         if cell["twin"]:
             twins.add(f"{name} @ twin")
-            found[f"{name} @ twin"] = _described(Path(cell["twin"]), "onnxruntime", told, threads)
+            found[f"{name} @ twin"] = _described(ROOT / cell["twin"], "onnxruntime", told, threads)
     return found, twins
 
 

@@ -72,7 +72,21 @@ def options(case: Case, peer: str, setting: str) -> dict[str, Any] | None:
 
 
 def cell(case: Case, peer: str, setting: str, given: Mapping[str, Any], folder: Path, out: Path) -> dict[str, Any]:
-    """Run one cell; its figures and where its artifact lies (`out`), or its failure."""
+    """Run one cell; its figures and where its artifact lies (`out`), or its failure; paths start at the project."""
+    return portable(_cell(case, peer, setting, given, folder, out))
+
+
+def portable(told: Any) -> Any:
+    """Without the place of the project on this machine, in every text."""
+    if isinstance(told, str):
+        inside = told.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+        return inside.replace(f"{ROOT.parent}{os.sep}", f"..{os.sep}") if ROOT.parent != Path(os.sep) else inside
+    if isinstance(told, Mapping):
+        return {name: portable(value) for name, value in told.items()}
+    return [portable(value) for value in told] if isinstance(told, list | tuple) else told
+
+
+def _cell(case: Case, peer: str, setting: str, given: Mapping[str, Any], folder: Path, out: Path) -> dict[str, Any]:
     file = HERE / peer / "peer.py"
     told: dict[str, Any] = {"case": case.name, "peer": peer, "setting": setting, "options": dict(given),
                             "lines": user_lines(file.read_text(encoding="utf-8"))}  # fmt: skip

@@ -84,7 +84,7 @@ def time_case(case: cases.Case, folder: Path, options: argparse.Namespace) -> No
 
     rows = report.read(options.output)
     cells = [row for row in rows.values() if row["kind"] == "cell" and row["case"] == case.name]
-    ready = [row for row in cells if row["exit"] == "ok" and Path(row["path"]).exists()]
+    ready = [row for row in cells if row["exit"] == "ok" and (cases.ROOT / row["path"]).exists()]
     made = sorted([row["peer"], row["setting"], row["date"]] for row in ready)
     before = rows.get((case.name,), {})
     if options.no_timing or (before.get("made") == made and before["rounds"] == options.rounds):
