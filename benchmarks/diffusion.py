@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgegen import bundle, data, files, loading, measuring, onnx_graph, registry, samplers, targets
-from edgegen.judgement import per_image
+from edgegen.candidates import per_image
 from edgegen.metrics.kid import kid
 from edgegen.nn import diffusion
 from edgegen.nn.cached import Full, Partial

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from edgegen import files, judgement, measuring, reasons, samplers
+from edgegen.candidates import LEAST_GAIN, Candidate, is_faster, within
 from edgegen.errors import BudgetError, RuntimeFailed
-from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
 from edgegen.run import FINAL_ROUNDS, Run
 from edgegen.types import Artifact, Measurement, PrecisionPlan
@@ -117,7 +117,7 @@ def group_verdict(
         figure = f"predicted {figure}"
     if best.unknown:
         figure = f"no gain can be shown: {best.unknown}"
-    pays = smaller or (not best.unknown and best.gain >= before * judgement.LEAST_GAIN)
+    pays = smaller or (not best.unknown and best.gain >= before * LEAST_GAIN)
     figure += "; smaller than all before, for --max-size" if smaller else ""
     if forced and (broken or not pays):
         return "forced", f"{ASKED}, although: {broken or 'no gain'}; {figure}"
@@ -162,8 +162,8 @@ def _ranked(candidates: list[Candidate], baseline: Candidate) -> list[Candidate]
     """Faster ones first, then the baseline, then the rest (for budgets that speed alone does not meet)."""
     alive = sorted((c for c in candidates if not c.verdict and c.ratio is not None), key=lambda c: c.gain, reverse=True)
     others = [c for c in alive if c.label != baseline.label]
-    faster = [c for c in others if judgement.is_faster(c)]
-    rest = [c for c in others if not judgement.is_faster(c)]
+    faster = [c for c in others if is_faster(c)]
+    rest = [c for c in others if not is_faster(c)]
     return [*faster, *(c for c in alive if c.label == baseline.label), *rest]
 
 
@@ -214,7 +214,7 @@ def _despite(
         failed = "; ".join(f"{c.label}: {c.reason}" for c in judged if c.verdict == "failed")
         raise BudgetError(f"--keep: no build holds the pass that it asks for ({failed or 'none was planned'})")
     alone = dataclasses.replace(run.budget, max_quality_drop=None)
-    usable = [(c, why) for c, why in rejected if not c.verdict and not judgement.within(c, alone, run.gate)]
+    usable = [(c, why) for c, why in rejected if not c.verdict and not within(c, alone, run.gate)]
     if not demand or not usable:
         raise BudgetError(_nearest(run, rejected))
     candidate, broken = min(usable, key=lambda entry: _excess(run, entry[0]))
@@ -250,9 +250,9 @@ def _refuted(run: Run, chosen: Candidate, final: Final) -> str:
         return ""
     if final.chosen.verdict == "failed":
         return final.chosen.reason
-    if judgement.is_faster(chosen) and not final.chosen.gain > 1.0:
+    if is_faster(chosen) and not final.chosen.gain > 1.0:
         return f"not faster than {final.baseline.label} in the long timing ({final.chosen.gain:.2f}x)"
-    return judgement.within(final.chosen, dataclasses.replace(run.budget, max_quality_drop=None), run.gate)
+    return within(final.chosen, dataclasses.replace(run.budget, max_quality_drop=None), run.gate)
 
 
 def _examined(run: Run, candidate: Candidate, found: Evaluations | None, baseline: Candidate) -> tuple[Candidate, str]:
@@ -265,20 +265,20 @@ def _examined(run: Run, candidate: Candidate, found: Evaluations | None, baselin
     if candidate.key == baseline.key:
         budget = dataclasses.replace(budget, max_quality_drop=None)
     if found is None:
-        return candidate, judgement.within(candidate, budget, run.gate)
+        return candidate, within(candidate, budget, run.gate)
     scored = run.bench.score(candidate, found.select, run.gate, "select")
-    broken = scored.reason if scored.verdict else judgement.within(scored, budget, run.gate)
+    broken = scored.reason if scored.verdict else within(scored, budget, run.gate)
     if broken:
         return scored, broken
     held_out = run.bench.score(candidate, found.test, run.gate, "test")
-    broken = held_out.reason if held_out.verdict else judgement.within(held_out, budget, run.gate)
+    broken = held_out.reason if held_out.verdict else within(held_out, budget, run.gate)
     return held_out, f"on the second held-out part: {broken}" if broken else ""
 
 
 def _why(candidate: Candidate, baseline: Candidate, demand: Demand) -> str:
     if candidate.unknown:
         return f"{f'{ASKED}, although: ' if demand else ''}what is faster cannot be said: {candidate.unknown}"
-    if demand and not judgement.is_faster(candidate):
+    if demand and not is_faster(candidate):
         return f"{ASKED}, although: not faster than {baseline.label} ({candidate.gain:.2f}x)"
     if candidate.label == baseline.label:
         return "nothing faster keeps the budget: this is the best unquantized build itself"
@@ -290,7 +290,7 @@ def _why_not(run: Run, candidate: Candidate, chosen: Candidate, baseline: Candid
         return "the baseline"
     if candidate.unknown:
         return f"what is faster cannot be said: {candidate.unknown}"
-    if candidate.quantized and not judgement.is_faster(candidate):
+    if candidate.quantized and not is_faster(candidate):
         return f"INT8 is not faster than {baseline.label} here ({candidate.gain:.2f}x){cause(run, candidate, baseline)}"
     return f"slower than {chosen.label} ({candidate.gain:.2f}x against {chosen.gain:.2f}x)"
 

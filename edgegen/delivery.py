@@ -25,10 +25,10 @@ from edgegen import (
     serial,
     summary,
 )
+from edgegen.candidates import Candidate
 from edgegen.decide import Final
 from edgegen.errors import RuntimeFailed
 from edgegen.images import unit_range
-from edgegen.judgement import Candidate
 from edgegen.report import grid, html, schema
 from edgegen.run import Run
 from edgegen.types import Artifact, Bundle, Model

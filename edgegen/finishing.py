@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from edgegen import files, samplers, serial, streams
+from edgegen.candidates import Candidate
 from edgegen.decide import Curve, Final
 from edgegen.errors import RuntimeFailed
-from edgegen.judgement import Candidate
 from edgegen.latency import not_measured
 from edgegen.quality import Evaluation
 from edgegen.run import Run, calibration_folder

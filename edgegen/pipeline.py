@@ -26,8 +26,8 @@ from edgegen import (
     summary,
     variants,
 )
+from edgegen.candidates import Candidate, fastest, within
 from edgegen.errors import BundleError, RuntimeFailed, UsageError
-from edgegen.judgement import Candidate
 from edgegen.request import Request
 from edgegen.run import Run, data_key, export, feeds, job_of, open_run, quiet, unquantized
 from edgegen.types import Bundle, Graph, Model, PassResult
@@ -73,7 +73,7 @@ def _compressed(run: Run) -> Bundle:
     variants.planned(run, {"original": (run.model, original)})  # refuses wrong options before anything is trained
     run.bench.feeds = feeds(run, original)
     floats = unquantized(run, "original", original, None)
-    baseline = judgement.fastest(floats)
+    baseline = fastest(floats)
     work = Work(networks={"original": (run.model, original)}, pool=floats)
     evaluations = decide.evaluations(run, floats)
     for number, group in enumerate(recipe.groups(run.recipe), 1):
@@ -129,7 +129,7 @@ def _group(
     try:
         graph = export(run, current, f"{number} {passes}")
         builds = unquantized(run, name, graph, baseline)
-        best = judgement.fastest(builds)
+        best = fastest(builds)
     except RuntimeFailed as error:  # a network that no runtime takes is a result, not the end
         work.records += summary.step_records(group, results, "undone", str(error))
         return
@@ -137,7 +137,7 @@ def _group(
         best = run.bench.score(best, evaluations.select, run.gate, "select")
     alive = [c for c in work.pool if not c.verdict]
     quality_alone = dataclasses.replace(run.budget, max_latency_ms=None, max_size_bytes=None)
-    broken = best.reason if best.verdict else judgement.within(best, quality_alone, run.gate)
+    broken = best.reason if best.verdict else within(best, quality_alone, run.gate)
     smaller = run.budget.max_size_bytes is not None and _least_size(builds) < 0.98 * _least_size(alive)
     forced = any(step.keep for step in group)
     before = max(c.gain for c in alive)

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgegen import files, judgement, recipe, registry, run, serial
+from edgegen import files, recipe, registry, run, serial
 from edgegen import graph as layers
+from edgegen.candidates import Candidate, fastest
 from edgegen.errors import EdgegenError, RecipeError, RuntimeFailed, UsageError
-from edgegen.judgement import Candidate, Progress
+from edgegen.judgement import Progress
 from edgegen.request import Request
 from edgegen.run import Run
 from edgegen.types import Graph, Measurement, PrecisionPlan
@@ -100,7 +101,7 @@ def _probe(opened: Run, wanted: list[tuple[str, dict[str, Any]]]) -> Probed:
     original = run.export(opened, opened.model, "original")
     opened.bench.feeds = run.feeds(opened, original)
     floats = run.unquantized(opened, "original", original, None)
-    baseline = judgement.fastest(floats)
+    baseline = fastest(floats)
     quantized = _quantized(opened, original, baseline)
     int8 = quantized.ratio if quantized is not None else None
     rows = [Probe("original", {}, original.params, original.macs, baseline.ratio, int8)]

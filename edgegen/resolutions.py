@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen import bundle, bundle_samples, decide, inputs, judgement, resizing, runlog, variants
+from edgegen import bundle, bundle_samples, decide, inputs, resizing, runlog, variants
 from edgegen import run as runs
+from edgegen.candidates import Candidate, within
 from edgegen.decide import Final
 from edgegen.errors import ModelError, RuntimeFailed
-from edgegen.judgement import Candidate
 from edgegen.report import schema
 from edgegen.run import FINAL_ROUNDS, Run
 from edgegen.types import Artifact, Model
@@ -76,7 +76,7 @@ def _at(run: Run, model: Model, final: Final, size: resizing.Size) -> Resolution
     if chosen.verdict:
         raise RuntimeFailed(chosen.reason)
     quality_alone = dataclasses.replace(run.budget, max_latency_ms=None, max_size_bytes=None)
-    over = "" if alone else judgement.within(chosen, quality_alone, run.gate)
+    over = "" if alone else within(chosen, quality_alone, run.gate)
     feeds, outputs, tolerance = decide.golden(own, dataclasses.replace(final, chosen=chosen))
     return Resolution(size, chosen, bundle.Golden(feeds, outputs, tolerance), over)
 

@@ -36,9 +36,10 @@ from edgegen import (
     weights,
 )
 from edgegen import graph as layers
+from edgegen.candidates import Candidate, fastest
 from edgegen.devices import _spec as devices
 from edgegen.errors import ModelError, RecipeError
-from edgegen.judgement import Bench, Candidate
+from edgegen.judgement import Bench
 from edgegen.nn import cached, diffusion
 from edgegen.request import Request, check_out
 from edgegen.types import Budget, Graph, Job, Measurement, Model, Stage, Target
@@ -329,7 +330,7 @@ def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fract
         name = f"candidate {files.key(weights.state_hash(stage.module), shapes)[:12]}"
         own = run if shapes == [list(spec.shape) for spec in run.model.stage.inputs] else _apart(run, stage, name)
         graph = export(own, dataclasses.replace(own.model, stages=(stage,)), name)
-        best = judgement.fastest(unquantized(own, name, graph, None))
+        best = fastest(unquantized(own, name, graph, None))
         if best.latency is None:
             raise RecipeError(f"{name} cannot be timed")
         return best.latency
@@ -364,7 +365,7 @@ def _operators(
     run: Run, probes: Sequence[Mapping[str, Any]], progress: Callable[[str, float], None]
 ) -> list[Measurement]:
     """Small networks in the runtime and precision of the original's best unquantized build (from the log)."""
-    best = judgement.fastest(unquantized(run, "original", export(run, run.model, "original"), None))
+    best = fastest(unquantized(run, "original", export(run, run.model, "original"), None))
     pair = (best.runtime, best.graph.plan.precision)
     version = profiling.version_of(best.runtime, best.artifact.versions) if best.artifact else ""
     device = run.bench.device or "local"

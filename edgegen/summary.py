@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgegen import calibration_lint, layer_rows, quality, recipe
+from edgegen.candidates import Candidate
 from edgegen.decide import ASKED, Final
 from edgegen.devices import local
-from edgegen.judgement import Candidate
 from edgegen.recovery import NEEDS
 from edgegen.report import schema, text
 from edgegen.run import Run

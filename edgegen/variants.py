@@ -11,10 +11,10 @@ from typing import Any
 
 import onnx
 
-from edgegen import files, judgement, onnx_graph, recipe, registry, rewriting, serial
+from edgegen import files, onnx_graph, recipe, registry, rewriting, serial
+from edgegen.candidates import LEAST_GAIN, Candidate, is_faster
 from edgegen.devices import local
 from edgegen.errors import RuntimeFailed
-from edgegen.judgement import Candidate
 from edgegen.quality import Evaluation
 from edgegen.run import SCREEN_ROUNDS, Run, calibration_folder, job_of, model_key, unquantized
 from edgegen.types import Graph, Model, PassResult, PrecisionPlan
@@ -121,8 +121,8 @@ def _better_form(of: str, runtime: str, pool: list[Candidate]) -> bool:
 
     # The rewritten form must win beyond noise, so that the choice does not flip between two runs.
     if of.endswith(REWRITTEN):
-        return gain(of) >= judgement.LEAST_GAIN * gain(of.removesuffix(REWRITTEN))
-    return gain(of + REWRITTEN) < judgement.LEAST_GAIN * gain(of)
+        return gain(of) >= LEAST_GAIN * gain(of.removesuffix(REWRITTEN))
+    return gain(of + REWRITTEN) < LEAST_GAIN * gain(of)
 
 
 def with_quantized(
@@ -209,7 +209,7 @@ def _best_ranges(
 def _float_islands(run: Run, baseline: Candidate, timed: list[Candidate], calibration: Path) -> list[Candidate]:
     """Where INT8 is slower than float: leave one heavy operation type in float at a time, in the best INT8 build."""
     alive = [c for c in timed if c.ratio is not None]
-    if not alive or any(judgement.is_faster(c) for c in alive):
+    if not alive or any(is_faster(c) for c in alive):
         return []
     best = max(alive, key=lambda c: c.gain)
     types = {layer.op for layer in onnx_graph.cost(best.graph.onnx).layers}

@@ -13,7 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from edgegen import bundle, checking, cli, evaluation_work, judgement, loading, measuring, samplers  # noqa: E402
+from edgegen import bundle, checking, cli, evaluation_work, loading, measuring, samplers  # noqa: E402
+from edgegen.candidates import per_image  # noqa: E402
 from edgegen.errors import BundleError  # noqa: E402
 from edgegen.latency import summarise  # noqa: E402
 from edgegen.models import dit  # noqa: E402
@@ -46,18 +47,18 @@ def test_the_latency_of_an_image_is_full_runs_and_partial_runs():
     full, partial = summarise([[4.0, 4.0], [6.0, 6.0], [4.0, 4.0]], run), summarise([[1.0], [2.0], [1.0]], run)
     settings = samplers.complete({"name": "ddim", "steps": 5, "cache_every": 2})
     assert samplers.calls(settings) == (5, 2)
-    whole = judgement.per_image(full, settings, partial)
+    whole = per_image(full, settings, partial)
     assert whole.value == 3 * 4 + 2 * 1
     assert whole.conditions["round_medians"] == [14.0, 22.0, 14.0]
     assert whole.conditions["ms_per_partial_run"] == 1.0 and whole.conditions["partial_runs"] == 2
-    plain = judgement.per_image(full, {**settings, "cache_every": 1})
+    plain = per_image(full, {**settings, "cache_every": 1})
     assert plain.conditions["round_medians"] == [20.0, 30.0, 20.0]
     assert measuring.ratio(whole, plain).value == 14 / 20
 
 
 def test_fewer_runs_of_the_network_are_a_better_ratio():
     full = summarise([[4.0], [5.0]], {"run": "a"})
-    ten, two = (judgement.per_image(full, samplers.complete({"name": "ddim", "steps": n})) for n in (10, 2))
+    ten, two = (per_image(full, samplers.complete({"name": "ddim", "steps": n})) for n in (10, 2))
     assert measuring.ratio(two, ten).value == pytest.approx(0.2)
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgegen import decide, judgement, quality
+from edgegen import decide, quality
+from edgegen.candidates import Candidate, is_faster
 from edgegen.errors import BudgetError
-from edgegen.judgement import Candidate
 from edgegen.types import Artifact, Budget, Graph, Measurement, PrecisionPlan
 
 GATE = quality.Gate("PSNR to the reference", "dB", 0.5)
@@ -75,7 +75,7 @@ def test_what_is_not_faster_than_the_baseline_is_never_chosen_for_speed():
 
 @pytest.mark.parametrize(("ratio", "spread", "faster"), [(0.9, 0.01, True), (0.9, 0.2, False), (0.99, 0.0, False)])
 def test_a_gain_inside_the_noise_does_not_count(ratio, spread, faster):
-    assert judgement.is_faster(candidate("c", ratio, spread=spread)) is faster
+    assert is_faster(candidate("c", ratio, spread=spread)) is faster
 
 
 def test_the_second_held_out_part_can_reject_but_not_select():

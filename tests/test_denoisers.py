@@ -17,7 +17,6 @@ from edgegen import (  # noqa: E402
     bundle_samples,
     cli,
     cli_options,
-    judgement,
     loading,
     onnx_graph,
     program,
@@ -26,6 +25,7 @@ from edgegen import (  # noqa: E402
     samplers,
 )
 from edgegen.bundle_loaders import LOADERS  # noqa: E402
+from edgegen.candidates import per_image  # noqa: E402
 from edgegen.errors import DataError, ModelError, UsageError  # noqa: E402
 from edgegen.nn import diffusion  # noqa: E402
 from edgegen.records import ModelOptions  # noqa: E402
@@ -113,10 +113,10 @@ def test_calibration_follows_the_way_from_noise_to_image_and_the_naive_one_does_
 def test_the_latency_of_an_image_is_that_of_all_its_runs():
     latency = Measurement("latency", "ms", 2.0, (1.5, 3.0), (1.0, 2.0, 4.0), conditions={"rounds": 3})
     settings = samplers.complete({"name": "heun", "steps": 4})
-    whole = judgement.per_image(latency, settings)
+    whole = per_image(latency, settings)
     assert (whole.value, whole.interval, whole.samples) == (14.0, (10.5, 21.0), (7.0, 14.0, 28.0))
     assert whole.conditions["nfe"] == 7 and whole.conditions["ms_per_run"] == 2.0
-    assert judgement.per_image(latency, None) is latency
+    assert per_image(latency, None) is latency
 
 
 @pytest.mark.parametrize("runtime", [*LOADERS, "coreml"])

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgegen import decide, finishing, judgement, runlog, samplers
-from edgegen.judgement import Candidate
+from edgegen import decide, finishing, runlog, samplers
+from edgegen.candidates import Candidate, per_image
 from edgegen.types import Artifact, Graph, Measurement, PrecisionPlan
 
 
@@ -147,4 +147,4 @@ def test_runs_of_a_denoiser_are_told_by_image(run: Any, monkeypatch: pytest.Monk
     rate = finishing.throughput(run, decide.Final(one, one, one, {}, ()))[one.label]
     assert (rate.value, rate.interval, rate.samples) == (25.0, (22.5, 30.0), (25.0,))
     assert rate.conditions["nfe"] == 4
-    assert judgement.per_image(Measurement("latency", "ms", 2.0), settings).value == 8.0
+    assert per_image(Measurement("latency", "ms", 2.0), settings).value == 8.0

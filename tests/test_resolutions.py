@@ -24,7 +24,8 @@ import user_network
 from PIL import Image
 from torch import nn
 
-from edgegen import bundle, bundle_samples, checking, cli, files, judgement, loading, resizing, resolutions
+from edgegen import bundle, bundle_samples, checking, cli, files, loading, resizing, resolutions
+from edgegen.candidates import Candidate
 from edgegen.errors import ModelError, RecipeError, RuntimeFailed
 from edgegen.report import resolutions as table
 from edgegen.report import schema, terminal
@@ -201,11 +202,11 @@ def test_a_wrong_output_at_a_further_size_is_found(tmp_path: Path) -> None:
 def run_of(folder: Path) -> tuple[Any, Any, list[resolutions.Resolution]]:
     """A run, its end, and three further sizes: one that is good, one over the budget, one that failed."""
 
-    def candidate(name: str, size: tuple[int, int], ms: float) -> judgement.Candidate:
+    def candidate(name: str, size: tuple[int, int], ms: float) -> Candidate:
         built = artifact(folder / name / "model.onnx", size)
         graph = Graph("model", built.path, built.inputs, built.outputs)
         figure, ratio = Measurement("latency", "ms", ms), Measurement("latency ratio", "", 0.5)
-        return judgement.Candidate(name, "onnxruntime", graph, built, latency=figure, ratio=ratio)
+        return Candidate(name, "onnxruntime", graph, built, latency=figure, ratio=ratio)
 
     final = types.SimpleNamespace(baseline=candidate("original", (6, 6), 4.0), chosen=candidate("a", (6, 6), 2.0))
     sizes = ((6, 6), (4, 8), (8, 4), (2, 2))

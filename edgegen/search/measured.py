@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgegen import decide, graph, judgement, recipe, run, steps, variants
+from edgegen.candidates import LEAST_GAIN, Candidate, fastest
 from edgegen.errors import EdgegenError, NothingChanged, PassError, UsageError
-from edgegen.judgement import Candidate
 from edgegen.request import Request
 from edgegen.run import Run
 from edgegen.search.spaces import Layers, Space, candidate_key, to_recipe
@@ -56,7 +56,7 @@ def open_bench(request: Request, progress: judgement.Progress = run.quiet) -> Be
     original = run.export(opened, opened.model, "original")
     opened.bench.feeds = run.feeds(opened, original)
     floats = run.unquantized(opened, "original", original, None)
-    baseline = judgement.fastest(floats)
+    baseline = fastest(floats)
     evaluations = decide.evaluations(opened, floats)
     kept = frozenset(path for part in ("builds", "graphs") for path in (opened.folder / part).glob("*"))
     return Bench(opened, baseline, floats, evaluations, layers_of(opened.model.stage.module), kept)
@@ -140,7 +140,7 @@ def beaten(mine: Figures, share: float, others: Sequence[Figures]) -> str:
         theirs = dict(other.rungs).get(share)
         if theirs is None or other.failure or other.stopped:
             continue
-        if other.ratio < mine.ratio / judgement.LEAST_GAIN and theirs <= drop and other.size_bytes <= mine.size_bytes:
+        if other.ratio < mine.ratio / LEAST_GAIN and theirs <= drop and other.size_bytes <= mine.size_bytes:
             return f"slower and larger than one that had a drop of {theirs:.3g} after {share:.0%} of the training"
     return ""
 
@@ -186,7 +186,7 @@ def _best(bench: Bench, made: recipe.Recipe, share: float) -> Candidate:
     whole = title == "original"
     floats = bench.floats if whole else run.unquantized(opened, title, exported, bench.baseline)
     if not any(step.name == "quantize" for step in short.steps):
-        return judgement.fastest(floats)
+        return fastest(floats)
     planned = variants.planned(opened, {title: (current, exported)})["quantize"]
     pool = variants.with_quantized(
         opened, {title: exported}, planned, bench.baseline, list(floats), bench.evaluations if share else None
