@@ -7,7 +7,6 @@ divided. Quality comes from the reports, paired by sample where both were judged
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ import numpy as np
 
 from edgegen import bundle, measuring, registry, stats, targets
 from edgegen.errors import BundleError, TargetError, UsageError
-from edgegen.report import schema, text
+from edgegen.report import paired, schema, text
 from edgegen.types import Artifact, Bundle, Measurement
 
 NOISE = 0.02
-"""A latency or a size that changed by less than this share is the same: see judgement.LEAST_GAIN."""
+"""A latency or a size that changed by less than this share is the same: see candidates.LEAST_GAIN."""
 
 Progress = Callable[[str, float], Any]
 
@@ -57,10 +56,17 @@ class Comparison:
     @property
     def headline(self) -> str:
         """One sentence."""
+        better, unknown = self._named("better"), self._named("not comparable")
         if self.worse:
-            return f"{self.after} is worse than {self.before} in {', '.join(line.name for line in self.worse)}"
-        better = [line.name for line in self.lines if line.verdict == "better"]
-        return f"{self.after} is not worse than {self.before}" + (f", and better in {', '.join(better)}" * bool(better))
+            told = f"{self.after} is worse than {self.before} in {self._named('worse')}"
+            told += f"; better in {better}" * bool(better)
+        else:
+            told = f"{self.after} is not worse than {self.before}" + " in what was compared" * bool(unknown)
+            told += f", and better in {better}" * bool(better)
+        return told + f"; not comparable: {unknown}" * bool(unknown)
+
+    def _named(self, verdict: str) -> str:
+        return ", ".join(line.name for line in self.lines if line.verdict == verdict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `worse` says whether anything is."""
@@ -203,10 +209,10 @@ def _figure(name: str, old: dict[str, Any], new: dict[str, Any], same_data: bool
     if not same_data or differing:
         how = f"judged with another {', '.join(differing) or 'test data'}: from two reports"
         return Line(name, *shown, change, "not comparable", how)
-    paired = _pairs(old, new)
-    if paired is not None:
-        interval: tuple[float, float] = stats.mean_interval(paired)
-        how = f"the same {len(paired)} samples, paired; 95% of the difference {_span(interval)}"
+    by_sample = paired.differences(old, new)
+    if by_sample is not None:
+        interval: tuple[float, float] = stats.mean_interval(by_sample)
+        how = f"the same {len(by_sample)} samples, paired; 95% of the difference {_span(interval)}"
     elif old["interval"] and new["interval"]:
         interval = (new["interval"][0] - old["interval"][1], new["interval"][1] - old["interval"][0])
         how = f"from the two intervals; the difference lies in {_span(interval)}"
@@ -216,17 +222,6 @@ def _figure(name: str, old: dict[str, Any], new: dict[str, Any], same_data: bool
     low, high = sorted(sign * end for end in interval)  # of the gain
     verdict = "worse" if high < -allowed else "better" if low > 0 else "same"
     return Line(name, *shown, change, verdict, how, None, interval)
-
-
-def _pairs(old: dict[str, Any], new: dict[str, Any]) -> np.ndarray | None:
-    """Differences by sample; None where the figure is not the mean of its samples, as FID is not."""
-    before, after = np.asarray(old["samples"]), np.asarray(new["samples"])
-    if len(before) < 2 or len(before) != len(after):
-        return None
-    for samples, figure in ((before, old), (after, new)):
-        if not math.isclose(float(samples.mean()), figure["value"], rel_tol=1e-6, abs_tol=1e-9):
-            return None
-    return after - before
 
 
 def _span(interval: tuple[float, float]) -> str:

@@ -27,8 +27,18 @@ def test_the_header_is_what_the_hub_reads() -> None:
 def test_the_figures_are_those_of_the_report() -> None:
     text = card(normalise(sample() | {"stamps": ["not for accuracy"]}), "openvino")
     for expected in ("35.5 ms", "16.0 ms", "27.84 dB (27.60 to 28.10)", "504 kB", "not for accuracy", "not measured",
-                     "1200 held-out", "prune_channels, quantize"):  # fmt: skip
+                     "1,200 held-out samples (photos)", "prune_channels, quantize", "16.0 ms (15.9 to 16.1)",
+                     "cpu (2 threads, batch 1)"):  # fmt: skip
         assert expected in text, expected
+
+
+def test_the_card_names_the_data_that_quality_was_judged_on_and_no_other() -> None:
+    report = normalise(sample() | {"data_source": "train: photos; evaluation: out/eval"})
+    metadata = header(card(report, "openvino"))["model-index"][0]["results"][0]
+    assert metadata["dataset"]["name"] == "out/eval"
+    assert "held-out samples (out/eval)" in card(report, "openvino")
+    report["result"]["quality"] = []
+    assert "Quality was not measured." in card(report, "openvino")
 
 
 def test_strange_names_do_not_break_the_header() -> None:

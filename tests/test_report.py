@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from edgegen.errors import BundleError
-from edgegen.report import advice, svg, svg_plots, text
+from edgegen.report import advice, glossary, paired, svg, svg_plots, text
 from edgegen.report.grid import BROKEN, CAPTION, GAP, MARGIN, image_grid
 from edgegen.report.html import EMBED_BYTES, write_html, write_report
 from edgegen.report.schema import Figure, figure, normalise, percentiles
@@ -613,11 +613,129 @@ def test_a_share_is_told_in_percent_and_its_change_in_points(folder: Path) -> No
 def test_a_change_inside_the_intervals_is_neither_better_nor_worse(folder: Path) -> None:
     write_report(folder, sample())  # 27.9 to 28.4 dB, and 27.6 to 28.1
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert '<td>0.28 dB lower<span class="sub">the intervals overlap</span></td>' in page
+    note = '<span class="sub">the intervals overlap, so it may be none</span>'
+    assert f'<td><span class="">0.28 dB lower</span>{note}</td>' in page
     report = sample()
     report["result"]["quality"][0]["interval"] = (27.8, 27.89)
     write_report(folder, report)
     assert '<span class="worse">0.28 dB lower</span>' in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def with_samples(before: list[float], after: list[float]) -> dict[str, Any]:
+    """The sample with PSNR as the mean of samples; each alone has a wide interval."""
+    report = sample()
+    for side, samples in (("baseline", before), ("result", after)):
+        value = sum(samples) / len(samples)
+        told = measured("PSNR", value, "dB", direction="higher", interval=(20.0, 40.0), samples=tuple(samples))
+        report[side]["quality"] = [told]
+    return report
+
+
+def test_a_change_on_the_same_samples_is_told_sample_by_sample(folder: Path) -> None:
+    """Samples of 24 to 36 dB that each lose 0.1 dB: each mean is vague, the loss is not."""
+    before = [24.0, 28.0, 32.0, 36.0]
+    write_report(folder, with_samples(before, [value - 0.1 for value in before]))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    expected = '<span class="sub">on the same samples: 95% 0.10 to 0.10 dB lower</span>'
+    assert f'<span class="worse">0.10 dB lower</span>{expected}' in page
+    write_report(folder, with_samples(before, [23.0, 29.1, 31.0, 37.1]))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<span class="">0.050 dB higher</span>' in page
+    assert "dB higher, so it may be none" in page
+
+
+def test_samples_are_paired_only_where_a_figure_is_their_mean() -> None:
+    before, after = (measured("PSNR", value, "dB", samples=(value, value)) for value in (30.0, 29.0))
+    assert paired.interval(before, after) == (-1.0, -1.0)
+    assert paired.interval(before, after | {"value": 28.0}) is None
+    assert paired.interval(before, after | {"samples": [29.0]}) is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "unit", "shown"),
+    [
+        pytest.param((-0.19, -0.03), "dB", "0.030 to 0.19 dB lower", id="lower"),
+        pytest.param((0.001, 0.02), "share", "0.10 to 2.0 points higher", id="higher"),
+        pytest.param((-0.2, 0.1), "dB", "0.20 dB lower to 0.10 dB higher", id="either"),
+    ],
+)
+def test_an_interval_of_a_change_in_words(ends: tuple[float, float], unit: str, shown: str) -> None:
+    assert text.difference_span(ends, unit) == shown
+
+
+def test_what_a_pass_reported_is_told_in_words() -> None:
+    figures = {"from": "cache", "groups": 10, "loss_first": 0.0106, "loss_last": 0.00265, "macs_after": 701_890_560,
+               "macs_before": 2_687_238_144, "nfe_before": 50, "nfe": 15, "seconds": 96.13, "stopped": ""}  # fmt: skip
+    assert text.notes(figures) == (
+        "taken from the cache of finished steps, groups 10, loss 0.0106 to 0.00265, MACs 2.69 G to 702 M, "
+        "runs of the network for an image 50 to 15, took 1 min 36 s"
+    )
+    assert text.notes({}) == ""
+
+
+def test_limits_that_were_not_given_are_told_last(folder: Path) -> None:
+    budget = {"quality drop": "0.5 dB", "latency": "no limit", "size": "no limit"}
+    write_report(folder, sample() | {"budget": budget})
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Asked for: quality drop at most 0.5 dB; no limit of latency or size; seed 7." in page
+
+
+def test_reasons_name_the_baseline_and_the_chosen_build_and_not_their_labels() -> None:
+    report = normalise(sample())
+    report["baseline"]["label"], report["result"]["label"] = "original: ov bf16", "original: ov int8 (mean)"
+    report["candidates"] = [report["candidates"][0] | {"label": name} for name in ("original: ov int8", "net: ov int8")]
+    row = report["candidates"][0]
+    said = glossary.plainly("slower than original: ov int8 (mean) (1.1x); original: ov bf16", report, row)
+    assert said == "slower than the chosen build (1.1x); the baseline"
+    said = glossary.plainly("chosen without it: original: ov int8 (mean); original: ov bf16", report)
+    assert said == "chosen without it: original: ov int8 (mean); the baseline"
+    assert glossary.plainly("ov int8: ov int8: crashed", report, row) == "crashed"
+    assert glossary.plainly("fast against edsr", sample() | {"candidates": []}) == "fast against edsr"
+
+
+def test_builds_stand_in_the_order_of_their_ratios(folder: Path) -> None:
+    report = sample()
+    for row, ratio in zip(report["candidates"], (1.0, None, 0.9, 0.45), strict=True):
+        row["ratio"] = ratio and measured("ratio", ratio, "")
+    for row, quality in zip(report["candidates"], (30.0, None, 29.0, 25.0), strict=True):
+        row["quality"] = quality and measured("PSNR", quality, "dB")
+    checked = write_report(folder, report)
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    places = [source.index(f'data-path="candidates.{i}.ratio.value"') for i in (3, 2, 0)]
+    assert places == sorted(places) and places[-1] < source.index("crashed (signal 11)")
+    page = Page(source)
+    assert mismatches(page, checked) == []
+    words = " ".join(page.words)
+    assert words.count("on other samples") == 1 and "cannot be compared with the others in it" in words
+
+
+def test_the_words_that_a_page_uses_are_explained(folder: Path) -> None:
+    report = sample()
+    report["result"]["quality"][0]["name"] = "top-1"
+    write_report(folder, report)
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    for word in ("baseline", "p50, p90, p99", "MACs", "top-1"):
+        assert f"<dt>{word}</dt>" in source, word
+    assert "<dt>KID</dt>" not in source
+
+
+def test_the_same_build_twice_is_drawn_once(folder: Path) -> None:
+    report = sample()
+    report["result"]["label"] = report["baseline"]["label"]
+    write_report(folder, report)
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert source.count('class="name"') == 1
+    assert "in turns between the two builds" not in source
+
+
+def test_a_few_bytes_of_peak_memory_are_no_change(folder: Path) -> None:
+    report = sample()
+    for more, kind in ((1.04, ""), (1.2, "worse"), (0.5, "better")):
+        report["baseline"]["peak_memory_bytes"] = 100_000_000
+        report["result"]["peak_memory_bytes"] = int(100_000_000 * more)
+        write_report(folder, report)
+        said = text.percent_less(100_000_000, int(100_000_000 * more))
+        assert f'<span class="{kind}">{said}</span>' in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_says_on_what_it_was_measured(folder: Path) -> None:

@@ -38,8 +38,9 @@ def _latency(report: Report) -> list[str]:
         found.append(f"The interval of the ratio ({low} to {high}) holds 1: the gain may be none. Measure again on a "
                      f"quiet machine: edgegen profile {folder}")
     if result["latency"]["conditions"].get("load_before", 0) > 0.8 * result["latency"]["conditions"].get("cores", 1):
-        found.append("The machine was busy while this was measured: the ratio holds, since both ran in turns, but the "
-                     "milliseconds are higher than on a quiet machine.")
+        turns = "the ratio holds, since both ran in turns, but " if ratio else ""
+        found.append(f"The machine was busy while this was measured: {turns}the milliseconds are higher than on a "
+                     "quiet machine.")
     return found
 
 
@@ -67,7 +68,7 @@ def _calibration(report: Report) -> list[str]:
 
 def _use(report: Report) -> list[str]:
     """How to take the result along."""
-    if not report["reproduce"] or report["result"]["label"] == report["baseline"]["label"]:
+    if not report["reproduce"]:
         return []
     return [f"To use it: {_folder(report)}/README.md says how to run it; edgegen verify {_folder(report)} checks it "
             "on another machine."]  # fmt: skip

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from edgegen import files
 from edgegen.errors import BundleError
-from edgegen.report import advice, layers, parts, resolutions, svg, svg_plots, text
+from edgegen.report import advice, builds, glossary, layers, parts, resolutions, svg, svg_plots, text
 from edgegen.report.schema import Report, normalise
 
 EMBED_BYTES = 3_400_000  # pictures in the page; base64 makes a third more of it, and the page stays under 5 MB
@@ -25,6 +25,7 @@ _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".we
 _KINDS_OF_ROW = (("baseline", "base"), ("result", "result"))
 _CONDITIONS = ("device", "cpu_model", "cores", "threads", "batch", "io", "rounds", "iterations", "method", "tool")
 _PARTS = {"train": "to learn from", "select": "to decide on", "test": "to report on", "calibration": "to calibrate on"}
+_NO_LIMIT = "no limit"  # as `summary` says it
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -52,11 +53,11 @@ def page(report: dict[str, Any], folder: Path) -> str:
     here = Path(__file__).parent
     template = _environment().from_string((here / "page.html.j2").read_text(encoding="utf-8"))
     sections = (
-        ("Result", "result", parts.figures_table(report) + _legend(report) + _next(report)),
+        ("Result", "result", parts.figures_table(report) + _legend(report) + _next(report) + glossary.section(report)),
         ("Input sizes", "resolutions", resolutions.section(report)),
         ("Pictures", "pictures", _pictures(report, folder)),
         ("Steps", "steps", parts.steps(report)),
-        ("Builds tried", "builds", parts.candidates(report) + _labels(report)),
+        ("Builds tried", "builds", builds.section(report)),
         ("Latency samples", "samples", _samples(report)),
         ("Layers of the result", "layers", layers.section(report)),
         ("Precision obtained", "precision", _precision(report)),
@@ -98,8 +99,12 @@ def _where(report: dict[str, Any]) -> str:
 
 
 def _asked(report: dict[str, Any]) -> str:
-    budget = ", ".join(f"{text.words(k)} {text.plain(v)}" for k, v in report["budget"].items() if v is not None)
-    return f"limits: {budget or 'none given'}; seed {report['seed']}."
+    """The limits in words, those that were not given last."""
+    given = {key: value for key, value in report["budget"].items() if value not in (None, _NO_LIMIT)}
+    limits = ", ".join(f"{text.words(key)} at most {text.plain(value)}" for key, value in given.items())
+    free = " or ".join(text.words(key) for key, value in report["budget"].items() if value == _NO_LIMIT)
+    parts = [limits, f"no limit of {free}" if free else "", f"seed {report['seed']}"]
+    return "; ".join(part for part in parts if part) + "."
 
 
 def _next(report: dict[str, Any]) -> str:
@@ -107,22 +112,10 @@ def _next(report: dict[str, Any]) -> str:
     return f'<div class="next"><h3>What to do next</h3><ul>{items}</ul></div>' if items else ""
 
 
-def _labels(report: dict[str, Any]) -> str:
-    """How to read the names and the ratios of builds."""
-    if not report["candidates"]:
-        return ""
-    return (
-        '<p class="soft">A build is named "network: runtime precision"; in brackets of an int8 build stand its Q/DQ '
-        "format or how its ranges were found, and what is not int8. A ratio is the latency divided by the baseline's. "
-        "All builds were timed in few turns; then the baseline and the chosen one again, in many: so the result above "
-        "and the chosen one's row. Only latencies of the same run of timing can be compared to the last digit.</p>"
-    )
-
-
 def _samples(report: dict[str, Any]) -> str:
-    rows = [(report[side]["label"], kind, report[side]["latency"]) for side, kind in _KINDS_OF_ROW]
-    drawn = svg.strip(rows)
-    return drawn and drawn + _samples_note()
+    sides = _KINDS_OF_ROW if report["baseline"]["label"] != report["result"]["label"] else _KINDS_OF_ROW[1:]
+    drawn = svg.strip([(report[side]["label"], kind, report[side]["latency"]) for side, kind in sides])
+    return drawn and drawn + _samples_note(len(sides))
 
 
 def _calibration(report: dict[str, Any]) -> str:
@@ -144,6 +137,7 @@ def _legend(report: dict[str, Any]) -> str:
     how = f"Latency: {escape(text.plain(conditions))}. " if conditions else ""
     return (
         f'<p class="soft">{how}{parts.mark("measured")} on the built file, with its 95% interval. '
+        f"{parts.mark('calculated')} from other figures here. "
         f"{parts.mark('estimated')} from a model of the device, with its error band. "
         f"{parts.mark('not measured')} with the reason. "
         "The baseline is the best unquantized build of the same network on this target.</p>"
@@ -167,7 +161,10 @@ def _pictures(report: dict[str, Any], folder: Path) -> str:
         label = escape(f"enlarge: {image['caption']}")
         zoom = f'<label class="zoom"><input type="checkbox" aria-label="{label}"><span>enlarge</span>{picture}</label>'
         shown.append(f'<figure><div class="scroll" tabindex="0">{zoom}</div>{caption}</figure>')
-    told = '<p class="soft">The teacher is the network as it was given, the student is the result.</p>'
+    told = (
+        '<p class="soft">The teacher is the network as it was given, the student is the result; the reference is the '
+        "true image. Differences are those between teacher and student, amplified for the eye.</p>"
+    )
     return told + "".join(shown) if shown else ""
 
 
@@ -182,10 +179,12 @@ def _picture_file(folder: Path, name: str) -> Path:
     return file
 
 
-def _samples_note() -> str:
+def _samples_note(sides: int) -> str:
+    turns = ", in turns between the two builds" if sides == 2 else ""
     return (
-        '<p class="soft">One dot a run of the network, in alternation between the two builds; the thick line is p50, '
-        "the thin ones p90 and p99.</p>"
+        f'<p class="soft">A dot is a run of the network{turns}; the further left, the less time. The thick line is '
+        f"p50, the thin ones p90 and p99. Of more than {svg.DOTS} runs, {svg.DOTS} are drawn, evenly spread over their "
+        "order; all are in report.json.</p>"
     )
 
 

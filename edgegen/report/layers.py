@@ -9,8 +9,13 @@ from edgegen.report import svg_plots, text
 from edgegen.report.parts import mark, shown
 
 Report = dict[str, Any]
+_SENSITIVE = (
+    "SQNR: signal to noise of the network's output when this layer alone is INT8; low ones cost the most quality."
+    " Recovers: what comes back when it alone is left in float, in dB, or in the task's figure if that was measured."
+)
 _FIRST = 10
 """Rows that are open; the rest is one press away."""
+_SENSITIVITY = '<code>pass = "quantize"</code> with <code>options = { sensitivity = "output" }</code>'
 _OPTIONAL = (("sqnr_db", "SQNR"), ("recovers", "recovers if left in float"))
 
 
@@ -20,8 +25,25 @@ def section(report: Report) -> str:
     if not layers:
         return ""
     timed = [layer for layer in layers if layer["ms"]]
-    pictures = svg_plots.gap(layers, report["roof"]) + svg_plots.waterline(layers, report["roof"])
+    roof = report["roof"]
+    pictures = _titled(_GAP, svg_plots.gap(layers, roof)) + _titled(_WATER, svg_plots.waterline(layers, roof))
     return _told(report, timed) + (f'<div class="plots">{pictures}</div>' if pictures else "") + _table(report, timed)
+
+
+_GAP = (
+    "Efficiency gap: where time is lost",
+    "A box is a layer: as wide as its MACs, as high as the speed that it reached. What is empty above the boxes is time"
+    " that a better kernel, or another width of the layer, could win.",
+)
+_WATER = (
+    "Waterline: what waits for memory",
+    "How much a layer computes for each byte that it moves. Low ones wait for memory rather than compute: narrower"
+    " types, and layers that are fused or left out, help them.",
+)
+
+
+def _titled(title: tuple[str, str], picture: str) -> str:
+    return f'<h3>{title[0]}</h3><p class="soft">{title[1]}</p>{picture}' if picture else ""
 
 
 def _told(report: Report, timed: list[Report]) -> str:
@@ -37,7 +59,7 @@ def _told(report: Report, timed: list[Report]) -> str:
     absent = [label for key, label in _OPTIONAL if all(layer[key] is None for layer in report["layers"])]
     if absent:
         parts.append(f"{mark('not measured')} {escape(' and '.join(absent))} of single layers: no pass of this run "
-                     "reported it.")
+                     f"reported it; {_SENSITIVITY} in a recipe does.")
     return f'<p class="soft">{" ".join(parts)}</p>'
 
 
@@ -55,7 +77,7 @@ def _table(report: Report, timed: list[Report]) -> str:
     shares, named = svg_plots.reached(layers, roof)
     columns = [key for key, _ in _OPTIONAL if any(layer[key] is not None for layer in layers)]
     names = ["layer", "time", "MACs", "bytes", f"reached{'*' if named else ''}", "precision", "ran as"]
-    names += [label for key, label in _OPTIONAL if key in columns]
+    names += [label + ", dB" * (key == "sqnr_db") for key, label in _OPTIONAL if key in columns]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = []
     for index in sorted(range(len(layers)), key=lambda i: -(layers[i]["ms"] or 0.0)):
@@ -76,6 +98,7 @@ def _table(report: Report, timed: list[Report]) -> str:
         body.append(f'<tr><th scope="row">{escape(layer["name"])}<span class="sub">{escape(layer["op"])}</span></th>'
                     f"{row}</tr>")
     note = f'<p class="soft">* Share {escape(named)}.</p>' if named else ""
+    note += f'<p class="soft">{_SENSITIVE}</p>' if columns else ""
     more = body[_FIRST:]
     rest = f"<details><summary>{len(more)} more layers</summary>{_card(head, more)}</details>" if more else ""
     return _card(head, body[:_FIRST]) + note + rest

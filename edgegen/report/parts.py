@@ -8,10 +8,11 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from edgegen.report import text
+from edgegen import registry
+from edgegen.report import glossary, paired, text
 
 Report = dict[str, Any]
-_DASH = '<span class="soft">–</span>'
+DASH = '<span class="soft">–</span>'
 
 
 def shown(path: str, value: Any, as_text: str) -> str:
@@ -54,19 +55,23 @@ def figures_table(report: Report) -> str:
         ("peak_memory_bytes", "peak memory", text.size),
     ):
         cells = [shown(f"{side}.{name}", report[side][name], form(report[side][name])) for side in _SIDES]
-        change = text.percent_less(base[name], result[name])
-        rows.append(_row(label, cells, f'<span class="{_better(base[name], result[name], "lower")}">{change}</span>'))
+        change, kind = text.percent_less(base[name], result[name]), _better(base[name], result[name], "lower")
+        if name == "peak_memory_bytes" and kind and abs(result[name] / base[name] - 1) < _MEMORY_NOISE:
+            kind = ""
+        rows.append(_row(label, cells, f'<span class="{kind}">{change}</span>'))
     rows += _quality_rows(base, result) + _precision_rows(report)
     head = f'<tr><td></td><th scope="col">baseline<span class="sub">{escape(base["label"])}</span></th>'
     head += f'<th scope="col" class="result">result<span class="sub">{escape(result["label"])}</span></th>'
     head += '<th scope="col">change</th></tr>'
-    return _table("figures", head, "".join(rows))
+    return table("figures", head, "".join(rows))
 
 
 _SIDES = ("baseline", "result")
+_MEMORY_NOISE = 0.05
+"""Peak memory that changed by less than this share may be the same: one process was looked at."""
 
 
-def _table(kind: str, head: str, body: str) -> str:
+def table(kind: str, head: str, body: str) -> str:
     return f'<div class="card"><table class="{kind}"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
@@ -128,7 +133,7 @@ def _throughput_rows(base: Report, result: Report) -> list[str]:
         cells, values = [], []
         for name, side in zip(_SIDES, (base, result), strict=True):
             found = next((i for i, one in enumerate(side["throughput"]) if _way(one) == way), None)
-            cells.append(_DASH if found is None else figure(f"{name}.throughput.{found}", side["throughput"][found]))
+            cells.append(DASH if found is None else figure(f"{name}.throughput.{found}", side["throughput"][found]))
             values.append(None if found is None else side["throughput"][found]["value"])
         before, after = values
         change = f'<span class="{_better(before, after, "higher")}">{text.percent_less(before, after)}</span>'
@@ -158,21 +163,28 @@ def _quality_rows(base: Report, result: Report) -> list[str]:
             index = next((i for i, item in enumerate(sides[side]) if item["name"] == name), None)
             item = None if index is None else sides[side][index]
             # the baseline has no distance to itself: a dash, not a missing measurement
-            cells.append(figure(f"{side}.quality.{index}", item) if item else _DASH)
+            cells.append(figure(f"{side}.quality.{index}", item) if item else DASH)
             values.append(item)
         rows.append(_row(name, cells, _difference(*values), "group" if not rows else ""))
     return rows
 
 
 def _difference(before: Report | None, after: Report | None) -> str:
+    """How far a figure moved; sample by sample where both hold them. No colour where it may not have moved at all."""
     words = text.difference(before, after)
     if before is None or after is None or not words:
         return ""
-    if before["interval"] and after["interval"]:
+    note, sure = "", True
+    if words != "same" and (span := paired.interval(before, after)) is not None:
+        sure = span[0] > 0 or span[1] < 0
+        said = text.difference_span(span, after["unit"]) + ("" if sure else ", so it may be none")
+        note = f'<span class="sub">on the same samples: 95% {escape(said)}</span>'
+    elif words != "same" and before["interval"] and after["interval"]:
         (low, high), (least, most) = before["interval"], after["interval"]
-        if low <= most and least <= high and words != "same":  # neither better nor worse can be said
-            return f'{escape(words)}<span class="sub">the intervals overlap</span>'
-    return f'<span class="{_better(before["value"], after["value"], after["direction"])}">{escape(words)}</span>'
+        sure = not (low <= most and least <= high)
+        note = "" if sure else '<span class="sub">the intervals overlap, so it may be none</span>'
+    kind = _better(before["value"], after["value"], after["direction"]) if sure else ""
+    return f'<span class="{kind}">{escape(words)}</span>{note}'
 
 
 def _precision_rows(report: Report) -> list[str]:
@@ -188,18 +200,21 @@ def _precision_rows(report: Report) -> list[str]:
 
 def steps(report: Report) -> str:
     """Every step: what it did, what it gained, and why it was kept or undone."""
-    return "".join(_step(step) for step in report["steps"])
+    return "".join(_step(step, report) for step in report["steps"])
 
 
-def _step(step: Report) -> str:
+def _step(step: Report, report: Report) -> str:
+    about = registry.summary("passes", step["name"]) if step["name"] in registry.names("passes") else ""
     options = text.plain(step["options"])
     took = f'<span class="soft">{text.seconds(step["seconds"])}</span>' if step["seconds"] is not None else ""
     head = f"<header><h3>{escape(step['name'])}</h3>{mark(step['status'])}<code>{escape(options)}</code>{took}</header>"
-    reason = f"<p>{escape(step['reason'])}</p>" if step["reason"] else ""
-    facts = f'<p class="soft">{escape(text.plain(step["figures"]))}</p>' if step["figures"] else ""
+    told = f'<p class="soft">{escape(about)}</p>' if about else ""
+    reason = f"<p>{escape(glossary.plainly(step['reason'], report))}</p>" if step["reason"] else ""
+    facts = f'<p class="soft">{escape(facts)}</p>' if (facts := text.notes(step["figures"])) else ""
     folds = fold(f"{_layers(step['changed'])} changed", step["changed"])
     folds += fold(f"{_layers(step['skipped'])} left as they were", step["skipped"])
-    return f'<section class="step {escape(step["status"].replace(" ", "-"))}">{head}{reason}{facts}{folds}</section>'
+    kind = escape(step["status"].replace(" ", "-"))
+    return f'<section class="step {kind}">{head}{told}{reason}{facts}{folds}</section>'
 
 
 def _layers(named: Report) -> str:
@@ -214,54 +229,15 @@ def fold(title: str, named: Report) -> str:
     return f"<details><summary>{escape(title)}</summary><table>{''.join(rows)}</table></details>"
 
 
-def candidates(report: Report) -> str:
-    """Every build that was tried, with a bar for its latency."""
-    rows = report["candidates"]
-    if not rows:
-        return ""
-    longest = max((row["latency"]["value"] or 0 for row in rows if row["latency"]), default=0)
-    body = "".join(_candidate(f"candidates.{index}", row, longest) for index, row in enumerate(rows))
-    names = ("build", "latency p50", "ratio", "size", "quality", "verdict")
-    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return _table("candidates", f"<tr>{heads}</tr>", body)
-
-
-def _candidate(path: str, row: Report, longest: float) -> str:
-    latency = row["latency"]
-    bar = ""
-    if longest and latency and latency["value"] is not None:
-        bar = f'<span class="bar" style="width:{100 * latency["value"] / longest:.1f}%"></span>'
-    size = shown(f"{path}.size_bytes", row["size_bytes"], text.size(row["size_bytes"]) if row["size_bytes"] else "–")
-    cells = (
-        ("latency", _short(f"{path}.latency", latency) + _turns(latency) + bar),
-        ("ratio", _short(f"{path}.ratio", row["ratio"])),
-        ("size", size),
-        ("quality", _short(f"{path}.quality", row["quality"])),
-        ("", f'{mark(row["verdict"])}<span class="sub">{escape(row["reason"])}</span>'),
-    )
-    body = "".join(f'<td data-name="{name}">{cell}</td>' if name else f"<td>{cell}</td>" for name, cell in cells)
-    body = body.replace(f">{_DASH}</td>", f' class="none">{_DASH}</td>')
-    return f'<tr class="{escape(row["verdict"])}"><th scope="row">{escape(row["label"])}</th>{body}</tr>'
-
-
-def _turns(latency: Report | None) -> str:
-    """How long a build was timed: rows of different runs of timing cannot be compared to the last digit."""
-    rounds = latency["conditions"].get("rounds") if latency and latency["status"] == "measured" else None
-    return f'<span class="sub">in {escape(str(rounds))} turns</span>' if rounds else ""
-
-
-def _short(path: str, value: Report | None) -> str:
-    """A figure without interval; marked only when it is not a measurement."""
-    if value is None:
-        return _DASH
-    if value["value"] is None:
-        return f'<span title="{escape(value["reason"])}">{mark("not measured")}</span>'
-    shown_value = shown(f"{path}.value", value["value"], text.figure(value))
-    return shown_value + (f" {mark(value['status'])}" if value["status"] != "measured" else "")
-
-
 def lines(pairs: dict[str, Any]) -> str:
-    """Names and values, one below the other; empty values are left out."""
-    items = ((key, text.plain(value)) for key, value in pairs.items() if value not in ("", None, {}, []))
-    body = "".join(f"<dt>{escape(text.words(key))}</dt><dd>{escape(value)}</dd>" for key, value in items)
+    """Names and values, one below the other; empty values are left out, bytes and clocks have their units."""
+    items = [(key, value) for key, value in pairs.items() if value not in ("", None, {}, [])]
+    told = [(text.words(key.removesuffix("_bytes")), _with_unit(key, value)) for key, value in items]
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told)
     return f'<dl class="lines">{body}</dl>'
+
+
+def _with_unit(key: str, value: Any) -> str:
+    if key.endswith("_bytes") and isinstance(value, int):
+        return text.size(value)
+    return f"{value:,.0f} MHz" if key == "mhz" and isinstance(value, int | float) else text.plain(value)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgegen.report import text
+from edgegen.report import paired, text
 from edgegen.report.progress import progress
 from edgegen.report.schema import Report, normalise
 
@@ -92,8 +92,15 @@ def _quality_rows(table: Table, before: list[dict[str, Any]], after: list[dict[s
     sides = [{figure["name"]: figure for figure in side} for side in (before, after)]
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         cells = [_cell(side[name]) if name in side else "–" for side in sides]
-        change, spread = text.difference(*(side.get(name) for side in sides)), text.interval(sides[1].get(name))
-        table.add_row(escape(name), *cells, "; ".join(filter(None, (change, spread and f"result 95% {spread}"))))
+        table.add_row(escape(name), *cells, _moved(*(side.get(name) for side in sides)))
+
+
+def _moved(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    """How far a figure moved, with the interval of that where both have the same samples, else with the result's."""
+    change, spread = text.difference(before, after), text.interval(after)
+    if change and before is not None and after is not None and (span := paired.interval(before, after)) is not None:
+        return f"{change} (95% {text.difference_span(span, after['unit'])})"
+    return "; ".join(filter(None, (change, spread and f"result 95% {spread}")))
 
 
 def _cell(figure: dict[str, Any]) -> str:

@@ -6,7 +6,12 @@ from typing import Any
 
 NOT_MEASURED = "not measured"
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-_WORDS = {"value_range": "value range", "sha256": "SHA-256", "weights_sha256": "weights SHA-256"}
+_WORDS = {
+    "value_range": "value range", "sha256": "SHA-256", "weights_sha256": "weights SHA-256",
+    "weights sha256": "weights SHA-256", "macs": "MACs",
+    "params": "parameters", "nfe": "runs of the network for an image", "cpu_model": "processor", "os": "system",
+    "io": "", "load": "load before the run", "mhz": "clock",
+}  # fmt: skip
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -119,6 +124,16 @@ def difference(before: dict[str, Any] | None, after: dict[str, Any] | None) -> s
     return "same" if gap == 0 else f"{number(abs(gap), 2)}{unit} {'higher' if gap > 0 else 'lower'}"
 
 
+def difference_span(ends: tuple[float, float], unit: str) -> str:
+    """Between what and what a figure moved: "0.03 to 0.19 dB lower", "0.2 points lower to 0.1 points higher"."""
+    low, high = (end * (100 if unit == "share" else 1) for end in ends)
+    name = {"": "", "%": " points", "share": " points"}.get(unit, f" {unit}")
+    if low * high > 0:
+        near, far = sorted((abs(low), abs(high)))
+        return f"{number(near, 2)} to {number(far, 2)}{name} {'higher' if low > 0 else 'lower'}"
+    return f"{number(-low, 2)}{name} lower to {number(high, 2)}{name} higher"
+
+
 def _percent(value: float) -> str:
     """A share (0..1) in percent, to the hundredth of a point: that much may decide."""
     return f"{number(100 * value, 4)}%"
@@ -142,10 +157,37 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return _trim(number(value, 4))
     if isinstance(value, dict):
-        return ", ".join(f"{words(key)} {plain(item)}" for key, item in value.items())
+        return ", ".join(f"{words(key)} {plain(item)}".strip() for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value)
     return str(value)
+
+
+def notes(figures: dict[str, Any]) -> str:
+    """What a pass reported, as a line: "MACs 2.69 G to 702 M, loss 0.0106 to 0.00265, took 1 min 36 s"."""
+    parts = []
+    for key, value in figures.items():
+        stem, _, end = key.rpartition("_")
+        later = next((stem + name for name in ("_after", "_last", "") if stem + name in figures), "")
+        if value == "" or value in ({}, [], None) or (end in ("after", "last") and f"{stem}_{_FIRST[end]}" in figures):
+            continue
+        if key == "from":
+            parts.append(f"taken from the {value} of finished steps")
+        elif key == "seconds":
+            parts.append(f"took {seconds(value)}")
+        elif end in _FIRST.values() and later:
+            parts.append(f"{words(stem)} {_short(value)} to {_short(figures[later])}")
+        elif f"{key}_before" not in figures:
+            parts.append(f"{words(key)} {_short(value)}")
+    return ", ".join(parts)
+
+
+_FIRST = {"after": "before", "last": "first"}
+
+
+def _short(value: Any) -> str:
+    large = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000
+    return count(value) if large else plain(value)
 
 
 def words(key: str) -> str:
