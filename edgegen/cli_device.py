@@ -23,7 +23,7 @@ def profile(
     device_python: Annotated[str, typer.Option(help="Python on the device, such as /opt/venv/bin/python.")] = "",
     device_folder: Annotated[str, typer.Option(help="Where to write on the device.")] = "",
     ssh_config: Annotated[Path | None, typer.Option(help="As ssh -F.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw latency against quality: .html, .svg, .png.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw latency against quality: .html, with .svg and .png.")] = None,
     quality: Annotated[str, typer.Option(help="Figure of the reports to draw; default: FID, KID, top-1, PSNR.")] = "",
     minutes: Annotated[float, typer.Option(help="Run one bundle this long: latency, clock, heat over time.")] = 0.0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the records instead of the table.")] = False,

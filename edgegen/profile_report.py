@@ -6,17 +6,21 @@ import importlib.util
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgegen import bundle, device_records, files
+from edgegen import bundle, device_records, files, samplers
 from edgegen.device_records import Record
 from edgegen.errors import MissingExtra, UsageError
 from edgegen.report import tradeoff
 from edgegen.report.tradeoff import Moment, Point
 
+_PER_IMAGE = (
+    "Of a denoiser, the latency is that of an image: the runs of the network that it takes, times the latency of a run."
+)
 PREFERRED = ("FID", "KID", "top-1", "PSNR to the reference", "PSNR to the teacher", "agreement")
 
 
@@ -42,19 +46,23 @@ def write(
     Raises:
         UsageError: a figure that no report has; names those that are there. MissingExtra: matplotlib.
     """
-    reports = {files.sha256(path / "manifest.json"): _report(path) for path in bundles}
-    name, direction = _axis(list(reports.values()), quality)
-    points = [_point(record, reports.get(record.provenance.bundle_sha256, {}), name) for record in records]
+    sides = {files.sha256(path / "manifest.json"): _side(path, name) for path, name in zip(bundles, _names(bundles))}
+    name, direction, unit = _axis([side.report for side in sides.values()], quality)
+    points = [_point(record, sides.get(record.provenance.bundle_sha256), name) for record in records]
     facts: dict[str, Any] = next((record.device.get("facts", {}) for record in records), {})
     where = facts.get("model") or facts.get("cpu_model") or "device"
-    notes = [f"Latency was measured on {where}, all in turns; quality is that of the bundles' own reports."]
+    notes = [f"Latency was measured on {where}, all in turns; quality is that of the bundles' own reports, each with "
+             "its own interval. What two bundles judged on the same samples differ in, edgegen compare tells closer."]
+    if any(side.runs > 1 for side in sides.values()):
+        notes.append(_PER_IMAGE)
     notes += [f"{point.label}: {finding}" for point, record in zip(points, records, strict=True)
               for finding in device_records.findings(record)]  # fmt: skip
     run = moments(records[0]) if minutes and records else []
     if run:
         notes.append(_course(run))
     title = f"{len(points)} build{'s' * (len(points) != 1)} on {where}"
-    return tradeoff.write(out, title, points, name, direction, notes=notes, run=run)
+    shown = f"{name} ({unit})" if unit else name
+    return tradeoff.write(out, title, points, shown, direction, notes=notes, run=run)
 
 
 def moments(record: Record) -> list[Moment]:
@@ -86,51 +94,94 @@ def _course(run: Sequence[Moment]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Side:
+    """A bundle: its name in the picture, its report, how many runs of the network an image takes and how many of them
+    are partial ones, the steps of its sampler (0: it has none)."""
+
+    name: str
+    report: dict[str, Any]
+    runs: int = 1
+    partial: int = 0
+    steps: int = 0
+
+
+def _side(path: Path, name: str) -> _Side:
+    loop = samplers.of(bundle.read(path).manifest["model"]["options"])
+    if loop is None:
+        return _Side(name, _report(path))
+    runs, partial = samplers.calls(loop)
+    return _Side(name, _report(path), runs, partial, int(loop["steps"]))
+
+
+def _names(bundles: Sequence[Path]) -> list[str]:
+    """The folders' names, or the whole paths where two have the same."""
+    short = [path.resolve().name for path in bundles]
+    return short if len(set(short)) == len(set(bundles)) else [str(path) for path in bundles]
+
+
 def _report(path: Path) -> dict[str, Any]:
     file = bundle.read(path).path / "report.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return told if isinstance(told, dict) and "result" in told else {}
 
 
-def _axis(reports: Sequence[dict[str, Any]], asked: str) -> tuple[str, str]:
-    """(name, direction) of the figure on the quality axis."""
+def _axis(reports: Sequence[dict[str, Any]], asked: str) -> tuple[str, str, str]:
+    """(name, direction, unit as it is shown) of the figure on the quality axis."""
     figures = [figure for report in reports for figure in report.get("result", {}).get("quality", [])]
-    known = {figure["name"]: figure["direction"] for figure in figures}
+    known = {figure["name"]: figure for figure in figures}
     if asked and asked not in known:
         raise UsageError(f"--quality {asked}: in no report; there are: {', '.join(known) or 'none'}")
     name = asked or next((name for name in PREFERRED if name in known), next(iter(known), "quality"))
-    return name, known.get(name, "higher")
+    unit = known.get(name, {}).get("unit", "")
+    return name, known.get(name, {}).get("direction", "higher"), "%" if unit == "share" else unit
 
 
-def _point(record: Record, report: dict[str, Any], name: str) -> Point:
-    measured = device_records.measurements(record)[0]
-    latency = None
-    if record.status == "measured":
-        latency = (measured.value, *(measured.interval or (measured.value, measured.value)))
+def _point(record: Record, side: _Side | None, name: str) -> Point:
+    side = side or _Side(record.network.name, {})
+    latency, untold = _latency(record, side)
     artifact = record.artifact
-    shape = next((spec["shape"] for spec in artifact.inputs if spec["shape"]), [1])
-    facts = {"precision": artifact.precision, "runtime": artifact.runtime, "batch": str(shape[0])}
+    shape = _shape(record)
+    facts = {"network": record.network.name, "target": record.target, "runtime": artifact.runtime}
+    facts |= {"precision": artifact.precision, "batch": str(shape[0])}
     if len(shape) == 4:
         facts["resolution"] = f"{shape[3]} x {shape[2]}"
     if unit := artifact.options.get("compute_unit"):
         facts["unit"] = str(unit)
-    if steps := artifact.options.get("steps"):
-        facts["steps"] = str(steps)
-    quality, reason = _quality(record, report, name)
-    said = "; ".join(filter(None, (record.reason, reason)))
-    return Point(f"{record.network.name} ({record.target})", latency, quality, facts, said)
+    if side.steps:
+        facts |= {"steps": str(side.steps), "runs an image": str(side.runs)}
+    quality, reason = _quality(record, side.report, name)
+    return Point(side.name, latency, quality, facts, "; ".join(filter(None, (untold, reason))))
+
+
+def _latency(record: Record, side: _Side) -> tuple[tuple[float, float, float] | None, str]:
+    """(p50 and its interval in ms, of an image where several runs make one; why it is not known)."""
+    if record.status != "measured":
+        return None, record.reason
+    if side.partial:
+        return None, "with cached blocks two networks take turns, and here only the whole one was timed"
+    measured = device_records.measurements(record)[0]
+    low, high = measured.interval or (measured.value, measured.value)
+    return (measured.value * side.runs, low * side.runs, high * side.runs), ""
+
+
+def _shape(record: Record) -> list[int]:
+    return next((spec["shape"] for spec in record.artifact.inputs if spec["shape"]), [1])
 
 
 def _quality(record: Record, report: dict[str, Any], name: str) -> tuple[tuple[float, float, float] | None, str]:
-    """The figure of the report, which is about the bundle's chosen build; of the others it says nothing."""
+    """The figure of the report, which is about the chosen build at each of its sizes; of others it says nothing."""
     result = report.get("result")
     if not result:
         return None, "the bundle has no report"
     planned = result["precision"]["plan"]
     if planned and planned != record.artifact.precision:
         return None, f"the report is about another build ({planned})"
-    figure = next((one for one in result["quality"] if one["name"] == name), None)
+    sizes = {tuple(row["size"]): row["quality"] for row in report.get("resolutions", [])}
+    known = sizes.get(tuple(_shape(record)[2:]), []) if sizes else result["quality"]
+    figure = next((one for one in known if one["name"] == name), None)
     if figure is None or figure["value"] is None:
         return None, f"{name} not measured"
+    share = 100.0 if figure["unit"] == "share" else 1.0
     low, high = figure["interval"] or (figure["value"], figure["value"])
-    return (figure["value"], low, high), ""
+    return (share * figure["value"], share * low, share * high), ""

@@ -93,8 +93,54 @@ def test_the_command_draws_what_it_measured(
     page = (tmp_path / "out" / "t.html").read_text(encoding="utf-8")
     for record in records:
         assert f"{device_records.measurements(record)[0].value:.3g}"[:3] in page
-    for expected in ("PSNR", "43.50", "30.35", "64 x 64", "fp32"):
+    names = ('<th scope="row">a</th>', '<th scope="row">b</th>')
+    for expected in ("PSNR (dB)", "43.50", "30.35", "64 x 64", "fp32", *names):
         assert expected in page, expected
+
+
+@pytest.fixture
+def record(sides: list[Path], tmp_path: Path) -> device_records.Record:
+    """Of the first bundle, measured here."""
+    from edgegen import on_device
+    from edgegen.devices._shell import Options
+
+    settings = on_device.Settings(rounds=3, iterations=3, cold=1)
+    options = Options("", str(tmp_path / "device"), None)
+    return on_device.profile([sides[0]], "local", settings=settings, options=options)[0]
+
+
+def test_the_latency_of_a_denoiser_is_that_of_an_image(record: device_records.Record) -> None:
+    """15 runs make an image; with cached blocks another network takes some of the turns, which was not timed."""
+    (once, *_), _ = profile_report._latency(record, profile_report._Side("a", {}))
+    (image, *_), _ = profile_report._latency(record, profile_report._Side("a", {}, runs=15))
+    assert image == pytest.approx(15 * once)
+    assert profile_report._latency(record, profile_report._Side("a", {}, 15, partial=5))[0] is None
+    point = profile_report._point(record, profile_report._Side("a", {}, runs=30, steps=15), "KID")
+    assert (point.facts["steps"], point.facts["runs an image"]) == ("15", "30")
+
+
+def test_quality_is_that_of_the_size_that_was_measured(record: device_records.Record) -> None:
+    """A bundle for several sizes has a figure for each; the artifact for 16 x 16 must not get that of another."""
+    psnr = {"name": "PSNR", "unit": "dB", "interval": None}
+    result = {"precision": {"plan": "fp32"}, "quality": [psnr | {"value": 40.0}]}
+    sizes = [{"size": [s, s], "quality": [psnr | {"value": value}]} for s, value in ((32, 40.0), (16, 35.0))]
+    assert profile_report._quality(record, {"result": result}, "PSNR")[0] == (40.0, 40.0, 40.0)
+    assert profile_report._quality(record, {"result": result, "resolutions": sizes}, "PSNR")[0] == (35.0, 35.0, 35.0)
+    lost = {"result": result, "resolutions": sizes[:1]}
+    assert profile_report._quality(record, lost, "PSNR") == (None, "PSNR not measured")
+
+
+def test_a_share_is_drawn_in_percent(record: device_records.Record) -> None:
+    top1 = {"name": "top-1", "unit": "share", "value": 0.94, "interval": (0.93, 0.95), "direction": "higher"}
+    report = {"result": {"precision": {"plan": "fp32"}, "quality": [top1]}}
+    assert profile_report._axis([report], "") == ("top-1", "higher", "%")
+    assert profile_report._quality(record, report, "top-1")[0] == pytest.approx((94.0, 93.0, 95.0))
+
+
+def test_bundles_of_one_name_are_told_by_their_paths(tmp_path: Path) -> None:
+    assert profile_report._names([tmp_path / "x" / "a", tmp_path / "y" / "b"]) == ["a", "b"]
+    same = [tmp_path / "x" / "a", tmp_path / "y" / "a"]
+    assert profile_report._names(same) == [str(path) for path in same]
 
 
 def test_a_long_run_is_many_rounds(sides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
