@@ -11,13 +11,19 @@ from edgegen.types import Artifact, Model, TensorSpec
 
 
 def readme(
-    model: Model, artifacts: tuple[Artifact, ...], target: str, stamps: Iterable[str], listed: Iterable[str]
+    model: Model,
+    artifacts: tuple[Artifact, ...],
+    target: str,
+    stamps: Iterable[str],
+    listed: Iterable[str],
+    headline: str = "",
 ) -> str:
     """README.md: what the bundle is, how to run, check, reload and reproduce it.
 
     Args:
         artifacts: with paths relative to the bundle, the main one first.
         listed: the names of the files in it.
+        headline: the sentence of its report.
     """
     main, script = artifacts[0], bundle_samples.script_name(target)
     warnings = "".join(f"> **{stamp}**\n\n" for stamp in stamps)
@@ -25,16 +31,19 @@ def readme(
     reload_it = ""
     if "weights.safetensors" in listed:
         reload_it = (
-            "\n## In PyTorch\n\n```python\nfrom edgegen import bundle\n\n"
-            'model = bundle.load_model("THIS FOLDER")\n'
+            "\n## In PyTorch\n\nIn this folder, with `pip install 'edgegen[torch]'`:\n\n"
+            "```python\nfrom edgegen import bundle\n\n"
+            'model = bundle.load_model(".")\n'
             "model.stage.module  # the compressed nn.Module, in eval mode\n```\n"
         )
         if model.origin.get("kind") == "file":
             reload_it += "\nThis runs `model_code/`, a copy of the Python file that the model came from.\n"
+    told = f"**{headline}**\n\n" if headline else ""
     return f"""# {model.name} for {target}
 
-{warnings}A network for {model.task}, compressed by edgegen. `{main.path}` runs in {main.runtime} \
-({main.plan.label}, {main.size_bytes / 1e6:.2f} MB). How it was made and measured: `report.html`.
+{warnings}{told}A network for {model.task}, built by edgegen for the target {target}. `{main.path}` \
+({main.size_bytes / 1e6:.2f} MB) is what runs there, in {main.runtime}; its precision is {main.plan.label}. \
+How it was made, and every measurement: open `report.html` in a browser; it needs no network.
 
 ## Run it
 
@@ -42,6 +51,8 @@ def readme(
 pip install numpy pillow {bundle_samples.needs(main)}
 {run}
 ```
+
+It needs nothing of edgegen. What goes in and what comes out:
 
 {_contract(model, main)}
 {_sizes(artifacts)}
@@ -52,12 +63,14 @@ pip install edgegen
 edgegen verify .
 ```
 
-compares every file with its hash, and the outputs on the inputs in `golden/` with the expected ones.
-`edgegen reproduce .` makes the bundle again from `recipe.toml`.
+compares every file with its hash, and the outputs on the inputs in `golden/` with the expected ones. How fast it is on
+your device: `edgegen profile . --device ssh://user@host`. `edgegen reproduce FOLDER` makes the bundle again, and
+compares the two; start it where the paths in `request.json` begin, and with
+`pip install 'edgegen[torch,onnxruntime,openvino]'`.
 {reload_it}
 ## What is in it
 
-{_files(listed)}
+{_files(listed, {file.as_posix() for one in artifacts for file in one.files})}
 ## Licence
 
 The weights: {model.provenance.licence} ({model.provenance.source}). See `licences/`.
@@ -90,8 +103,37 @@ def _spec(spec: TensorSpec) -> str:
     return f"`{spec.name}`: {spec.dtype} {tuple(spec.shape)} {spec.layout}{span}"
 
 
-def _files(listed: Iterable[str]) -> str:
-    return "".join(f"- `{name}`\n" for name in sorted(listed))
+_ABOUT = {
+    "MODEL_CARD.md": "the figures, as the Hugging Face Hub shows them",
+    "README.md": "this page",
+    "android/": "an app project that runs it on a phone",
+    "architecture.json": "in what the network differs from the original, to make it again in PyTorch",
+    "golden/": "inputs, and the outputs that it must give on them",
+    "images/": "the pictures of the report",
+    "ios/": "an app project that runs it on a phone",
+    "licences/": "of the weights, of edgegen, and of what else went into it",
+    "manifest.json": "what is in the bundle, with the hash of every file",
+    "model.onnx": "the network as ONNX, as it was before the runtime's own build",
+    "model_code/": "the Python file that the model came from",
+    "recipe.toml": "the passes that were asked for, with their options",
+    "report.html": "every measurement, to look at",
+    "report.json": "the same with every sample, for programs",
+    "request.json": "the request, for `edgegen reproduce`",
+    "samplers/": "the loop that makes an image of many runs of the network",
+    "weights.safetensors": "the weights for PyTorch",
+}
+
+
+def _files(listed: Iterable[str], artifacts: set[str]) -> str:
+    """A line for each file, or for each folder whose files belong together."""
+    folders = tuple(name for name in _ABOUT if name.endswith("/"))
+    shown = {next((folder for folder in folders if name.startswith(folder)), name) for name in listed}
+    lines = []
+    for name in sorted(shown):
+        about = "what runs on the target" if name in artifacts else _ABOUT.get(name, "")
+        about = "runs it on an image or on latents, without edgegen" if name.startswith("run_") else about
+        lines.append(f"- `{name}`{': ' * bool(about)}{about}\n")
+    return "".join(lines)
 
 
 def licences(model: Model, artifacts: Iterable[Artifact]) -> dict[str, str]:

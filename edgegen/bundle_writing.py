@@ -88,13 +88,20 @@ def fill(folder: Path, contents: Contents) -> None:
     origin = _write_torch(folder, contents)
     golden = [_write_golden(folder, number, case) for number, case in enumerate(contents.golden)]
     listed = [*inside(folder), "README.md", MANIFEST]
-    _put(folder, "README.md", bundle_text.readme(contents.model, artifacts, contents.target, contents.stamps, listed))
+    told = (contents.model, artifacts, contents.target, contents.stamps, listed, _headline(folder))
+    _put(folder, "README.md", bundle_text.readme(*told))
     manifest = _manifest(contents, artifacts, origin, golden)
     manifest["files"] = {
         name: {"sha256": files.sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in inside(folder)
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _headline(folder: Path) -> str:
+    """The sentence of the report that lies there; empty without one."""
+    file = folder / "report.json"
+    return str(json.loads(file.read_text(encoding="utf-8")).get("headline", "")) if file.is_file() else ""
 
 
 def _manifest(

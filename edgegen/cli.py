@@ -235,8 +235,9 @@ def reproduce(
     from edgegen import checking
     from edgegen.report import terminal
 
+    home = bundle.resolve()  # "." has no name
     with terminal.progress(quiet=quiet) as progress:
-        findings = checking.reproduce(bundle, out or bundle.with_name(bundle.name + "-again"), progress)
+        findings = checking.reproduce(bundle, out or home.with_name(home.name + "-again"), progress)
     for finding in findings:
         print(f"edgegen: {finding}", file=sys.stderr)
     if findings:
