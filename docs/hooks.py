@@ -1,4 +1,7 @@
-"""Every error message of the source, for errors.md: mkdocs calls `on_page_markdown`; run, it prints the page."""
+"""Every error message of the source, for errors.md, and every command's help, for commands.md.
+
+mkdocs calls `on_page_markdown`; run, it prints errors.md with its list.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- MESSAGES -->"
+COMMANDS = "<!-- COMMANDS -->"
 
 
 BESIDE = {
@@ -72,10 +76,28 @@ def table() -> str:
     return "\n\n".join(parts)
 
 
+def commands() -> str:
+    """The help of every command as Markdown."""
+    import click
+    import typer
+
+    from edgegen import cli
+
+    group: Any = typer.main.get_command(cli.app)
+    parts = []
+    for name, command in sorted(group.commands.items()):
+        context = click.Context(command, info_name=f"edgegen {name}", max_content_width=100, terminal_width=100)
+        parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n\n".join(parts)
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """mkdocs: the list in the place of its mark."""
-    return markdown.replace(MARK, table()) if MARK in markdown else markdown
+    """mkdocs: the lists in the place of their marks."""
+    for mark, made in ((MARK, table), (COMMANDS, commands)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
 
 
 if __name__ == "__main__":
-    sys.stdout.write((ROOT / "docs" / "errors.md").read_text(encoding="utf-8").replace(MARK, table()))
+    sys.stdout.write(on_page_markdown((ROOT / "docs" / "errors.md").read_text(encoding="utf-8")))

@@ -25,25 +25,28 @@ EXPECTED = {
     "docs/how-we-measure.md": ["0.5"],
     "docs/read-the-report.md": [],
     "docs/quick-start.md": [],
+    "docs/python.md": ["unknown target 'cpuu'"],
     "docs/search.md": ["12\n", 'pass = "prune_channels"', '"steps" = 200'],
 }
 SITE = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_RUN = re.compile(r"# not run in tests: \S+")
+SLOW = re.compile(r"# run by the slow tests: \S+")
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")
 
 
-def run_page(text: str, folder: Path) -> str:
+def run_page(text: str, folder: Path, slow: bool = False) -> str:
     """Write the blocks that name a file, run the other Python blocks as one program; its output.
+
+    slow: also those that take a minute or more; without it they are only compiled.
 
     Raises:
         AssertionError: the program fails, or a block is of a kind that cannot be run.
     """
     program = []
     for language, block in BLOCK.findall(text):
-        if NOT_RUN.match(block):
-            compile(block, "block", "exec")  # its reason stands in the page
+        if SLOW.match(block) and not slow:
+            compile(block, "block", "exec")
         elif named := FILE.match(block):
             (folder / named[1]).write_text(block)
         else:
@@ -61,6 +64,30 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
     out = run_page((ROOT / page).read_text(encoding="utf-8"), tmp_path)
     for line in EXPECTED[page]:
         assert line in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", [page for page in SITE if "# run by the slow tests" in (ROOT / page).read_text()])
+def test_the_code_that_takes_minutes_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "onnxruntime", "openvino"):
+        pytest.importorskip(name, reason="what the quick start installs")
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
+    photos(tmp_path / "photos")
+    out = run_page((ROOT / page).read_text(encoding="utf-8"), tmp_path, slow=True)
+    assert "Traceback" not in out
+
+
+def photos(folder: Path) -> None:
+    """A folder of images, as the pages take for granted that a user has one."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        small.resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
 
 
 @pytest.mark.parametrize("page", SITE)
@@ -158,6 +185,19 @@ def test_every_message_is_listed_with_the_way_to_its_cure(tmp_path: Path) -> Non
     (tmp_path / "errors.py").write_text("class NewError(Exception): pass")
     (tmp_path / "other.py").write_text("raise errors.NewError(f'{what} is broken: mend it')")
     assert hooks().messages(tmp_path) == {"NewError": [("other.py", "{what} is broken: mend it")]}
+
+
+def test_the_page_of_commands_has_every_command() -> None:
+    import typer
+
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    group: Any = typer.main.get_command(cli.app)
+    shown = hooks().on_page_markdown(page)
+    for name in group.commands:
+        assert re.search(rf"^\| [^|]+ \| `{name}( --[\w-]+)?` \|$", page, re.MULTILINE), f"{name} is not in the table"
+        assert f"\n## {name}\n" in shown
+    assert shown.count("Example: edgegen ") >= len(group.commands)
+    assert hooks().COMMANDS not in shown
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
