@@ -290,8 +290,12 @@ def _why_not(run: Run, candidate: Candidate, chosen: Candidate, baseline: Candid
         return "the baseline"
     if candidate.unknown:
         return f"what is faster cannot be said: {candidate.unknown}"
+    noise = " beyond noise" if candidate.gain > 1 else ""
     if candidate.quantized and not is_faster(candidate):
-        return f"INT8 is not faster than {baseline.label} here ({candidate.gain:.2f}x){cause(run, candidate, baseline)}"
+        why = cause(run, candidate, baseline)
+        return f"INT8 is not faster than {baseline.label} here{noise} ({candidate.gain:.2f}x){why}"
+    if candidate.gain > chosen.gain:
+        return f"not faster than {chosen.label}{noise} ({candidate.gain:.2f}x)"
     return f"slower than {chosen.label} ({candidate.gain:.2f}x against {chosen.gain:.2f}x)"
 
 

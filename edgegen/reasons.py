@@ -104,8 +104,15 @@ def memory_bound(build: Build, before: Build, target: Target) -> str:
     near = abs(math.log(times / moved)) < 0.5 * abs(math.log(times / macs))
     if not (macs > 1.25 * moved and near):
         return ""
-    return (f"memory-bound (MACs became {macs:.2f}x fewer, moved bytes only {moved:.2f}x, and the time followed those:"
-            f" {times:.2f}x; {per_mac:.2g} bytes a MAC)")  # fmt: skip
+    return (f"memory-bound (MACs {_change(macs)}, moved bytes {_change(moved)}, and the time followed the bytes:"
+            f" {_change(times)}; {per_mac:.2g} bytes a MAC)")  # fmt: skip
+
+
+def _change(ratio: float) -> str:
+    """before / after in words."""
+    if abs(ratio - 1) < 0.005:
+        return "the same"
+    return f"{ratio:.2f}x less" if ratio > 1 else f"{1 / ratio:.2f}x more"
 
 
 def unaligned(build: Build, before: Build, target: Target) -> str:

@@ -48,6 +48,8 @@ def _scalars(notes: Mapping[str, Any]) -> dict[str, Any]:
 def prepared(records: Sequence[dict[str, Any]], networks: Sequence[str], chosen: Candidate) -> list[dict[str, Any]]:
     """The records, with the last word on passes that prepare for INT8: kept when the chosen INT8 build holds them.
 
+    The same for exact rewrites of the graph: kept when the chosen build is one of the rewritten graph.
+
     networks: names in the order in which they were made, each from the one before it.
     """
     own = chosen.of.removesuffix(REWRITTEN)
@@ -60,6 +62,8 @@ def prepared(records: Sequence[dict[str, Any]], networks: Sequence[str], chosen:
             kept = network in held
             why = f"the chosen build holds it: {chosen.label}" if kept else f"chosen without it: {chosen.label}"
             record |= {"status": "kept" if kept else "undone", "reason": why}
+        if record["name"] == "rewrite_graph" and record["status"] != "undone" and network != chosen.of:
+            record |= {"status": "undone", "reason": f"{record['reason']}; chosen without it: {chosen.label}"}
         result.append(record)
     return result
 

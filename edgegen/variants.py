@@ -67,7 +67,8 @@ def add_rewritten(
         kept = after > before
         reason = f"exact rewrite of the graph of {of}: best float build {before:.2f}x -> {after:.2f}x of the baseline"
         status = ("kept" if run.bench.measures else "predicted") if kept else "undone"
-        records.append({"name": "rewrite_graph", "status": status, "reason": reason, "changed": changed})
+        told = {"name": "rewrite_graph", "status": status, "reason": reason, "changed": changed, "network": name}
+        records.append(told)
     return records
 
 

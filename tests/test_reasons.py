@@ -48,7 +48,12 @@ def test_memory_bound_without_facts_is_time_that_follows_the_bytes(ms: float, bo
     text = reasons.memory_bound(build(conv(1000, 990), ms=ms), build(conv(4000, 1090), ms=1.0), BARE)
     assert bool(text) is bound
     if bound:
-        assert "MACs became 4.00x fewer, moved bytes only 1.10x" in text
+        assert "MACs 4.00x less, moved bytes 1.10x less, and the time followed the bytes: 1.05x less" in text
+
+
+def test_more_bytes_for_the_same_macs_are_told_as_more() -> None:
+    text = reasons.memory_bound(build(conv(1000, 1490), ms=1.5), build(conv(1000, 990), ms=1.0), BARE)
+    assert "MACs the same, moved bytes 1.50x more, and the time followed the bytes: 1.50x more" in text
 
 
 def test_an_unaligned_width_is_named_with_its_layer() -> None:
@@ -120,3 +125,12 @@ def test_without_recovery_and_without_quality_there_is_no_success() -> None:
     assert kept == ("kept", "2.00x; inside the quality budget without recovery")
     assert summary.unfinished([{"name": "prune_channels", "status": status}]).startswith("Not finished, needs recovery")
     assert summary.unfinished([{"name": "prune_channels", "status": "kept"}]) == ""
+
+
+@pytest.mark.parametrize(("of", "status"), [("net, rewritten", "kept"), ("net", "undone")])
+def test_a_rewrite_that_the_chosen_build_does_not_hold_is_undone(of: str, status: str) -> None:
+    chosen = SimpleNamespace(of=of, quantized=False, label=f"{of}: ov fp32")
+    record = {"name": "rewrite_graph", "status": "kept", "reason": "1.00x -> 1.03x", "network": "net, rewritten"}
+    (told,) = summary.prepared([record], ["net", "net, rewritten"], chosen)  # type: ignore[arg-type]
+    assert told["status"] == status and "network" not in told
+    assert ("chosen without it: net: ov fp32" in told["reason"]) is (status == "undone")
