@@ -19,7 +19,10 @@ MODEL_HELP = "Built-in name, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx."
 SAMPLER_HELP = "How a denoiser makes images: a sampler's name, then settings, such as 'heun,spacing=karras,rho=7'."
 CONFIG_HELP = "Sizes of the network, as its factory names them, such as size=1024,part=synthesis or widths=64:32."
 RESOLUTION_HELP = "Input size HxW, such as 384x640; once for each: one bundle for all, decided at the first one."
-THOROUGH_HELP = "Take the time for the whole calibration curve: quality against the number of calibration samples."
+THOROUGH_HELP = (
+    "Also try the target's runtimes whose converters are slow (cpu: litert, executorch), and take the time for the"
+    " whole calibration curve: quality against the number of calibration samples."
+)
 JSON_HELP = "Print report.json instead of the table; events, one JSON object a line, on standard error."
 SIZES = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
 

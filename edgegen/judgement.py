@@ -53,15 +53,19 @@ class Bench:
         """Whether latency is measured: the target is this host, or a device stands for it."""
         return self.here or bool(self.device)
 
+    def absent(self) -> dict[str, str]:
+        """Runtime of the target -> why it can do nothing on this machine."""
+        modules = {name: registry.module("runtimes", name) for name in self.target.runtimes}
+        return {name: why for name, module in modules.items() if (why := _unusable(module, self.here))}
+
     def plans(self, quantized: bool) -> list[tuple[str, PrecisionPlan]]:
         """(runtime, plan) pairs that the target's runtimes offer, of one kind.
 
         Raises:
             UsageError: the target is this host and none of its runtimes is installed; says how to install them.
         """
-        flags = local.cpu_flags()
+        flags, absent = local.cpu_flags(), self.absent()
         modules = {name: registry.module("runtimes", name) for name in self.target.runtimes}
-        absent = {name: why for name, module in modules.items() if (why := _unusable(module, self.here))}
         if len(absent) == len(modules):
             raise UsageError(f"no runtime of {self.target.name} is here: {'; '.join(absent.values())}")
         return [

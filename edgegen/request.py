@@ -24,7 +24,8 @@ class Request:
     perceptual distance and of KID. max_memory_bytes: limit of each worker process. device: where latency is
     measured (see devices/_spec.py); empty: here, when the target is this host. resolutions: (H, W) input sizes that
     the bundle is for; everything is decided at the first one, and the same build is made for each further one.
-    thorough: the calibration curve may take as long as it does.
+    thorough: the runtimes whose converters are slow are tried too, and the calibration curve may take as long as it
+        does.
     """
 
     model: str

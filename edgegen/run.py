@@ -91,7 +91,8 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     _check_trainable(plan, model)
     gate, budget = gate_and_budget(request, model, found)
     threads = request.threads or target.threads or measuring.host_threads()
-    target = dataclasses.replace(target, threads=threads)
+    more = target.thorough_runtimes if request.thorough else ()
+    target = dataclasses.replace(target, threads=threads, runtimes=(*target.runtimes, *more))
     folder = files.cache_folder() / "runs" / _identity(request, out, model, target, plan, found)
     if folder.exists() and not request.resume:
         shutil.rmtree(folder)

@@ -143,6 +143,7 @@ def stamps(run: Run) -> list[str]:
         found.append("not for accuracy: --latency-only, random calibration, no quality was measured")
     if not run.bench.measures:
         found.append(f"latency on {run.target.name} is not measured: no device; a latency beside it is an estimate")
+    found += [f"{name} was not tried: {why}" for name, why in run.bench.absent().items()]
     return found
 
 

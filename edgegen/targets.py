@@ -49,6 +49,7 @@ class _File(pydantic.BaseModel):
 
     description: str = pydantic.Field(min_length=1)
     runtimes: list[str] = pydantic.Field(min_length=1)
+    thorough_runtimes: list[str] = []
     is_host: bool = False
     precisions: list[Precision] = pydantic.Field(min_length=1)
     channel_multiple: dict[Literal["default", "fp32", "fp16", "bf16", "int8"], Positive] = {}
@@ -95,7 +96,7 @@ def load(name_or_path: str | Path) -> Target:
     _check_jetpack(stated, file)
     _check_techniques(stated, file)
     facts = stated.model_dump()
-    for field in ("runtimes", "precisions"):
+    for field in ("runtimes", "thorough_runtimes", "precisions"):
         facts[field] = tuple(facts[field])
     facts["jetpack"] = tuple(JetPack(**entry) for entry in facts["jetpack"])
     facts["techniques"] = {effect: tuple(named) for effect, named in facts["techniques"].items()}
@@ -158,10 +159,11 @@ def _check_sources(stated: _File, file: Path) -> None:
 
 def _check_runtimes(stated: _File, file: Path) -> None:
     known = registry.names("runtimes")
-    for name in stated.runtimes:
-        if name not in known:
-            raise errors.TargetError(f"{file}: runtimes names {name!r}{registry.near(name, known)}, which is none; "
-                                     f"there are: {', '.join(known)}")
+    for field in ("runtimes", "thorough_runtimes"):
+        for name in getattr(stated, field):
+            if name not in known:
+                raise errors.TargetError(f"{file}: {field} names {name!r}{registry.near(name, known)}, which is none; "
+                                         f"there are: {', '.join(known)}")
 
 
 def _check_techniques(stated: _File, file: Path) -> None:

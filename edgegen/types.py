@@ -262,6 +262,7 @@ class Target:
 
     opset: ONNX operator set that graphs are exported in. jetpack: releases that the module takes, `versions["jetpack"]`
     names the one that builds are for. techniques: "latency" -> what makes it faster, "size" -> what only shrinks files.
+    thorough_runtimes: more runtimes, whose converters are slow: tried under --thorough alone.
     """
 
     name: str
@@ -278,6 +279,7 @@ class Target:
     threads: int = 0
     opset: int = 18
     notes: str = ""
+    thorough_runtimes: tuple[str, ...] = ()
     compute_capability: str = ""
     jetpack: tuple[JetPack, ...] = ()
     techniques: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

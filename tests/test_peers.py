@@ -273,10 +273,11 @@ def test_edgegen_never_sees_the_images_of_the_table(tmp_path: Path) -> None:
     assert cases.spread(9, 3).tolist() == [0, 1, 2]
 
 
-def test_edgegen_has_no_best_cell_without_a_recipe() -> None:
-    assert launch.options(cases.CASES["rlfn"], "edgegen", "best") is None
+def test_edgegen_gets_the_preset_or_the_recipe_of_the_case() -> None:
+    best = launch.options(cases.CASES["rlfn"], "edgegen", "best")
+    assert best["arguments"] == ["--recipe", "post-training", "--thorough"]
+    assert launch.options(cases.CASES["edsr"], "edgegen", "best")["arguments"][-2:] == ["balanced", "--thorough"]
     given = launch.options(cases.CASES["deit_tiny"], "edgegen", "default")
-    assert given is not None
     assert given["arguments"] == ["--recipe", "post-training", "--latency-only"]
     for case in cases.CASES.values():
         for argument in case.best:

@@ -25,7 +25,7 @@ HELD_MOST = 4000  # images of the table's quality figures
 @dataclass(frozen=True)
 class Case:
     """model, weights: as `edgegen compress` takes them. train, evaluation: under out/data; empty: latents. trained:
-    False where only output error can be told. best: arguments of edgegen's best recipe; empty: the preset alone.
+    False where only output error can be told. best: arguments of edgegen's best recipe; empty: the preset.
     enlarge: calibration photos are first brought to squares of this size, where they are smaller than the output."""
 
     name: str
@@ -50,8 +50,7 @@ CASES = {
     case.name: case
     for case in (
         Case("resnet20", _file("resnet_cifar", "resnet20"), "resnet20-cifar10.th", **_CIFAR),
-        Case("resnet56", _file("resnet_cifar", "resnet56"), "resnet56-cifar10.th", **_CIFAR,
-             best=("--recipe", str(RECIPES / "resnet56-lowrank.toml"))),
+        Case("resnet56", _file("resnet_cifar", "resnet56"), "resnet56-cifar10.th", **_CIFAR),
         Case("style-mosaic", _file("style", "style"), "style-mosaic.safetensors", **_PHOTOS,
              best=("--recipe", str(RECIPES / "style.toml"), "--min-psnr", "25.6")),
         Case("rlfn", _file("rlfn", "rlfn"), "rlfn-x4.pth", "photos/train", str(ASSETS / "kodak24"), enlarge=512),

@@ -56,14 +56,13 @@ def user_lines(text: str) -> int:
     return sum(1 for line in part if line and not line.startswith("#"))
 
 
-def options(case: Case, peer: str, setting: str) -> dict[str, Any] | None:
-    """What `compress` of the peer gets; None where the case has no such setting."""
+def options(case: Case, peer: str, setting: str) -> dict[str, Any]:
+    """What `compress` of the peer gets."""
     found = dict(literal(HERE / peer / "peer.py", "SETTINGS")[setting])
     if peer != environments.OWN:
         return found
-    if found.pop("best") and not case.best:
-        return None
-    arguments = case.best if setting == "best" else ("--recipe", "post-training")
+    preset = ("--recipe", "post-training")
+    arguments = (*(case.best or preset), "--thorough") if found.pop("best") else preset
     file = weights(case)
     return {
         "arguments": [*arguments, *(() if case.trained else ("--latency-only",))],

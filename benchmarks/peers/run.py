@@ -56,7 +56,7 @@ def run_case(case: cases.Case, options: argparse.Namespace) -> None:
     for peer in options.peer:
         for setting in options.setting:
             given = launch.options(case, peer, setting)
-            if given is None or ((case.name, peer, setting) in rows and not options.again):
+            if (case.name, peer, setting) in rows and not options.again:
                 continue
             print(f"{case.name}: {peer} {setting} ...", file=sys.stderr, flush=True)
             out = environments.WORK / "made" / case.name / f"{peer}-{setting}"

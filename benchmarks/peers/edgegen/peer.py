@@ -1,5 +1,5 @@
-"""edgegen, by the command that a user types; default: the post-training preset; best: the case's recipe where it has
-one (no cell where it has none).
+"""edgegen, by the command that a user types; default: the post-training preset; best: all runtimes of the target
+(--thorough), with the case's recipe where it has one.
 
 It looks at no image of the table's quality figures: --eval-data are the other half of the evaluation images.
 """
