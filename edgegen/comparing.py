@@ -148,7 +148,8 @@ def _timed(times: Sequence[Measurement], noise: float) -> Line:
     told = schema.figure(ratio)
     before, after = (text.figure(schema.figure(one)) for one in times)
     change = f"{text.speed(told)} (ratio {text.number(ratio.value)}, 95% {text.interval(told)})"
-    how = f"measured now, in {ratio.conditions['rounds']} turns"
+    where = times[1].conditions.get("cpu_model")
+    how = f"measured now, in {ratio.conditions['rounds']} turns{f' on {where}' if where else ''}"
     return Line("latency p50", before, after, change, verdict, how, ratio.value, ratio.interval)
 
 

@@ -57,7 +57,8 @@ def test_latency_is_measured_now_and_slower_is_worse(tmp_path: Path) -> None:
     fast, slow = bundle(tmp_path / "a"), bundle(tmp_path / "b", side=384)
     found = comparing.compare(fast, slow, rounds=3)
     line = found.lines[0]
-    assert (line.verdict, line.how) == ("worse", "measured now, in 3 turns")
+    assert line.verdict == "worse"
+    assert line.how.startswith("measured now, in 3 turns on ")
     assert line.ratio is not None
     assert line.interval is not None
     assert line.interval[0] > 1
@@ -129,3 +130,18 @@ def test_the_command_ends_with_one_when_worse(
         assert ("is worse than" in shown.replace("\n", " ")) is bool(code)
         row = "| size | 1.00 kB | 2.00 kB | 2.00x more | **worse** |"
         assert (row in shown) is (form == "--markdown" and bool(code))
+
+
+def test_the_sentence_says_what_was_better_and_what_was_not_compared() -> None:
+    def line(name: str, verdict: str) -> comparing.Line:
+        return comparing.Line(name, "1", "2", verdict=verdict)
+
+    same, better, worse = (line("memory", "same"), line("size", "better"), line("PSNR", "worse"))
+    lost = line("latency p50", "not comparable")
+    for lines, expected in (
+        ((same,), "b is not worse than a"),
+        ((same, better), "b is not worse than a, and better in size"),
+        ((lost, better), "b is not worse than a in what was compared, and better in size; not comparable: latency p50"),
+        ((lost, better, worse), "b is worse than a in PSNR; better in size; not comparable: latency p50"),
+    ):
+        assert comparing.Comparison("a", "b", lines).headline == expected
