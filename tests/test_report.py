@@ -570,6 +570,12 @@ def test_a_curve_that_still_rises_asks_for_more_samples() -> None:
     assert any("1.0 dB higher from 32 to 128 samples" in sentence for sentence in advice.next_steps(report))
 
 
+def test_the_curve_of_a_share_is_drawn_in_percent() -> None:
+    ends = {"unit": "share", "interval": (0.95, 0.99), "direction": "higher", "name": "top-1", "value": 0.97}
+    drawn = svg_plots.curve([{"images": n, "quality": ends} for n in (8, 64)])
+    assert ">99.00</text>" in drawn and ">95.00</text>" in drawn and "top-1 (%) over calibration images" in drawn
+
+
 def test_throughput_tells_how_many_ran_at_once_and_why_not(folder: Path) -> None:
     report = sample()
     for side, value in (("baseline", 40.0), ("result", 100.0)):

@@ -130,9 +130,11 @@ def curve(points: list[dict[str, Any]]) -> str:
             body.append(f'<line class="result" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
         body.append(f'<circle class="result" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         body.append(f'<text x="{x:.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{images}</text>')
-    body += [_level(TOP + HEIGHT * share, text.number(high - (high - low) * share)) for share in (0.0, 0.5, 1.0)]
     q = known[0][1]
-    unit = f" ({q['unit']})" if q["unit"] else ""
+    factor, unit = (100.0, "%") if q["unit"] == "share" else (1.0, q["unit"])
+    levels = ((share, factor * (high - (high - low) * share)) for share in (0.0, 0.5, 1.0))
+    body += [_level(TOP + HEIGHT * share, text.number(value, 4)) for share, value in levels]
+    unit = f" ({unit})" if unit else ""
     return _frame("calibration curve", [*body, _caption(f"{q['name']}{unit} over calibration images, 95% intervals")])
 
 
