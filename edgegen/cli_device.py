@@ -35,7 +35,7 @@ def profile(
     """
     from rich.console import Console
 
-    from edgegen import device_records, on_device
+    from edgegen import device_records, on_device, profile_report
     from edgegen.devices._shell import Options
 
     errs = Console(stderr=True)
@@ -43,8 +43,6 @@ def profile(
     if plot is not None and plot.suffix != ".html":
         raise errors.UsageError(f"--plot {plot}: must end in .html; the .svg and .png are written beside it")
     if plot is not None:
-        from edgegen import profile_report
-
         profile_report.check(bundles, quality)
     options = Options(device_python, device_folder, ssh_config)
     with errs.status(f"{device}: connect") as status:
@@ -56,13 +54,15 @@ def profile(
     if json_output:
         out.print_json(data=[device_records.to_json(record) for record in records])
     else:
-        out.print(_table(device, records))
+        names = profile_report.names(bundles) if len(bundles) > 1 else {}
+        out.print(_table(device, records, names))
         for record in records:
-            notes = [f"not measured: {_label(record)}: {record.reason}"] if record.status != "measured" else []
-            notes += [f"not steady: {_label(record)}: {finding}" for finding in device_records.findings(record)]
+            notes = [f"not measured: {_label(record, names)}: {record.reason}"] if record.status != "measured" else []
+            notes += [f"not steady: {_label(record, names)}: {finding}" for finding in device_records.findings(record)]
             if not record.golden.checked and not notes:
-                notes.append(f"outputs not compared: {_label(record)}: {record.golden.reason}")
-            for note in notes:
+                notes.append(f"outputs not compared: {_label(record, names)}: {record.golden.reason}")
+            notes += [profile_report.course(profile_report.moments(record))] if minutes else []
+            for note in filter(None, notes):
                 out.print(note, highlight=False, soft_wrap=True, markup=False)
     good = [record for record in records if record.status == "measured"]
     if submit is not None and good:
@@ -88,7 +88,7 @@ def _settings(on_device: Any, bundles: list[Path], rounds: int, iterations: int,
     return on_device.Settings(rounds=count, seconds=seconds, most=4000, cold=1, limit_s=max(600.0, minutes * 60))
 
 
-def _table(device: str, records: list[Record]) -> Any:
+def _table(device: str, records: list[Record], names: dict[str, str]) -> Any:
     from rich import box
     from rich.table import Table
 
@@ -108,13 +108,15 @@ def _table(device: str, records: list[Record]) -> Any:
         cells = [_figure(figures.get(name)) for name in ("latency without copies", "cold load", "first run")]
         between = f"{whole.interval[0]:.3g}..{whole.interval[1]:.3g}" if whole and whole.interval else "-"
         high = f"{latency.percentile(whole, 90):.3g}" if whole and whole.samples else "-"
-        table.add_row(_label(record), _figure(whole), between, high, *cells)
+        table.add_row(_label(record, names), _figure(whole), between, high, *cells)
     return table
 
 
-def _label(record: Record) -> str:
+def _label(record: Record, names: dict[str, str]) -> str:
+    """names: of several bundles, by the hash of their manifest; networks may be the same in all of them."""
     unit = record.artifact.options.get("compute_unit", "")
-    parts = (record.network.name, record.artifact.runtime, record.artifact.precision, str(unit))
+    name = names.get(record.provenance.bundle_sha256, record.network.name)
+    parts = (name, record.artifact.runtime, record.artifact.precision, str(unit))
     return " ".join(filter(None, parts))
 
 

@@ -46,7 +46,8 @@ def write(
     Raises:
         UsageError: a figure that no report has; names those that are there. MissingExtra: matplotlib.
     """
-    sides = {files.sha256(path / "manifest.json"): _side(path, name) for path, name in zip(bundles, _names(bundles))}
+    told = names(bundles)
+    sides = {_key(path): _side(path, told[_key(path)]) for path in bundles}
     name, direction, unit = _axis([side.report for side in sides.values()], quality)
     points = [_point(record, sides.get(record.provenance.bundle_sha256), name) for record in records]
     facts: dict[str, Any] = next((record.device.get("facts", {}) for record in records), {})
@@ -59,7 +60,7 @@ def write(
               for finding in device_records.findings(record)]  # fmt: skip
     run = moments(records[0]) if minutes and records else []
     if run:
-        notes.append(_course(run))
+        notes.append(course(run))
     title = f"{len(points)} build{'s' * (len(points) != 1)} on {where}"
     shown = f"{name} ({unit})" if unit else name
     return tradeoff.write(out, title, points, shown, direction, notes=notes, run=run)
@@ -82,7 +83,10 @@ def _highest(told: dict[str, float]) -> float | None:
     return max((value for name, value in told.items() if not name.endswith(" max")), default=None)
 
 
-def _course(run: Sequence[Moment]) -> str:
+def course(run: Sequence[Moment]) -> str:
+    """What latency did over a long run, in a sentence; "" without rounds."""
+    if not run:
+        return ""
     third = max(1, len(run) // 3)
     first, last = (statistics.median(m.p50 for m in part) for part in (run[:third], run[-third:]))
     absent = [name for name, values in (("clock", [m.mhz for m in run]), ("temperature", [m.celsius for m in run]))
@@ -114,10 +118,15 @@ def _side(path: Path, name: str) -> _Side:
     return _Side(name, _report(path), runs, partial, int(loop["steps"]))
 
 
-def _names(bundles: Sequence[Path]) -> list[str]:
-    """The folders' names, or the whole paths where two have the same."""
-    short = [path.resolve().name for path in bundles]
-    return short if len(set(short)) == len(set(bundles)) else [str(path) for path in bundles]
+def names(bundles: Sequence[Path]) -> dict[str, str]:
+    """`Provenance.bundle_sha256` of each bundle -> its folder's name, or its path where two have the same name."""
+    short = {path: path.resolve().name for path in bundles}
+    apart = len(set(short.values())) == len(short)
+    return {_key(path): name if apart else str(path) for path, name in short.items()}
+
+
+def _key(path: Path) -> str:
+    return files.sha256(path / "manifest.json")
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -138,9 +138,12 @@ def test_a_share_is_drawn_in_percent(record: device_records.Record) -> None:
 
 
 def test_bundles_of_one_name_are_told_by_their_paths(tmp_path: Path) -> None:
-    assert profile_report._names([tmp_path / "x" / "a", tmp_path / "y" / "b"]) == ["a", "b"]
-    same = [tmp_path / "x" / "a", tmp_path / "y" / "a"]
-    assert profile_report._names(same) == [str(path) for path in same]
+    paths = [tmp_path / folder for folder in ("x/a", "y/b", "y/a")]
+    for path in paths:
+        path.mkdir(parents=True)
+        (path / "manifest.json").write_text(str(path))
+    assert list(profile_report.names(paths[:2]).values()) == ["a", "b"]
+    assert list(profile_report.names(paths).values()) == [str(path) for path in paths]
 
 
 def test_a_long_run_is_many_rounds(sides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +173,12 @@ def test_an_unknown_figure_is_an_error(sides: list[Path]) -> None:
     profile_report.check(sides, "PSNR")
     with pytest.raises(UsageError, match="--quality x: in no report"):
         profile_report.check(sides, "x")
+
+
+def test_the_table_tells_bundles_of_one_network_apart(
+    sides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    place = ["--device-folder", str(tmp_path / "device"), "--rounds", "3", "--iterations", "3"]
+    assert profile(monkeypatch, *map(str, sides), *place) == 0
+    shown = capsys.readouterr().out
+    assert "a onnxruntime fp32" in shown and "b onnxruntime fp32" in shown
