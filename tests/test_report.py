@@ -346,6 +346,7 @@ def test_percentiles_are_numpys() -> None:
         (text.speed(measured("ratio", 0.47)), "2.13x faster"),
         (text.speed(measured("ratio", 1.2)), "1.20x slower"),
         (text.speed(measured("ratio", 1.001)), "same speed"),
+        (text.speed(measured("ratio", 0.997)), "same speed"),
         (text.speed(measured("ratio", 0.5, status="estimated")), "predicted 2.00x"),
         (text.percent_less(100, 58), "42.0% less"),
         (text.percent_less(100, 25), "4.00x less"),
@@ -563,6 +564,11 @@ def test_what_to_do_next_comes_from_the_report() -> None:
     assert any("No quality was measured" in text for text in advice.next_steps(report))
 
 
+def test_a_runtime_that_was_not_tried_is_named() -> None:
+    report = normalise({**sample(), "untried": {"litert": "its converter is slow; --thorough tries it"}})
+    assert "perhaps faster: litert (its converter is slow; --thorough tries it)." in advice.next_steps(report)[0]
+
+
 def test_a_curve_that_still_rises_asks_for_more_samples() -> None:
     report = normalise(full_sample())
     assert not any("still rose" in sentence for sentence in advice.next_steps(report))  # 27.6 to 27.8 dB
@@ -655,6 +661,8 @@ def test_samples_are_paired_only_where_a_figure_is_their_mean() -> None:
     assert paired.interval(before, after) == (-1.0, -1.0)
     assert paired.interval(before, after | {"value": 28.0}) is None
     assert paired.interval(before, after | {"samples": [29.0]}) is None
+    subsets = measured("KID", 29.0, "", samples=(29.0, 29.0), conditions={"n": 2000})
+    assert paired.interval(before, subsets) is None, "means of subsets are no samples of their own"
 
 
 @pytest.mark.parametrize(

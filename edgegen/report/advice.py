@@ -16,7 +16,9 @@ Report = dict[str, Any]
 
 def next_steps(report: Report) -> list[str]:
     """Sentences, the most useful first; empty when nothing is open."""
-    return [*_latency(report), *_quality(report), *_calibration(report), *_steps(report), *_use(report)]
+    return [
+        *_latency(report), *_runtimes(report), *_quality(report), *_calibration(report), *_steps(report), *_use(report)
+    ]  # fmt: skip
 
 
 def _latency(report: Report) -> list[str]:
@@ -42,6 +44,14 @@ def _latency(report: Report) -> list[str]:
         found.append(f"The machine was busy while this was measured: {turns}the milliseconds are higher than on a "
                      "quiet machine.")
     return found
+
+
+def _runtimes(report: Report) -> list[str]:
+    """Another runtime may be faster than anything that was tried."""
+    if not report["untried"]:
+        return []
+    named = "; ".join(f"{name} ({why})" for name, why in report["untried"].items())
+    return [f"Not tried on {report['target']}, and perhaps faster: {named}."]
 
 
 def _quality(report: Report) -> list[str]:

@@ -13,7 +13,9 @@ Figure = dict[str, Any]
 
 
 def differences(before: Figure, after: Figure) -> np.ndarray | None:
-    """after - before by sample; None where a figure is not the mean of its samples, as FID is not.
+    """after - before by sample; None where a figure is not the mean of its n samples, as FID is not.
+
+    The samples of KID are subsets drawn from the images, which are not independent: it is not one either.
 
     Both must have been judged on the same samples in the same order, which is for the caller to know.
     """
@@ -21,6 +23,8 @@ def differences(before: Figure, after: Figure) -> np.ndarray | None:
     if len(old) < 2 or len(old) != len(new):
         return None
     for samples, figure in ((old, before), (new, after)):
+        if figure["conditions"].get("n", len(samples)) != len(samples):
+            return None
         if not math.isclose(float(samples.mean()), figure["value"], rel_tol=1e-6, abs_tol=1e-9):
             return None
     return new - old

@@ -38,7 +38,7 @@ def figure(path: str, value: Report | None, *, with_mark: bool = True) -> str:
         ends = zip(value["interval"], text.interval(value).split(" to "))
         both = " to ".join(shown(f"{path}.interval.{i}", end, words) for i, (end, words) in enumerate(ends))
         lines.append(f"{'95%' if value['status'] == 'measured' else 'range'} {both}")
-    n = value["percentiles"]["n"] if value["percentiles"] else value["conditions"].get("n")
+    n = value["conditions"].get("n") or (value["percentiles"] or {}).get("n")
     lines += [f"n {escape(text.plain(n))}"] if n else []
     sub = "".join(f'<span class="sub">{line}</span>' for line in lines)
     return shown(f"{path}.value", value["value"], text.figure(value)) + sub

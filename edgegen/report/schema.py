@@ -232,6 +232,7 @@ class Report(_Part):
     result: Row
     steps: list[Step] = []
     candidates: list[Candidate] = []
+    untried: dict[str, str] = Field(default={}, description="runtime of the target -> why nothing was built for it")
     images: list[Image] = []
     layers: list[Layer] = []
     layers_reason: str = Field(default="", description="why the layers have no times")

@@ -31,10 +31,10 @@ def strip(rows: list[tuple[str, str, dict[str, Any]]]) -> str:
     body = [_band(row, TOP + BAND * index, end, x) for index, row in enumerate(rows)]
     unit = escape(rows[0][2]["unit"])
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="latency samples">'
+        f'<div class="plot" tabindex="0"><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="latency samples">'
         + "".join(body)
         + _ticks(end, step, height - 22, x, unit)
-        + "</svg>"
+        + "</svg></div>"
     )
 
 

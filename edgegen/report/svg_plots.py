@@ -14,7 +14,7 @@ from typing import Any
 from edgegen.report import text
 
 Layer = dict[str, Any]
-WIDTH, LEFT, RIGHT, TOP, HEIGHT, FOOT = 880, 58, 14, 22, 190, 40
+WIDTH, LEFT, RIGHT, TOP, HEIGHT, FOOT = 880, 58, 14, 22, 190, 24
 
 
 def rate(layer: Layer) -> float | None:
@@ -67,7 +67,7 @@ def gap(layers: list[Layer], roof: dict[str, Any]) -> str:
     levels = [(share, f"{share * 100:.0f}%") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     body += [_level(TOP + HEIGHT * (1 - share / highest), label) for share, label in levels]
     caption = f"share {named} (height), MACs of the layer (width), in the order of the network"
-    return _frame("efficiency gap", [*body, _caption(caption)])
+    return _frame("efficiency gap", body, caption)
 
 
 def waterline(layers: list[Layer], roof: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def waterline(layers: list[Layer], roof: dict[str, Any]) -> str:
             f"{escape(name)}: {text.number(line)} MACs a byte</text>"
         )
     said = "" if lines else "; the target states no peak and bandwidth, so there is no waterline"
-    return _frame("waterline", [*body, _caption(f"MACs for each byte moved, a dot a layer in order{said}")])
+    return _frame("waterline", body, f"MACs for each byte moved (height), a dot a layer, in order{said}")
 
 
 def curve(points: list[dict[str, Any]]) -> str:
@@ -135,7 +135,7 @@ def curve(points: list[dict[str, Any]]) -> str:
     levels = ((share, factor * (high - (high - low) * share)) for share in (0.0, 0.5, 1.0))
     body += [_level(TOP + HEIGHT * share, text.number(value, 4)) for share, value in levels]
     unit = f" ({unit})" if unit else ""
-    return _frame("calibration curve", [*body, _caption(f"{q['name']}{unit} over calibration images, 95% intervals")])
+    return _frame("calibration curve", body, f"{q['name']}{unit} over calibration images, 95% intervals")
 
 
 def _level(y: float, label: str) -> str:
@@ -145,10 +145,8 @@ def _level(y: float, label: str) -> str:
     )
 
 
-def _caption(words: str) -> str:
-    return f'<text x="{LEFT}" y="{TOP + HEIGHT + FOOT - 6}">{escape(words)}</text>'
-
-
-def _frame(label: str, body: list[str]) -> str:
+def _frame(label: str, body: list[str], words: str) -> str:
+    """The picture, and below it what its axes are: in the page's own letters, which a phone does not shrink."""
     size = f"0 0 {WIDTH} {TOP + HEIGHT + FOOT}"
-    return f'<svg viewBox="{size}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
+    drawn = f'<svg viewBox="{size}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
+    return f'<div class="plot" tabindex="0">{drawn}</div><p class="sub">{escape(words)}</p>'

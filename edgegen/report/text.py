@@ -78,7 +78,7 @@ def speed(ratio: dict[str, Any] | None) -> str:
     value = ratio["value"]
     if ratio["status"] != "measured":
         return f"predicted {number(1 / value)}x"
-    if number(value) == "1.00":
+    if "1.00" in (number(value), number(1 / value)):
         return "same speed"
     return f"{number(1 / value)}x faster" if value < 1 else f"{number(value)}x slower"
 
