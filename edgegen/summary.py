@@ -118,6 +118,7 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
         "result": _row(chosen, final),
         "steps": records,
         "candidates": [_candidate(c, final) for c in [*pool, chosen]],
+        "untried": untried(run),
         "calibration_curve": [{"images": n, "quality": schema.figure(one)} for n, one in final.curve.points],
         "calibration_reason": final.curve.reason,
         "data_source": "; ".join(f"{part}: {name}" for part, name in run.data.sources.items()),
@@ -136,6 +137,12 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
     return schema.normalise(content)
 
 
+def untried(run: Run) -> dict[str, str]:
+    """Runtime of the target -> why nothing was built for it."""
+    slow = dict.fromkeys(run.target.thorough_runtimes, "its converter is slow; --thorough tries it")
+    return {name: why for name, why in slow.items() if name not in run.target.runtimes} | run.bench.absent()
+
+
 def stamps(run: Run) -> list[str]:
     """Warnings that belong to every figure of the bundle."""
     found = []
@@ -143,7 +150,6 @@ def stamps(run: Run) -> list[str]:
         found.append("not for accuracy: --latency-only, random calibration, no quality was measured")
     if not run.bench.measures:
         found.append(f"latency on {run.target.name} is not measured: no device; a latency beside it is an estimate")
-    found += [f"{name} was not tried: {why}" for name, why in run.bench.absent().items()]
     return found
 
 

@@ -1,14 +1,17 @@
-"""quantize and cast write plans; what they say about layers follows from the plan."""
+"""quantize and cast write plans; what they say about layers follows from the plan; which runtimes they are for."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from edgegen import run, summary, targets
 from edgegen.errors import RecipeError
 from edgegen.passes.cast import cast
 from edgegen.passes.quantize import quantize
+from edgegen.request import Request
 from edgegen.types import Job, Model, PrecisionPlan, Target
 
 JOB = Job(Target("testbed", "", ("onnxruntime",), precisions=("fp32", "fp16", "bf16", "int8")))
@@ -69,3 +72,17 @@ def test_cast_back_to_fp32_needs_no_listing(conv_chain: Model):
     half = dataclasses.replace(conv_chain, plan=PrecisionPlan("fp16"))
     job = Job(Target("plain", "", ("onnxruntime",), precisions=("int8",)))
     assert cast(half, job, precision="fp32").model.plan == PrecisionPlan()
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_slow_runtimes_are_tried_when_thorough_and_named_when_not(
+    thorough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
+    request = Request(model="cifar_resnet", out=tmp_path / "out", latency_only=True, thorough=thorough)
+    opened = run.open_run(request, run.quiet)
+    slow = targets.load("cpu").thorough_runtimes
+    assert slow == ("litert", "executorch")
+    assert opened.target.runtimes == ("onnxruntime", "openvino", *(slow if thorough else ()))
+    told = {name for name, why in summary.untried(opened).items() if "--thorough" in why}
+    assert told == (set() if thorough else set(slow))
