@@ -20,7 +20,8 @@ from edgegen.decide import Curve, Final
 from edgegen.errors import RuntimeFailed
 from edgegen.latency import not_measured
 from edgegen.quality import Evaluation
-from edgegen.run import Run, calibration_folder
+from edgegen.run import Run
+from edgegen.run_graphs import calibration_folder
 from edgegen.types import Measurement
 from edgegen.variants import Evaluations
 

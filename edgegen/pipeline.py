@@ -29,7 +29,9 @@ from edgegen import (
 from edgegen.candidates import Candidate, fastest, within
 from edgegen.errors import BundleError, RuntimeFailed, UsageError
 from edgegen.request import Request
-from edgegen.run import Run, data_key, export, feeds, job_of, open_run, quiet, unquantized
+from edgegen.run import Run, data_key, open_run, quiet
+from edgegen.run_graphs import export, feeds
+from edgegen.run_jobs import job_of, unquantized
 from edgegen.types import Bundle, Graph, Model, PassResult
 
 

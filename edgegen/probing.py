@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgegen import files, recipe, registry, run, serial
+from edgegen import files, recipe, registry, run, run_graphs, run_jobs, serial
 from edgegen import graph as layers
 from edgegen.candidates import Candidate, fastest
 from edgegen.errors import EdgegenError, RecipeError, RuntimeFailed, UsageError
@@ -98,9 +98,9 @@ def probe(request: Request, passes: Sequence[str] = (), progress: Progress = run
 
 
 def _probe(opened: Run, wanted: list[tuple[str, dict[str, Any]]]) -> Probed:
-    original = run.export(opened, opened.model, "original")
-    opened.bench.feeds = run.feeds(opened, original)
-    floats = run.unquantized(opened, "original", original, None)
+    original = run_graphs.export(opened, opened.model, "original")
+    opened.bench.feeds = run_graphs.feeds(opened, original)
+    floats = run_jobs.unquantized(opened, "original", original, None)
     baseline = fastest(floats)
     quantized = _quantized(opened, original, baseline)
     int8 = quantized.ratio if quantized is not None else None
@@ -116,7 +116,7 @@ def _probe(opened: Run, wanted: list[tuple[str, dict[str, Any]]]) -> Probed:
 
 def _quantized(opened: Run, graph: Graph, baseline: Candidate) -> Candidate | None:
     """The fastest INT8 build of the original, or None where the target has none that runs."""
-    samples = run.calibration_folder(opened)
+    samples = run_graphs.calibration_folder(opened)
     built = [
         opened.bench.build("original", graph, runtime, plan, samples)
         for runtime, plan in opened.bench.plans(quantized=True)
@@ -140,17 +140,17 @@ def _shape(
     function = getattr(registry.module("passes", name), name)
     row = Probe(name, options)
     try:
-        result = function(opened.model, run.job_of(opened), **options)
+        result = function(opened.model, run_jobs.job_of(opened), **options)
         if not result.changed:
             why = next(iter(result.skipped.values()), "no layer applies")
             return dataclasses.replace(row, failure=f"changes nothing here: {why}")
         model = result.model.with_module(_random(result.model.stage.module, opened.request.seed))
-        graph = run.export(opened, model, f"{name} {files.key(options)[:8]}")
+        graph = run_graphs.export(opened, model, f"{name} {files.key(options)[:8]}")
     except (EdgegenError, ValueError, RuntimeError) as error:  # a shape that cannot be made is a row
         return dataclasses.replace(row, failure=" ".join(str(error).split()))
     row = dataclasses.replace(row, params=graph.params, macs=graph.macs)
     plans: list[tuple[str, PrecisionPlan]] = [(c.runtime, c.graph.plan) for c in (baseline, quantized) if c is not None]
-    samples = run.calibration_folder(opened)
+    samples = run_graphs.calibration_folder(opened)
     of = f"{name} {options_text(options)}"
     built = [
         opened.bench.build(of, graph, runtime, plan, samples if plan.precision in ("int8", "fp16") else None)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen import bundle, bundle_samples, decide, inputs, resizing, runlog, variants
-from edgegen import run as runs
+from edgegen import bundle, bundle_samples, decide, inputs, resizing, run_graphs, runlog, variants
 from edgegen.candidates import Candidate, within
 from edgegen.decide import Final
 from edgegen.errors import ModelError, RuntimeFailed
@@ -60,9 +59,9 @@ def further(run: Run, model: Model, final: Final) -> list[Resolution]:
 
 def _at(run: Run, model: Model, final: Final, size: resizing.Size) -> Resolution:
     own, of = _sized(run, size), final.chosen.of.removesuffix(variants.REWRITTEN)
-    original = runs.export(own, own.model, "original")
-    own.bench.feeds = runs.feeds(own, original)
-    graph = original if of == "original" else runs.export(own, resizing.at(model, size), of)
+    original = run_graphs.export(own, own.model, "original")
+    own.bench.feeds = run_graphs.feeds(own, original)
+    graph = original if of == "original" else run_graphs.export(own, resizing.at(model, size), of)
     if final.chosen.of != of:
         graph, _ = variants.rewritten(own, of, graph)
     baseline = _built(own, final.baseline, original)
@@ -104,7 +103,7 @@ def _built(run: Run, like: Candidate, graph: Any) -> Candidate:
         RuntimeFailed: it cannot be built.
     """
     plan = like.graph.plan
-    samples = runs.calibration_folder(run) if plan.quantized or plan.precision == "fp16" else None
+    samples = run_graphs.calibration_folder(run) if plan.quantized or plan.precision == "fp16" else None
     made = run.bench.build(like.of, graph, like.runtime, plan, samples)
     if made.artifact is None:
         raise RuntimeFailed(f"{made.label} was not built: {made.reason}")

@@ -16,7 +16,9 @@ from edgegen.candidates import LEAST_GAIN, Candidate, is_faster
 from edgegen.devices import local
 from edgegen.errors import RuntimeFailed
 from edgegen.quality import Evaluation
-from edgegen.run import SCREEN_ROUNDS, Run, calibration_folder, job_of, model_key, unquantized
+from edgegen.run import SCREEN_ROUNDS, Run, model_key
+from edgegen.run_graphs import calibration_folder
+from edgegen.run_jobs import job_of, unquantized
 from edgegen.types import Graph, Model, PassResult, PrecisionPlan
 
 # How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:

@@ -242,7 +242,7 @@ def test_a_run_times_operators_into_a_table_and_parts_of_the_network(
     """The real thing, small: two operators of the network, and one of its layers alone, in the run's best runtime."""
     from pathlib import Path
 
-    from edgegen import operator_table, run, targets
+    from edgegen import operator_table, run, run_graphs, run_jobs, targets
     from edgegen.request import Request
 
     monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
@@ -251,9 +251,9 @@ def test_a_run_times_operators_into_a_table_and_parts_of_the_network(
     monkeypatch.setattr(run, "_model", lambda request: conv_chain)
     request = Request(model="tiny", out=tmp_path / "out", threads=1, latency_only=True, recipe="post-training")
     opened = run.open_run(request, run.quiet)
-    original = run.export(opened, conv_chain, "original")
-    opened.bench.feeds = run.feeds(opened, original)
-    job = run.job_of(opened)
+    original = run_graphs.export(opened, conv_chain, "original")
+    opened.bench.feeds = run_graphs.feeds(opened, original)
+    job = run_jobs.job_of(opened)
     assert job.operators is not None and job.latency is not None
     layer = _clock.layers_of(conv_chain.stage.module, graph.example_inputs(conv_chain.stage))[1]
     found = job.operators([layer.probe(16, 32), layer.probe(16, 16), layer.probe(16, 32)])

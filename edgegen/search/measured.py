@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgegen import decide, graph, judgement, recipe, run, steps, variants
+from edgegen import decide, graph, judgement, recipe, run, run_graphs, run_jobs, steps, variants
 from edgegen.candidates import LEAST_GAIN, Candidate, fastest
 from edgegen.errors import EdgegenError, NothingChanged, PassError, UsageError
 from edgegen.request import Request
@@ -53,9 +53,9 @@ def open_bench(request: Request, progress: judgement.Progress = run.quiet) -> Be
     opened = run.open_run(request, progress)
     if opened.model.stage.module is None:
         raise UsageError(f"{request.model} is an ONNX file, which passes cannot reshape; give the torch network")
-    original = run.export(opened, opened.model, "original")
-    opened.bench.feeds = run.feeds(opened, original)
-    floats = run.unquantized(opened, "original", original, None)
+    original = run_graphs.export(opened, opened.model, "original")
+    opened.bench.feeds = run_graphs.feeds(opened, original)
+    floats = run_jobs.unquantized(opened, "original", original, None)
     baseline = fastest(floats)
     evaluations = decide.evaluations(opened, floats)
     kept = frozenset(path for part in ("builds", "graphs") for path in (opened.folder / part).glob("*"))
@@ -155,7 +155,7 @@ def train_shared(bench: Bench, made: recipe.Recipe) -> None:
     told = lambda text, share: bench.run.progress("supernet", text, share)  # noqa: E731
     for step in made.steps[:1]:
         if step.name == "train_supernet":
-            steps.run_step(step, opened.model, opened.model, run.job_of(opened, told), run.data_key(opened))
+            steps.run_step(step, opened.model, opened.model, run_jobs.job_of(opened, told), run.data_key(opened))
 
 
 def shortened(made: recipe.Recipe, share: float) -> recipe.Recipe:
@@ -180,11 +180,11 @@ def _best(bench: Bench, made: recipe.Recipe, share: float) -> Candidate:
     for step in (one for one in short.steps if one.name not in recipe.PRECISION_PASSES):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingChanged)  # then it comes to the same as one without the pass
-            current = steps.run_step(step, current, opened.model, run.job_of(opened), run.data_key(opened)).model
+            current = steps.run_step(step, current, opened.model, run_jobs.job_of(opened), run.data_key(opened)).model
     title = "original" if current is opened.model else f"candidate {run.model_key(current)[:12]}"
-    exported = run.export(opened, current, title)
+    exported = run_graphs.export(opened, current, title)
     whole = title == "original"
-    floats = bench.floats if whole else run.unquantized(opened, title, exported, bench.baseline)
+    floats = bench.floats if whole else run_jobs.unquantized(opened, title, exported, bench.baseline)
     if not any(step.name == "quantize" for step in short.steps):
         return fastest(floats)
     planned = variants.planned(opened, {title: (current, exported)})["quantize"]
