@@ -6,19 +6,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-
-from edgegen import files, judgement, measuring, reasons, samplers
+from edgegen import reasons
 from edgegen.candidates import LEAST_GAIN, Candidate, is_faster, within
-from edgegen.errors import BudgetError, RuntimeFailed
-from edgegen.quality import Evaluation
-from edgegen.run import FINAL_ROUNDS, Run
-from edgegen.types import Artifact, Measurement, PrecisionPlan
-from edgegen.variants import REWRITTEN, Evaluations, repairs
+from edgegen.errors import BudgetError
+from edgegen.final import Final, final_figures
+from edgegen.run import Run
+from edgegen.teacher import Evaluations
+from edgegen.variants import REWRITTEN, repairs
 
 ASKED = "kept because you asked (--keep)"
 
@@ -40,68 +36,6 @@ class Demand:
 
 
 NO_DEMAND = Demand()
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Quality of the chosen build by number of calibration samples, the fewest first; reason: what is left out."""
-
-    points: tuple[tuple[int, Measurement], ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Final:
-    """The end of a run, from one interleaved timing: rows with latency, peak memory and figures on `test`.
-
-    throughput: label -> images a second, several at once; it and `curve` are from `finishing`.
-    """
-
-    baseline: Candidate
-    chosen: Candidate
-    reference: Candidate
-    memory: dict[str, int]
-    teacher: tuple[Measurement, ...]
-    throughput: Mapping[str, Measurement] = field(default_factory=dict)
-    curve: Curve = field(default_factory=Curve)
-
-
-def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
-    """Collect the teacher's outputs on both held-out parts; None under --latency-only."""
-    if run.data.select is None:
-        return None
-    teacher = teacher_build(run, floats)
-    features = _features(run)
-
-    def on(part: str, dataset: Any, others: Any) -> Evaluation:
-        outputs = _collected(run, teacher, dataset, part)
-        real = dataset.real_images if getattr(dataset, "source", None) is not None else None
-        fresh = _collected(run, teacher, others, f"fresh-{part}") if others is not None and real is None else None
-        return Evaluation(run.model, dataset, outputs, run.request.seed, features, real, fresh)
-
-    fresh = run.data.fresh or (None, None)
-    return Evaluations(on("select", run.data.select, fresh[0]), on("test", run.data.test, fresh[1]))
-
-
-def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:
-    """The FP32 build whose outputs are the teacher's; built in ONNX Runtime when the target's runtimes have none."""
-    for candidate in floats:
-        if candidate.artifact is not None and not candidate.verdict and candidate.graph.plan.precision == "fp32":
-            return candidate
-    return run.bench.build("original", floats[0].graph, "onnxruntime", PrecisionPlan(), None)
-
-
-def _collected(run: Run, teacher: Candidate, dataset: Any, part: str) -> Path:
-    out = run.folder / "outputs" / f"teacher-{part}.npy"
-    return out if out.exists() else run.bench.outputs(teacher, dataset, out)
-
-
-def _features(run: Run) -> Any:
-    from edgegen.metrics import _extractors
-
-    if run.model.task == "classification":
-        return None
-    return _extractors.load(run.request.features or str(run.model.options.get("features", "cifar")))
 
 
 def group_verdict(
@@ -320,78 +254,3 @@ def _nearest(run: Run, rejected: list[tuple[Candidate, str]]) -> str:
         f"no candidate meets the budget; the constraint that binds: {broken}. Nearest: {candidate.label} with"
         f" {latency:.3g} ms, {size:.3g} MB{lost}; loosen that limit, or give a stronger --recipe"
     )
-
-
-def final_figures(
-    run: Run, baseline: Candidate, chosen: Candidate, floats: list[Candidate], found: Evaluations | None
-) -> Final:
-    """Time baseline, FP32 reference and the chosen build once more, long and interleaved; figures on `test`."""
-    reference = teacher_build(run, floats)
-    # Without its verdict, so that a failure shows. The teacher of a target without FP32 builds has no latency there.
-    afresh = dataclasses.replace(chosen, verdict="", reason="")
-    compared = [c for c in (baseline, reference, afresh) if c.runtime in run.target.runtimes]
-    rows = list({c.key: c for c in compared}.values())
-    timed = {c.label: c for c in run.bench.time(rows, baseline, FINAL_ROUNDS)}
-    timed.setdefault(reference.label, reference)
-    key = files.key("memory", [c.key for c in rows])
-    memory = run.log.once(key, lambda: {c.label: _peak_memory(run, c) for c in rows})
-    teacher: tuple[Measurement, ...] = ()
-    if found is not None:
-        teacher = run.bench.teacher_figures(found.test, "test")
-        timed = {k: run.bench.score(c, found.test, run.gate, "test") for k, c in timed.items()}
-    end = timed[chosen.label].judged(chosen.verdict, chosen.reason)
-    return Final(timed[baseline.label], end, timed[reference.label], memory, teacher)
-
-
-def _peak_memory(run: Run, candidate: Candidate) -> int:
-    if candidate.artifact is None or not run.bench.here:
-        return 0
-    try:
-        total, between = 0, candidate.graph.partial
-        for part in candidate.artifact.parts:
-            with measuring.Worker(part, run.bench.limits) as worker:
-                own = total > 0 and between is not None  # the partial one, in the same process as the full one
-                given = judgement.partial_feeds(between) if own and between is not None else run.bench.feeds
-                worker.time(given, 3, warmup=1)
-                total += int(worker.peak_memory_bytes()) - (int(worker.baseline_memory_bytes()) if own else 0)
-        return total
-    except RuntimeFailed:
-        return 0
-
-
-def golden(run: Run, final: Final, count: int = 3) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
-    """(feeds, expected outputs, tolerance) for `verify`, from the chosen artifact on held-out samples."""
-    spec = final.chosen.graph.inputs[0].name
-    if run.data.test is None:
-        inputs = run.bench.feeds[spec]
-    else:
-        inputs = np.stack([run.data.test[i].input for i in range(min(count, len(run.data.test)))]).astype(np.float32)
-    loop, artifact = final.chosen.graph.sampler, final.chosen.artifact
-    given = {spec: inputs} if loop is None else samplers.feeds(loop, inputs)
-    if artifact is None:
-        raise RuntimeFailed(f"{final.chosen.label} was not built")
-    return given, *_answers(run, artifact, given)
-
-
-def golden_between(
-    run: Run, final: Final, count: int = 3
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float] | None:
-    """The same for the partial artifact, on inputs along the way from noise to image; None where there is none."""
-    artifact, graph = final.chosen.artifact, final.chosen.graph.partial
-    if artifact is None or artifact.partial is None or graph is None or graph.samples is None:
-        return None
-    names = [spec.name for spec in graph.inputs]
-    given = {name: np.load(graph.samples / f"{name}.npy", allow_pickle=False)[:count] for name in names}
-    return given, *_answers(run, artifact.partial, given)
-
-
-def _answers(run: Run, artifact: Artifact, given: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
-    """Outputs, and how far another machine's may be away."""
-    with measuring.Worker(artifact, run.bench.limits) as worker:
-        outputs = worker.run_many(given)
-    widest = max(float(np.ptp(value)) for value in outputs.values())
-    # Another CPU may round differently: INT8 and BF16 steps are about 1/128 of the range.
-    share = 1e-3 if artifact.plan.precision in ("fp32", "fp16") else 0.05
-    return outputs, share * widest
-
-

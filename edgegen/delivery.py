@@ -14,7 +14,6 @@ from edgegen import (
     bundle,
     bundle_samples,
     calibration_sets,
-    decide,
     layer_rows,
     measuring,
     model_card,
@@ -26,8 +25,8 @@ from edgegen import (
     summary,
 )
 from edgegen.candidates import Candidate
-from edgegen.decide import Final
 from edgegen.errors import RuntimeFailed
+from edgegen.final import Final, golden_between, golden_of
 from edgegen.images import unit_range
 from edgegen.report import grid, html, schema
 from edgegen.run import Run
@@ -51,7 +50,7 @@ def deliver(run: Run, model: Model, final: Final, content: dict[str, Any]) -> Bu
     checked = _reported(run, final, content, sizes, folder)
     card = model_card.card(checked, artifact.runtime)
     report = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    feeds, outputs, tolerance = decide.golden(run, final)
+    feeds, outputs, tolerance = golden_of(run, final)
     graphs = resolutions.graphs(sizes, bundle_samples.runs_graph(artifact))
     told = json.dumps(serial.to_json(run.request), indent=1, sort_keys=True) + "\n"
     result = bundle.write(
@@ -90,7 +89,7 @@ def _reported(
 
 def _golden_between(run: Run, final: Final) -> list[bundle.Golden]:
     """Golden outputs of the partial artifact, where blocks are cached."""
-    found = decide.golden_between(run, final)
+    found = golden_between(run, final)
     return [] if found is None else [bundle.Golden(*found, partial=True)]
 
 

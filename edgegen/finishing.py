@@ -16,14 +16,14 @@ import numpy as np
 
 from edgegen import files, samplers, serial, streams
 from edgegen.candidates import Candidate
-from edgegen.decide import Curve, Final
 from edgegen.errors import RuntimeFailed
+from edgegen.final import Curve, Final
 from edgegen.latency import not_measured
 from edgegen.quality import Evaluation
 from edgegen.run import Run
 from edgegen.run_graphs import calibration_folder
+from edgegen.teacher import Evaluations
 from edgegen.types import Measurement
-from edgegen.variants import Evaluations
 
 SLOWEST_MS = 300.0
 """Of a run: five rounds of three runs of each stream shall take seconds."""

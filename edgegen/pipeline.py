@@ -24,6 +24,7 @@ from edgegen import (
     serial,
     steps,
     summary,
+    teacher,
     variants,
 )
 from edgegen.candidates import Candidate, fastest, within
@@ -77,7 +78,7 @@ def _compressed(run: Run) -> Bundle:
     floats = unquantized(run, "original", original, None)
     baseline = fastest(floats)
     work = Work(networks={"original": (run.model, original)}, pool=floats)
-    evaluations = decide.evaluations(run, floats)
+    evaluations = teacher.evaluations(run, floats)
     for number, group in enumerate(recipe.groups(run.recipe), 1):
         _group(run, work, number, group, baseline, evaluations)
     work.records += variants.add_rewritten(run, work.networks, baseline, work.pool)
@@ -122,7 +123,7 @@ def _group(
     number: int,
     group: tuple[recipe.Step, ...],
     baseline: Candidate,
-    evaluations: variants.Evaluations | None,
+    evaluations: teacher.Evaluations | None,
 ) -> None:
     """Run one group of structural passes and keep it only if it pays on the target and keeps the budget."""
     passes = " + ".join(step.name for step in group)

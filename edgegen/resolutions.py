@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen import bundle, bundle_samples, decide, inputs, resizing, run_graphs, runlog, variants
+from edgegen import bundle, bundle_samples, inputs, resizing, run_graphs, runlog, teacher, variants
 from edgegen.candidates import Candidate, within
-from edgegen.decide import Final
 from edgegen.errors import ModelError, RuntimeFailed
+from edgegen.final import Final, golden_of
 from edgegen.report import schema
 from edgegen.run import FINAL_ROUNDS, Run
 from edgegen.types import Artifact, Model
@@ -69,14 +69,14 @@ def _at(run: Run, model: Model, final: Final, size: resizing.Size) -> Resolution
     chosen = baseline if alone else _built(own, final.chosen, graph)
     timed = own.bench.time([baseline] if alone else [baseline, chosen], baseline, FINAL_ROUNDS)
     chosen = timed[-1]
-    evaluations = decide.evaluations(own, [baseline])
+    evaluations = teacher.evaluations(own, [baseline])
     if evaluations is not None and not chosen.verdict:
         chosen = own.bench.score(chosen, evaluations.test, run.gate, "test")
     if chosen.verdict:
         raise RuntimeFailed(chosen.reason)
     quality_alone = dataclasses.replace(run.budget, max_latency_ms=None, max_size_bytes=None)
     over = "" if alone else within(chosen, quality_alone, run.gate)
-    feeds, outputs, tolerance = decide.golden(own, dataclasses.replace(final, chosen=chosen))
+    feeds, outputs, tolerance = golden_of(own, dataclasses.replace(final, chosen=chosen))
     return Resolution(size, chosen, bundle.Golden(feeds, outputs, tolerance), over)
 
 

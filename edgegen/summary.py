@@ -9,8 +9,9 @@ from typing import Any
 
 from edgegen import calibration_lint, layer_rows, quality, recipe
 from edgegen.candidates import Candidate
-from edgegen.decide import ASKED, Final
+from edgegen.decide import ASKED
 from edgegen.devices import local
+from edgegen.final import Final
 from edgegen.recovery import NEEDS
 from edgegen.report import schema, text
 from edgegen.run import Run

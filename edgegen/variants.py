@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,16 @@ from edgegen import files, onnx_graph, recipe, registry, rewriting, serial
 from edgegen.candidates import LEAST_GAIN, Candidate, is_faster
 from edgegen.devices import local
 from edgegen.errors import RuntimeFailed
-from edgegen.quality import Evaluation
 from edgegen.run import SCREEN_ROUNDS, Run, model_key
 from edgegen.run_graphs import calibration_folder
 from edgegen.run_jobs import job_of, unquantized
+from edgegen.teacher import Evaluations
 from edgegen.types import Graph, Model, PassResult, PrecisionPlan
 
 # How many layers at the (input, output) end stay in float, from the least to the most, when INT8 breaks the budget:
 # the first and last layers see pixels, where a step of the grid is visible (PITFALLS 41).
 REPAIRS = ((0, 1), (1, 1), (2, 3))
 REWRITTEN = ", rewritten"
-
-
-@dataclass(frozen=True)
-class Evaluations:
-    """`select` decides, `test` reports (and can only reject)."""
-
-    select: Evaluation
-    test: Evaluation
 
 
 def rewritten(run: Run, of: str, graph: Graph) -> tuple[Graph, dict[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 from edgegen import decide, quality
 from edgegen.candidates import Candidate, is_faster
 from edgegen.errors import BudgetError
+from edgegen.teacher import Evaluations
 from edgegen.types import Artifact, Budget, Graph, Measurement, PrecisionPlan
 
 GATE = quality.Gate("PSNR to the reference", "dB", 0.5)
@@ -47,7 +48,7 @@ def run_with(**limits):
     return SimpleNamespace(bench=FakeBench(), budget=Budget(**limits), gate=GATE, recipe=None)
 
 
-FOUND = decide.Evaluations(None, None)
+FOUND = Evaluations(None, None)
 BASE = candidate("original", 1.0)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgegen import decide, finishing, runlog, samplers
+from edgegen import finishing, runlog, samplers
 from edgegen.candidates import Candidate, per_image
+from edgegen.final import Curve, Final
 from edgegen.types import Artifact, Graph, Measurement, PrecisionPlan
 
 
@@ -98,7 +99,7 @@ def test_a_curve_that_cannot_be_afforded_is_not_begun(run: Any, found: Any) -> N
 def test_a_build_that_fails_ends_the_curve_with_its_reason(run: Any, found: Any) -> None:
     np.save(run.folder / "calibration" / "x.npy", np.arange(104))
     curve = finishing.calibration_curve(run, candidate(), found, 60.0)
-    assert curve == decide.Curve((), "with 13 samples: it crashed")
+    assert curve == Curve((), "with 13 samples: it crashed")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_why_throughput_is_not_measured(run: Any, monkeypatch: pytest.MonkeyPatc
         made = dataclasses.replace(final, **changes)
         return finishing.throughput(run, made)["original: fake int8 (u8s8, rest fp32)"]
 
-    final = decide.Final(candidate(), candidate(), candidate(), {"original: fake int8 (u8s8, rest fp32)": 10**9}, ())
+    final = Final(candidate(), candidate(), candidate(), {"original: fake int8 (u8s8, rest fp32)": 10**9}, ())
     monkeypatch.setattr(finishing, "_free_bytes", lambda: 10**9)
     assert "2 processes of each build need 2.0 GB, and 1.0 GB are free" in told().reason
     assert "one run takes 400 ms" in told(chosen=candidate(ms=400.0), baseline=candidate(ms=400.0)).reason
@@ -144,7 +145,7 @@ def test_runs_of_a_denoiser_are_told_by_image(run: Any, monkeypatch: pytest.Monk
     made = Measurement("throughput", "1/s", 100.0, (90.0, 120.0), (100.0,), "higher", {"streams": 2})
     monkeypatch.setattr(finishing.streams, "throughput", lambda artifacts, feeds, **more: [made] * len(artifacts))
     one = candidate(sampler=settings)
-    rate = finishing.throughput(run, decide.Final(one, one, one, {}, ()))[one.label]
+    rate = finishing.throughput(run, Final(one, one, one, {}, ()))[one.label]
     assert (rate.value, rate.interval, rate.samples) == (25.0, (22.5, 30.0), (25.0,))
     assert rate.conditions["nfe"] == 4
     assert per_image(Measurement("latency", "ms", 2.0), settings).value == 8.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgegen import decide, graph, judgement, recipe, run, run_graphs, run_jobs, steps, variants
+from edgegen import graph, judgement, recipe, run, run_graphs, run_jobs, steps, teacher, variants
 from edgegen.candidates import LEAST_GAIN, Candidate, fastest
 from edgegen.errors import EdgegenError, NothingChanged, PassError, UsageError
 from edgegen.request import Request
@@ -38,7 +38,7 @@ class Bench:
     run: Run
     baseline: Candidate
     floats: list[Candidate]
-    evaluations: variants.Evaluations | None
+    evaluations: teacher.Evaluations | None
     layers: Layers
     kept: frozenset[Path] = frozenset()
     reached: dict[str, Figures] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def open_bench(request: Request, progress: judgement.Progress = run.quiet) -> Be
     opened.bench.feeds = run_graphs.feeds(opened, original)
     floats = run_jobs.unquantized(opened, "original", original, None)
     baseline = fastest(floats)
-    evaluations = decide.evaluations(opened, floats)
+    evaluations = teacher.evaluations(opened, floats)
     kept = frozenset(path for part in ("builds", "graphs") for path in (opened.folder / part).glob("*"))
     return Bench(opened, baseline, floats, evaluations, layers_of(opened.model.stage.module), kept)
 

@@ -1,0 +1,58 @@
+"""The teacher of a run: its FP32 build, and what that gives on both held-out parts, from which quality is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgegen.candidates import Candidate
+from edgegen.quality import Evaluation
+from edgegen.run import Run
+from edgegen.types import PrecisionPlan
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """`select` decides, `test` reports (and can only reject)."""
+
+    select: Evaluation
+    test: Evaluation
+
+
+def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
+    """Collect the teacher's outputs on both held-out parts; None under --latency-only."""
+    if run.data.select is None:
+        return None
+    teacher = teacher_build(run, floats)
+    features = _features(run)
+
+    def on(part: str, dataset: Any, others: Any) -> Evaluation:
+        outputs = _collected(run, teacher, dataset, part)
+        real = dataset.real_images if getattr(dataset, "source", None) is not None else None
+        fresh = _collected(run, teacher, others, f"fresh-{part}") if others is not None and real is None else None
+        return Evaluation(run.model, dataset, outputs, run.request.seed, features, real, fresh)
+
+    fresh = run.data.fresh or (None, None)
+    return Evaluations(on("select", run.data.select, fresh[0]), on("test", run.data.test, fresh[1]))
+
+
+def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:
+    """The FP32 build whose outputs are the teacher's; built in ONNX Runtime when the target's runtimes have none."""
+    for candidate in floats:
+        if candidate.artifact is not None and not candidate.verdict and candidate.graph.plan.precision == "fp32":
+            return candidate
+    return run.bench.build("original", floats[0].graph, "onnxruntime", PrecisionPlan(), None)
+
+
+def _collected(run: Run, teacher: Candidate, dataset: Any, part: str) -> Path:
+    out = run.folder / "outputs" / f"teacher-{part}.npy"
+    return out if out.exists() else run.bench.outputs(teacher, dataset, out)
+
+
+def _features(run: Run) -> Any:
+    from edgegen.metrics import _extractors
+
+    if run.model.task == "classification":
+        return None
+    return _extractors.load(run.request.features or str(run.model.options.get("features", "cifar")))
