@@ -10,22 +10,20 @@ import dataclasses
 import json
 import shlex
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen import __version__, bundle, device_records, errors, files, serial
-from edgegen.device_records import Built, Cold, Golden, Network, Provenance, Record, Round, Warm
+from edgegen import device_records, errors, files
+from edgegen.device_items import Item, in_bundles, unbundled
+from edgegen.device_records import Cold, Golden, Record, Round, Warm
 from edgegen.devices import _spec, _tools
 from edgegen.devices._shell import Device, Options
-from edgegen.types import Artifact, Bundle, Measurement
+from edgegen.types import Artifact, Measurement
 
 RUNNER = Path(_spec.__file__).with_name("_runner.py")
-_TWIN = "twin.onnx"
-COREML_UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
 
 Progress = Callable[[str, float], Any]
 
@@ -48,42 +46,6 @@ class Settings:
 DEFAULTS = Settings()
 
 
-@dataclass(frozen=True)
-class _Item:
-    """One artifact of one bundle, in one variant."""
-
-    bundle: Bundle
-    artifact: Artifact
-    golden: dict[str, Any] | None
-
-    @property
-    def needed(self) -> list[Path]:
-        """Files of the artifact without the twin, which stands in for it where the device is not."""
-        return [file for file in self.artifact.files if file.name != _TWIN]
-
-    @property
-    def sources(self) -> dict[str, Path]:
-        """Name in the bundle -> file, of all that the device needs."""
-        wanted = [*self.needed, *([self.bundle.path.absolute() / self.golden["file"]] if self.golden else [])]
-        return {file.relative_to(self.bundle.path.absolute()).as_posix(): file for file in wanted}
-
-    @property
-    def folder(self) -> str:
-        """Where its files lie on the device: the same files, the same folder."""
-        listed = self.bundle.manifest["files"]
-        return f"bundles/{files.key({name: listed[name]['sha256'] for name in self.sources})}"
-
-    def told(self) -> dict[str, Any]:
-        """What the runner wants to know; its run folder lies two levels below."""
-        artifact, home = self.artifact, self.bundle.path.absolute()
-        listed = [file.relative_to(home).as_posix() for file in self.needed]
-        return serial.to_json({
-            "runtime": artifact.runtime, "label": artifact.label, "folder": f"../../{self.folder}",
-            "file": artifact.path.relative_to(home).as_posix(), "files": listed, "inputs": artifact.inputs,
-            "outputs": artifact.outputs, "options": artifact.options, "golden": self.golden,
-        })  # fmt: skip
-
-
 def profile(
     bundles: Sequence[Path],
     device: str = "local",
@@ -101,13 +63,7 @@ def profile(
         reached, or the connection was cut: what is finished is kept there, and the same call goes on from it.
         RuntimeFailed: the device's disk is full, or the runner cannot run there.
     """
-    items = list(_items(bundles))
-    with _spec.open_device(device, options) as connected:
-        kind = _spec.parse(device).kind
-        common = {"settings": {**dataclasses.asdict(settings), "run": uuid.uuid4().hex[:12]}}
-        if python := connected.python():
-            return _by_runner(connected, python, kind, items, common, progress)
-        return [_by_tool(connected, kind, item, common) for item in items]
+    return _measured(list(in_bundles(bundles)), device, settings, options, progress)
 
 
 def time_artifacts(
@@ -124,41 +80,23 @@ def time_artifacts(
     Raises:
         As for `profile`.
     """
-    items = [_Item(_unbundled(artifact, target), artifact, None) for artifact in artifacts]
+    items = [unbundled(artifact, target) for artifact in artifacts]
+    records = _measured(items, device, settings, options, progress)
+    return [device_records.measurements(record)[0] for record in records]
+
+
+def _measured(items: list[Item], device: str, settings: Settings, options: Options, progress: Progress) -> list[Record]:
+    """A record an item: all together by the runner, or one by one by the vendor's tool where there is no Python."""
     with _spec.open_device(device, options) as connected:
         kind = _spec.parse(device).kind
         common = {"settings": {**dataclasses.asdict(settings), "run": uuid.uuid4().hex[:12]}}
         if python := connected.python():
-            records = _by_runner(connected, python, kind, items, common, progress)
-        else:
-            records = [_by_tool(connected, kind, item, common) for item in items]
-    return [device_records.measurements(record)[0] for record in records]
-
-
-def _unbundled(artifact: Artifact, target: str) -> Bundle:
-    """The folder of an artifact, told as a bundle is."""
-    home = artifact.path.absolute().parent
-    listed = {file.absolute().relative_to(home).as_posix(): {"sha256": files.sha256(file)} for file in artifact.files}
-    model = {"name": "candidate", "task": "", "provenance": {}}
-    return Bundle(home, {"files": listed, "model": model, "graph": {}, "target": target})
-
-
-def _items(paths: Sequence[Path]) -> Iterator[_Item]:
-    for path in paths:
-        opened = bundle.read(path)
-        if wrong := [found for found in bundle.verify(path) if found.kind in ("missing", "changed")]:
-            raise errors.BundleError(f"{path}: {wrong[0]}; nothing of it is measured")
-        cases = {case["artifact"]: case for case in opened.manifest["golden"]}
-        for number, artifact in enumerate(bundle.artifacts(opened)):
-            case = cases.get(number)
-            golden = {"file": case["file"], "tolerance": case["tolerance"]} if case else None
-            for unit in COREML_UNITS if artifact.runtime == "coreml" else ("",):
-                more = {"compute_unit": unit} if unit else {}
-                yield _Item(opened, dataclasses.replace(artifact, options={**artifact.options, **more}), golden)
+            return _by_runner(connected, python, kind, items, common, progress)
+        return [_by_tool(connected, kind, item, common) for item in items]
 
 
 def _by_runner(
-    device: Device, python: str, kind: str, items: list[_Item], common: dict[str, Any], progress: Progress
+    device: Device, python: str, kind: str, items: list[Item], common: dict[str, Any], progress: Progress
 ) -> list[Record]:
     """Push, run, pull; the run's folder on the device goes when all is finished."""
     settings = {key: value for key, value in common["settings"].items() if key != "run"}
@@ -222,7 +160,7 @@ def _whole(line: str) -> bool:
         return False
 
 
-def _record(item: _Item, about: dict[str, Any], lines: list[dict[str, Any]], common: dict[str, Any]) -> Record:
+def _record(item: Item, about: dict[str, Any], lines: list[dict[str, Any]], common: dict[str, Any]) -> Record:
     """A record from the log lines of one item; `common` is of all records of the call."""
 
     def of(kind: str, *names: str) -> list[dict[str, Any]]:
@@ -239,7 +177,7 @@ def _record(item: _Item, about: dict[str, Any], lines: list[dict[str, Any]], com
     elif checked.checked and not checked.ok:
         reason = f"its outputs there differ by {checked.worst} from the golden ones, allowed {checked.tolerance:.4g}"
     return Record(
-        **_about(item, common, "runner", files.sha256(RUNNER)),
+        **item.known(common, "runner", files.sha256(RUNNER)),
         device=about,
         status="not measured" if reason else "measured",
         reason=reason,
@@ -255,48 +193,13 @@ def _record(item: _Item, about: dict[str, Any], lines: list[dict[str, Any]], com
     )
 
 
-def _about(item: _Item, common: dict[str, Any], tool: str, tool_hash: str = "") -> dict[str, Any]:
-    """The fields of a record that are known before anything runs."""
-    artifact, manifest = item.artifact, item.bundle.manifest
-    manifest_file = item.bundle.path / "manifest.json"
-    model, graph = manifest["model"], manifest["graph"]
-    return {
-        "provenance": Provenance(
-            edgegen=__version__,
-            made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            tool=tool,
-            tool_sha256=tool_hash,
-            bundle_sha256=files.sha256(manifest_file) if manifest_file.is_file() else item.folder.rpartition("/")[2],
-        ),
-        "network": Network(
-            name=model["name"],
-            task=model["task"],
-            weights_sha256=str(model["provenance"].get("weights_sha256", "")),
-            graph_sha256=str(graph.get("sha256", "")),
-            macs=int(graph.get("macs", 0)),
-            params=int(graph.get("params", 0)),
-        ),
-        "target": manifest["target"],
-        "artifact": Built(
-            runtime=artifact.runtime,
-            precision=artifact.plan.label,
-            sha256=item.folder.rpartition("/")[2],
-            size_bytes=artifact.size_bytes,
-            inputs=serial.to_json(artifact.inputs),
-            options=serial.to_json(artifact.options),
-            versions=dict(artifact.versions),
-        ),
-        **common,
-    }
-
-
-def _by_tool(device: Device, kind: str, item: _Item, common: dict[str, Any]) -> Record:
+def _by_tool(device: Device, kind: str, item: Item, common: dict[str, Any]) -> Record:
     """One artifact by the vendor's own program, on a device that has no Python."""
     runtime, told = item.artifact.runtime, {**item.told(), "folder": item.folder}
     tool = _tools.TOOLS.get(runtime, "")
     path = device.shell(_tools.find(tool)).text.strip().split("\n")[0] if tool else ""
     before = device.probe()
-    base = {**_about(item, common, tool or "none"), "device": {"kind": kind, "facts": before}}
+    base = {**item.known(common, tool or "none"), "device": {"kind": kind, "facts": before}}
     if not path:
         cure = "install Python 3.8 or newer there (or name one: --device-python)" + (f", or {tool}" if tool else "")
         reason = f"no Python 3.8 or newer there{f', and no {tool}' if tool else ''}: {cure}"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from bundles_for_devices import tiny
 
-from edgegen import bundle, cli_device, device_records, errors, files, measuring, on_device, registry
+from edgegen import bundle, cli_device, device_items, device_records, errors, files, measuring, on_device, registry
 from edgegen.device_records import Record
 from edgegen.devices import _runner, _spec, _tools
 from edgegen.devices._shell import Options
@@ -426,8 +426,8 @@ def test_commands_give_threads_shape_and_precision() -> None:
 def record(bundles: Any) -> Record:
     """A record whose rounds are given: eight, steady, 10 ms."""
     common = {"settings": {"rounds": 8, "run": "abc"}}
-    (item,) = on_device._items([bundles("good")])
-    about = on_device._about(item, common, "runner", files.sha256(on_device.RUNNER))
+    (item,) = device_items.in_bundles([bundles("good")])
+    about = item.known(common, "runner", files.sha256(on_device.RUNNER))
     rounds = [{"session": 1, "ms": [10.0, 10.1, 9.9], "bare_ms": [9.0], "state": state(2400, 50)} for _ in range(8)]
     return Record(
         **about, device={"kind": "ssh", "facts": {"model": "Board"}}, status="measured",
