@@ -56,14 +56,8 @@ def profile(
     else:
         names = profile_report.names(bundles) if len(bundles) > 1 else {}
         out.print(_table(device, records, names))
-        for record in records:
-            notes = [f"not measured: {_label(record, names)}: {record.reason}"] if record.status != "measured" else []
-            notes += [f"not steady: {_label(record, names)}: {finding}" for finding in device_records.findings(record)]
-            if not record.golden.checked and not notes:
-                notes.append(f"outputs not compared: {_label(record, names)}: {record.golden.reason}")
-            notes += [profile_report.course(profile_report.moments(record))] if minutes else []
-            for note in filter(None, notes):
-                out.print(note, highlight=False, soft_wrap=True, markup=False)
+        for note in _notes(records, names, course=bool(minutes)):
+            out.print(note, highlight=False, soft_wrap=True, markup=False)
     good = [record for record in records if record.status == "measured"]
     if submit is not None and good:
         held = device_records.submit(good, submit, by=by)
@@ -86,6 +80,25 @@ def _settings(on_device: Any, bundles: list[Path], rounds: int, iterations: int,
     seconds = 0.5
     count = max(3, round(minutes * 60 / (2 * seconds)))
     return on_device.Settings(rounds=count, seconds=seconds, most=4000, cold=1, limit_s=max(600.0, minutes * 60))
+
+
+def _notes(records: list[Record], names: dict[str, str], course: bool) -> list[str]:
+    """What to know beside the table: what was not measured, not steady, or not compared, a line each.
+
+    course: of a long run also what latency did over its time.
+    """
+    from edgegen import device_records, profile_report
+
+    notes: list[str] = []
+    for record in records:
+        label = _label(record, names)
+        own = [f"not measured: {label}: {record.reason}"] if record.status != "measured" else []
+        own += [f"not steady: {label}: {finding}" for finding in device_records.findings(record)]
+        if not record.golden.checked and not own:
+            own.append(f"outputs not compared: {label}: {record.golden.reason}")
+        own += [profile_report.course(profile_report.moments(record))] if course else []
+        notes += filter(None, own)
+    return notes
 
 
 def _table(device: str, records: list[Record], names: dict[str, str]) -> Any:

@@ -42,13 +42,11 @@ def export(
     cli_options.need_one_process("export")
     from edgegen import exporting
     from edgegen.report import terminal
-    from edgegen.request import Request, parse_drop, parse_quantity, parse_resolutions
-    from edgegen.types import Budget
+    from edgegen.request import Request, parse_resolutions
 
     if (bundle is None) == (not model):
         raise errors.ModelError("export needs one of --bundle FOLDER and --model NAME")
-    drop, unit = parse_drop(max_quality_drop) if max_quality_drop else (None, "")
-    size = int(parse_quantity(max_size, "--max-size", cli_options.SIZES)) if max_size else None
+    budget, unit = cli_options.budget("", max_size, max_quality_drop)
     base = exporting.request_of(bundle) if bundle is not None else Request(model=model, weights=weights)
     if bundle is not None and weights is not None:
         raise errors.ModelError("--weights is for --model; a bundle carries its own")
@@ -56,7 +54,7 @@ def export(
         "data": data, "eval_data": eval_data, "calibration": calibration, "latency_only": latency_only,
         "resolutions": parse_resolutions(resolution or ()),
     }  # fmt: skip
-    request = _with(base, {name: value for name, value in stated.items() if value}, Budget(None, size, drop), unit)
+    request = _with(base, {name: value for name, value in stated.items() if value}, budget, unit)
     with terminal.progress(quiet=quiet or json_output) as progress:
         rows = exporting.export(_with(request, {"resume": resume}), target, out, progress)
     if json_output:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgegen import errors, registry
+
+if TYPE_CHECKING:
+    from edgegen.types import Budget
 
 DROP_HELP = (
     "Allowed loss of quality. The unit belongs to the task: points of top-1 (classification), dB of PSNR to the"
@@ -24,6 +27,7 @@ THOROUGH_HELP = (
     " whole calibration curve: quality against the number of calibration samples."
 )
 JSON_HELP = "Print report.json instead of the table; events, one JSON object a line, on standard error."
+TIMES = {"ms": 1.0, "s": 1e3, "us": 1e-3}
 SIZES = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -50,6 +54,21 @@ def need_one_process(command: str) -> None:
             f"edgegen {command} is one process, and torchrun started {os.environ['WORLD_SIZE']}: start it without"
             " torchrun; edgegen evaluate, and a script of yours around a pass, run under it"
         )
+
+
+def budget(max_latency: str, max_size: str, max_quality_drop: str) -> tuple[Budget, str]:
+    """The limits that were given, and the unit of the drop where the text names one.
+
+    Raises:
+        RecipeError: a text that is no number with a unit.
+    """
+    from edgegen.request import parse_drop, parse_quantity
+    from edgegen.types import Budget
+
+    drop, unit = parse_drop(max_quality_drop) if max_quality_drop else (None, "")
+    latency = parse_quantity(max_latency, "--max-latency", TIMES) if max_latency else None
+    size = int(parse_quantity(max_size, "--max-size", SIZES)) if max_size else None
+    return Budget(latency, size, drop), unit
 
 
 def model_options(**values: Any) -> dict[str, Any]:

@@ -53,10 +53,9 @@ def search(
     """
     cli_options.need_torch("to search")
     from edgegen.report import terminal
-    from edgegen.request import Request, parse_drop, parse_quantity
-    from edgegen.search import front, session
+    from edgegen.request import Request
+    from edgegen.search import session
     from edgegen.search.order import Order
-    from edgegen.types import Budget
 
     if join:
         if not study:
@@ -67,12 +66,7 @@ def search(
         return
     if not model:
         raise UsageError("--model is missing: the network to search for; or --study URL --join to help a search")
-    drop, unit = parse_drop(max_quality_drop) if max_quality_drop else (None, "")
-    limits = Budget(
-        parse_quantity(max_latency, "--max-latency", {"ms": 1.0, "s": 1e3, "us": 1e-3}) if max_latency else None,
-        int(parse_quantity(max_size, "--max-size", cli_options.SIZES)) if max_size else None,
-        drop,
-    )
+    limits, unit = cli_options.budget(max_latency, max_size, max_quality_drop)
     os.environ.pop(session.STUDY, None)  # for the helpers alone, which are given their own
     stem = Path(model.split(":")[-1]).stem
     request = Request(
@@ -88,7 +82,14 @@ def search(
         path = session.search(order, progress)
     if json_output:
         typer.echo(path.read_text(encoding="utf-8"))
-        return
+    else:
+        _show(path)
+
+
+def _show(path: Path) -> None:
+    """The points of a front.json, one a line."""
+    from edgegen.search import front
+
     found = front.read(path)
     for point in found.points:
         size = f"{point.size_bytes / 1e6:.3g} MB"

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "edgegen"
 HEAVY = ("torch", "openvino", "onnxruntime", "nncf", "timm")
 LIGHT = ("edgegen", "edgegen.types", "edgegen.errors", "edgegen.registry", "edgegen.targets", "edgegen.measuring",
          "edgegen.worker", "edgegen.estimate")
-PRINTERS = ("cli", "cli_export", "cli_lint", "cli_device", "cli_doctor", "cli_train", "worker", "report")
+PRINTERS = ("cli", "cli_compress", "cli_export", "cli_lint", "cli_device", "cli_doctor", "cli_train", "worker",
+            "report")
 RUNNER = "_runner.py"  # runs on the device as a program of its own
 
 Place = tuple[int, str]  # layer, room: modules of one room may import each other
