@@ -258,15 +258,21 @@ def constructs() -> dict[str, tuple[Any, dict[str, int]]]:
         "largest value": (nn.Sequential(conv, nn.AdaptiveMaxPool2d(1)), {"REDUCE_MAX": 1}),
         "constants": (Call(lambda x: x * x.new_ones(10).cumsum(0)), {"CUMSUM": 0, "MUL": 1}),
         "five dimensions": (Call(lambda x: x[:, :, None].pow(2).sum(2)), {"POW": 0}),
+        # as BoTNet's relative positions: the plain converter computes it wrong
+        "broadcast in five dimensions": (
+            Call(lambda x: x[:, :, None].expand(-1, -1, 10, -1, -1).permute(0, 1, 3, 2, 4).contiguous().flatten(1, 2)),
+            {"BROADCAST_TO": 0},
+        ),
     }  # fmt: skip
 
 
-QUICK = ("CycleGAN's transposed convolution", "nearest by 2.5", "bicubic x2", "group norm")
+QUICK = ("CycleGAN's transposed convolution", "nearest by 2.5", "bicubic x2", "group norm", "broadcast in five dimensions")
 NAMES = (
     "CycleGAN's transposed convolution", "output padding of two", "dilated transposed", "grouped transposed",
     "nearest by 2.5", "nearest to half", "nearest-exact", "bicubic x2", "bicubic down", "antialiased", "instance norm",
     "group norm", "replicated edges", "circular edges", "reflected edges", "unshuffle", "shuffle behind ReLU",
     "shuffle alone", "GAN's first layer", "largest value", "constants", "five dimensions",
+    "broadcast in five dimensions",
 )  # fmt: skip
 
 

@@ -75,12 +75,20 @@ def _from_one_pixel(module: Any, node: Any, given: dict[str, Any], weight: torch
 
 
 def _expand(module: Any, node: Any) -> None:
-    """Repetition: the converter moves a broadcast across a transposition and leaves shapes that do not fit."""
+    """Repetition: the converter moves a broadcast across a transposition, and leaves shapes that do not fit or, with
+    more than four axes, wrong values; there a repetition is a broadcast again, and copies side by side are not."""
     source, out = node.args[0], node.meta["val"].shape
     shape = source.meta["val"].shape
-    if len(shape) == len(out) == 4 and shape != out:
-        write = fx.Writer(module, node)
-        write.done(write(aten.repeat.default, source, [o // s for s, o in zip(shape, out)]))
+    if len(shape) != len(out) or len(shape) < 4 or shape == out:
+        return
+    write = fx.Writer(module, node)
+    factors = [o // s for s, o in zip(shape, out)]
+    if len(shape) == 4:
+        write.done(write(aten.repeat.default, source, factors))
+        return
+    for axis, factor in enumerate(factors):
+        source = write(aten.cat.default, [source] * factor, axis) if factor > 1 else source
+    write.done(source)
 
 
 def _adaptive_max(module: Any, node: Any) -> None:
