@@ -21,6 +21,10 @@ from edgegen.report.tradeoff import Moment, Point
 _PER_IMAGE = (
     "Of a denoiser, the latency is that of an image: the runs of the network that it takes, times the latency of a run."
 )
+_OTHER_DATA = (
+    "The bundles were not all judged on the same samples (see the column of that name): their quality can be compared"
+    " only within the same ones, which have a front of their own."
+)
 PREFERRED = ("FID", "KID", "top-1", "PSNR to the reference", "PSNR to the teacher", "agreement")
 
 
@@ -56,7 +60,9 @@ def write(
              "its own interval. What two bundles judged on the same samples differ in, edgegen compare tells closer."]
     if any(side.runs > 1 for side in sides.values()):
         notes.append(_PER_IMAGE)
-    notes += [f"{point.label}: {finding}" for point, record in zip(points, records, strict=True)
+    if len({point.data for point in points if point.quality is not None}) > 1:
+        notes.append(_OTHER_DATA)
+    notes += [f"Not steady: {point.label}: {finding}" for point, record in zip(points, records, strict=True)
               for finding in device_records.findings(record)]  # fmt: skip
     run = moments(records[0]) if minutes and records else []
     if run:
@@ -160,7 +166,11 @@ def _point(record: Record, side: _Side | None, name: str) -> Point:
     if side.steps:
         facts |= {"steps": str(side.steps), "runs an image": str(side.runs)}
     quality, reason = _quality(record, side.report, name)
-    return Point(side.name, latency, quality, facts, "; ".join(filter(None, (untold, reason))))
+    tested = side.report.get("data", {}).get("test", {})
+    if tested.get("sha256"):
+        facts["samples"] = f"{tested['count']:,} ({tested['sha256'][:6]})"
+    said = "; ".join(filter(None, (untold, reason)))
+    return Point(side.name, latency, quality, facts, said, tested.get("sha256", ""))
 
 
 def _latency(record: Record, side: _Side) -> tuple[tuple[float, float, float] | None, str]:

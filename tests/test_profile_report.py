@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,33 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
     assert tradeoff.front(points, "higher") == [0, 1, 3]
     assert tradeoff.front(points, "lower") == [0]
     assert tradeoff.front([], "higher") == []
+
+
+def test_points_judged_on_other_data_do_not_beat_each_other() -> None:
+    points = [replace(point(1, 40), data="a"), replace(point(2, 30), data="b"), replace(point(3, 35), data="b")]
+    assert tradeoff.fronts(points, "higher") == [[0], [1, 2]]
+    assert tradeoff.front(points, "higher") == [0, 1, 2]
+
+
+def test_what_all_points_share_is_said_once_and_other_samples_are_named(sides: list[Path], tmp_path: Path) -> None:
+    facts = {"precision": "int8", "batch": "1"}
+    points = [replace(point(1, 40), facts=facts), replace(point(2, 41), facts=facts | {"batch": "8"})]
+    page = tradeoff.write(tmp_path / "t.html", "two", points, "PSNR", "higher")[0].read_text(encoding="utf-8")
+    assert "All of them: precision int8." in page
+    assert '<th scope="col">batch</th>' in page and '<th scope="col">precision</th>' not in page
+    from edgegen import on_device
+    from edgegen.devices._shell import Options
+
+    settings, options = on_device.Settings(rounds=3, iterations=3, cold=1), Options("", str(tmp_path / "device"), None)
+    records = on_device.profile(sides, "local", settings=settings, options=options)
+    page = profile_report.write(tmp_path / "u.html", sides, records)[0].read_text(encoding="utf-8")
+    assert "not all judged on the same samples" not in page
+    report = json.loads((sides[1] / "report.json").read_text())
+    report["data"]["test"]["sha256"] = "cd"
+    (sides[1] / "report.json").write_text(json.dumps(report))
+    page = profile_report.write(tmp_path / "u.html", sides, records)[0].read_text(encoding="utf-8")
+    assert "not all judged on the same samples" in page
+    assert page.count("on the front") == 2
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
@@ -93,7 +121,7 @@ def test_the_command_draws_what_it_measured(
     page = (tmp_path / "out" / "t.html").read_text(encoding="utf-8")
     for record in records:
         assert f"{device_records.measurements(record)[0].value:.3g}"[:3] in page
-    names = ('<th scope="row">a</th>', '<th scope="row">b</th>')
+    names = ('<th scope="row">a<', '<th scope="row">b<')
     for expected in ("PSNR (dB)", "43.50", "30.35", "64 x 64", "fp32", *names):
         assert expected in page, expected
 

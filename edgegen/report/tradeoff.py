@@ -32,13 +32,15 @@ _LOG_FROM = 10.0
 @dataclass(frozen=True)
 class Point:
     """One artifact. latency, quality: (value, low, high), the ends equal to the value where there is no interval, or
-    None: not known, `reason` says why. facts: what tells it from the others, such as precision and batch."""
+    None: not known, `reason` says why. facts: what tells it from the others, such as precision and batch. data: on
+    what its quality was judged; only points of the same data are compared."""
 
     label: str
     latency: tuple[float, float, float] | None
     quality: tuple[float, float, float] | None
     facts: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,24 @@ class Moment:
 
 
 def front(points: Sequence[Point], direction: str) -> list[int]:
-    """Positions of the points that no other one beats in latency and quality, from fast to slow.
+    """Positions of the points that no other one of the same data beats in latency and quality, from fast to slow.
 
     direction: "higher" or "lower" quality is better. Points without one of the two figures are not on it.
     """
+    return [index for one in fronts(points, direction) for index in one]
+
+
+def fronts(points: Sequence[Point], direction: str) -> list[list[int]]:
+    """The front of each data that points were judged on."""
+    return [_front(points, direction, data) for data in dict.fromkeys(p.data for p in points)]
+
+
+def _front(points: Sequence[Point], direction: str, data: str) -> list[int]:
     sign = 1.0 if direction == "higher" else -1.0
-    known = [(p.latency[0], -sign * p.quality[0], i) for i, p in enumerate(points) if p.latency and p.quality]
+    known = [
+        (p.latency[0], -sign * p.quality[0], i)
+        for i, p in enumerate(points) if p.latency and p.quality and p.data == data
+    ]  # fmt: skip
     best, found = math.inf, []
     for _, loss, index in sorted(known):
         if loss < best:
@@ -75,8 +89,9 @@ def draw(points: Sequence[Point], quality: str, direction: str, *, kind: str = "
     """
     inks, best = _INKS[dark], front(points, direction)
     figure, axes = _figure(inks)
-    places = [(p.latency[0], p.quality[0]) for p in (points[i] for i in best) if p.latency and p.quality]
-    axes.step(*zip(*places), where="post", color=inks["dot"], linewidth=1.2, zorder=1) if len(places) > 1 else None
+    for one in fronts(points, direction):
+        places = [(p.latency[0], p.quality[0]) for p in (points[i] for i in one) if p.latency and p.quality]
+        axes.step(*zip(*places), where="post", color=inks["dot"], linewidth=1.2, zorder=1) if len(places) > 1 else None
     for index, point in enumerate(points):
         if point.latency is None or point.quality is None:
             continue
@@ -183,10 +198,15 @@ def write(
     )
     style = Markup((here / "page.css").read_text(encoding="utf-8"))
     names = list(dict.fromkeys(key for p in points for key in p.facts))
+    alike = [key for key in names if len(points) > 1 and len({p.facts.get(key) for p in points}) == 1]
+    shared = {key: points[0].facts[key] for key in alike}
+    names = [name for name in names if name not in shared]
+    notes = [f"All of them: {text.plain(shared)}.", *notes] if shared else notes
     files.write_text(out, template.render(
         title=title, style=style, pictures=pictures, rows=rows, quality=quality, names=names, notes=notes,
-        captions={"tradeoff": f"latency against {quality}; bars: 95% intervals; line: nothing here is better in both",
-                  "run": "one network run again and again"},
+        captions={"tradeoff": f"Latency against {quality}; the numbers are those of the table. Bars: 95% intervals. "
+                  "Coloured: nothing here is better in both; a line joins these (the Pareto front).",
+                  "run": "One network, run again and again: what latency, clock and temperature did."},
     ))  # fmt: skip
     return [out, *made]
 
