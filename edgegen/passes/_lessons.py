@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from edgegen import graph, samplers
+from edgegen import graph, samplers, training
 from edgegen.passes import _denoising
 from edgegen.types import Job, Model, TensorSpec
 
@@ -95,6 +95,15 @@ def some_inputs(model: Model, job: Job, samples: int) -> tuple[list[tuple[torch.
     """Inputs of one sample each to look at, and where they are from."""
     batch_at, source = batches(model, job, 1)
     return [batch_at(step)["input"] for step in range(samples)], source
+
+
+def told(result: training.TrainResult) -> dict[str, Any]:
+    """How training went, for a pass' notes: steps, seconds, the loss curve as [step, loss], why it stopped early."""
+    curve = [list(point) for point in result.curve]
+    return {
+        "steps": result.steps, "seconds": round(result.seconds, 3), "stopped": result.stopped, "curve": curve,
+        "loss_first": curve[0][1] if curve else None, "loss_last": curve[-1][1] if curve else None,
+    }  # fmt: skip
 
 
 def _is_image(spec: TensorSpec) -> bool:

@@ -100,10 +100,8 @@ def distill(
     if result.stopped and not result.steps:
         raise PassError(f"distill: {result.stopped}; check the value ranges of the inputs")
     notes = {
-        "inputs": source, "losses": table, "steps": result.steps, "precision": result.precision,
-        "seconds": round(result.seconds, 3), "loss_first": result.curve[0][1] if result.curve else None,
-        "loss_last": result.curve[-1][1] if result.curve else None, "curve": [list(point) for point in result.curve],
-        "features": list(lesson.names), "stopped": result.stopped,
+        "inputs": source, "losses": table, "precision": result.precision, "features": list(lesson.names),
+        **_lessons.told(result),
     }  # fmt: skip
     if evaluate is not None:
         notes |= {"scores": [list(score) for score in result.scores], "best_step": result.best_step}

@@ -91,22 +91,15 @@ def distill_gan(
     job = dataclasses.replace(job, device=distributed.own_device(job.device))
     data_at, source = _lessons.batches(model, job, batch, crop)
     batch_at, reals = _game.with_reals(data_at, model, job, batch, real)
-    if online and not adversarial:
-        raise ValueError("online trains the teacher by the adversarial loss; give adversarial above 0")
-    if online and reals == "teacher":
-        raise ValueError("online needs real images, and this data has none; leave it out")
+    if online:
+        _check_online(adversarial, reals)
     rules = _game.Rules(output, features, adversarial, loss, penalty, augment, conditional,
                         0 if online else round(adversarial_after * steps), round(adversarial_after * steps))
     with training.use_threads(job.threads):
         critic = _critic(model, job, discriminator, discriminator_weights, encoder)
         game = _game.Game(model, job, critic, rules, online)
         game.check(training.place(batch_at(0), job.device))
-    common: dict[str, Any] = {"betas": BETAS, "batchnorm": batchnorm}
-    players = {"student": turns.Player(game.student, game.student_loss, lr, ema=ema, **common)}
-    if online:
-        players = {"teacher": turns.Player(game.teacher, game.teacher_loss, lr, **common)} | players
-    if adversarial:
-        players = {"critic": turns.Player(critic, game.critic_loss, critic_lr, rules.critic_start, **common)} | players
+    players = _players(game, critic, lr, critic_lr, ema, batchnorm)
     results = turns.train(
         players, batch_at, steps=steps, seed=job.seed, warmup=warmup, precision=precision, grad_clip=grad_clip,
         checkpoint=job.checkpoints / "distill_gan.safetensors" if job.checkpoints else None, progress=job.progress,
@@ -118,10 +111,9 @@ def distill_gan(
     if stopped and not result.steps:
         raise PassError(f"distill_gan: {stopped}; check the value ranges of the inputs")
     notes = {
-        "inputs": source, "real": reals, "steps": result.steps, "adversarial_from": rules.start, "stopped": stopped,
-        "discriminator": discriminator or f"projected, {_encoder(model, encoder)}", "precision": result.precision,
-        "seconds": round(result.seconds, 3), "loss_first": result.curve[0][1] if result.curve else None,
-        "loss_last": result.curve[-1][1] if result.curve else None,
+        "inputs": source, "real": reals, "adversarial_from": rules.start, "precision": result.precision,
+        "discriminator": discriminator or f"projected, {_encoder(model, encoder)}",
+        **_lessons.told(result), "stopped": stopped,
         "curve": {name: [list(point) for point in player.curve] for name, player in results.items()},
     }  # fmt: skip
     changed = dict.fromkeys(graph.layers(game.student), "trained")
@@ -148,6 +140,27 @@ def _check(
             raise ValueError(f"{name} must be 0 or more, got {weight}")
     if not table["output"] + table["features"] + table["adversarial"]:
         raise ValueError("one of output, features and adversarial must be above 0")
+
+
+def _check_online(adversarial: float, reals: str) -> None:
+    if not adversarial:
+        raise ValueError("online trains the teacher by the adversarial loss; give adversarial above 0")
+    if reals == "teacher":
+        raise ValueError("online needs real images, and this data has none; leave it out")
+
+
+def _players(
+    game: _game.Game, critic: nn.Module, lr: float, critic_lr: float, ema: float, batchnorm: str
+) -> dict[str, turns.Player]:
+    """Who learns, in the order of their turns: the critic, the teacher where it learns along, the student."""
+    rules = game.rules
+    common: dict[str, Any] = {"betas": BETAS, "batchnorm": batchnorm}
+    players = {}
+    if rules.adversarial:
+        players["critic"] = turns.Player(critic, game.critic_loss, critic_lr, rules.critic_start, **common)
+    if game.online:
+        players["teacher"] = turns.Player(game.teacher, game.teacher_loss, lr, **common)
+    return players | {"student": turns.Player(game.student, game.student_loss, lr, ema=ema, **common)}
 
 
 def _encoder(model: Model, asked: str) -> str:

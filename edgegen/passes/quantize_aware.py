@@ -61,13 +61,7 @@ def quantize_aware(
         ValueError: an option out of range, a loss without its data, a network that cannot be INT8.
         PassError: the loss was never finite.
     """
-    if min(batch, samples, steps) < 1 or labels < 0 or reference < 0 or not temperature > 0:
-        raise ValueError(
-            f"batch, samples, steps and temperature must be positive, labels and reference 0 or more, got {batch},"
-            f" {samples}, {steps}, {temperature}, {labels}, {reference}"
-        )
-    if crop is not None and (crop < 1 or model.task == "classification"):
-        raise ValueError(f"crop must be at least 1 pixel, and not for classification, got {crop} for {model.task}")
+    _check(model, batch, samples, steps, labels, reference, crop, temperature)
     inputs, _ = batches(model, job, samples, "quantize_aware")
     batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
@@ -91,10 +85,8 @@ def quantize_aware(
         for name in graph.layers(network)
     }  # fmt: skip
     notes = {
-        "inputs": source, "steps": result.steps, "seconds": round(result.seconds, 3), "stopped": result.stopped,
-        "loss_first": result.curve[0][1] if result.curve else None,
-        "loss_last": result.curve[-1][1] if result.curve else None, "curve": [list(point) for point in result.curve],
-        "ranges": len(scales), "calibrated_by_the_build": list(lesson.found.missing),
+        "inputs": source, **_lessons.told(result), "ranges": len(scales),
+        "calibrated_by_the_build": list(lesson.found.missing),
         "output_error_before": before, "output_error_after": after,
     }  # fmt: skip
     if after > before and not labels and not reference:  # it has reached what its float teacher allows already
@@ -102,6 +94,19 @@ def quantize_aware(
         return PassResult(model, {}, dict.fromkeys(graph.layers(network), why), notes)
     plan = dataclasses.replace(model.plan, scales=scales)
     return PassResult(dataclasses.replace(model.with_module(network), plan=plan), changed, {}, notes)
+
+
+def _check(
+    model: Model, batch: int, samples: int, steps: int, labels: float, reference: float, crop: int | None,
+    temperature: float,
+) -> None:  # fmt: skip
+    if min(batch, samples, steps) < 1 or labels < 0 or reference < 0 or not temperature > 0:
+        raise ValueError(
+            f"batch, samples, steps and temperature must be positive, labels and reference 0 or more, got {batch},"
+            f" {samples}, {steps}, {temperature}, {labels}, {reference}"
+        )
+    if crop is not None and (crop < 1 or model.task == "classification"):
+        raise ValueError(f"crop must be at least 1 pixel, and not for classification, got {crop} for {model.task}")
 
 
 class _Learner(nn.Module):

@@ -90,12 +90,7 @@ def replace_attention(
         before = _errors(result, fresh, inputs)
     lesson = _Lesson(model, job, result, fresh, batch)
     if fresh:
-        start = {path: copy.deepcopy(block.state_dict()) for path, block in fresh.items()}
-        lesson.each_alone(steps, lr)
-        after = _errors(result, fresh, inputs)
-        for path in [path for path in fresh if not after[path] <= before[path]]:  # too high a rate for its good start
-            fresh[path].load_state_dict(start[path])
-            after[path] = before[path]
+        after = _taught_alone(lesson, before, inputs, steps, lr)
         lesson.together(joint_steps, lr)
     changed = {path: f"{to} instead of attention; relative squared error of its output {before[path]:.3g} -> "
                      f"{after[path]:.3g}" for path in fresh}  # fmt: skip
@@ -210,6 +205,20 @@ def _errors(
                 sums[path][0] += float((block(seen.x[path]) - seen.y[path]).square().sum())
                 sums[path][1] += float(seen.y[path].square().sum())
     return {path: wrong / power for path, (wrong, power) in sums.items()}
+
+
+def _taught_alone(
+    lesson: _Lesson, before: Mapping[str, float], inputs: Sequence[Sequence[torch.Tensor]], steps: int, lr: float
+) -> dict[str, float]:
+    """Errors of the blocks after each has learned by itself; one that got worse is put back to its start."""
+    fresh = lesson.fresh
+    start = {path: copy.deepcopy(block.state_dict()) for path, block in fresh.items()}
+    lesson.each_alone(steps, lr)
+    after = _errors(lesson.original, fresh, inputs)
+    for path in [path for path in fresh if not after[path] <= before[path]]:  # too high a rate for its good start
+        fresh[path].load_state_dict(start[path])
+        after[path] = before[path]
+    return after
 
 
 class _Lesson:
