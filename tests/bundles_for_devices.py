@@ -1,18 +1,22 @@
-"""Small bundles to measure on devices: one hand-made ONNX convolution (no torch), and the edsr that ships."""
+"""Small bundles to measure on devices: one hand-made ONNX convolution (no torch), and the edsr that ships; and how."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgegen import bundle, files
+from edgegen import bundle, files, on_device
 from edgegen.bundle import Contents, Golden
+from edgegen.device_records import Record
+from edgegen.devices._shell import Options
 from edgegen.types import Artifact, Graph, Model, PrecisionPlan, Stage, Target, TensorSpec
 
 HERE = Target("here", "", ("onnxruntime", "openvino"), precisions=("fp32", "bf16", "int8"), threads=1)
+QUICK = on_device.Settings(rounds=6, iterations=5, warm_seconds=0.01, cold=2, limit_s=60)
 WEIGHT = np.random.default_rng(0).standard_normal((3, 3, 1, 1)).astype(np.float32)
 
 
@@ -62,3 +66,26 @@ def edsr(out: Path) -> Path:
     report: dict[str, str | bytes | Path] = {"report.html": "<p>", "report.json": "{}"}
     contents = Contents(model, model, tuple(built), graph, "cpu", "seed = 0\n", tuple(golden), report)
     return bundle.write(out, contents).path
+
+
+def made_once(folder: Path) -> Callable[..., Path]:
+    """A function of (name, **how) that makes each tiny bundle once, in `folder`."""
+    made: dict[str, Path] = {}
+
+    def make(name: str, **how: object) -> Path:
+        if name not in made:
+            made[name] = tiny(folder / name, **how)
+        return made[name]
+
+    return make
+
+
+def measured_here(*paths: Path, settings: on_device.Settings = QUICK, python: str = "") -> list[Record]:
+    """Records of bundles on this host."""
+    return on_device.profile(paths, "local", settings=settings, options=Options(python=python))
+
+
+def script(file: Path, text: str) -> None:
+    """An executable file."""
+    file.write_text(text)
+    file.chmod(0o755)
