@@ -1,8 +1,7 @@
-"""A bundle is written whole, says when anything in it changed, reloads its network, and runs by its own sample."""
+"""A bundle is written whole, says when anything in it changed, and reloads its network."""
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
 import json
@@ -14,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from small_bundles import contents_of, file_of, network_of
 from torch import nn
 
-from edgegen import bundle, bundle_manifest, bundle_samples, bundle_writing, files, weights
-from edgegen.bundle import Contents, Finding, Golden
+from edgegen import bundle, bundle_manifest, bundle_writing, files, weights
+from edgegen.bundle import Contents, Finding
 from edgegen.errors import BundleError, ModelError, RuntimeFailed
 from edgegen.loading import load_model
-from edgegen.types import Artifact, Graph, Model, PrecisionPlan, Preprocessing, Provenance, Stage, TensorSpec
+from edgegen.types import Artifact, Provenance
 
 NETWORK = '''
 from torch import nn
@@ -50,36 +48,6 @@ def _one_thread() -> Iterable[None]:
     torch.set_num_threads(before)
 
 
-def _graph(folder: Path, op: str, shape: tuple[int, ...], out: tuple[int, ...], **attributes: Any) -> Path:
-    """An ONNX file of one operation."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("input", shape), ("output", out))]
-    graph = helper.make_graph([helper.make_node(op, ["input"], ["output"], **attributes)], "g", ends[:1], ends[1:])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(made, folder / "model.onnx")
-    return folder / "model.onnx"
-
-
-def _artifact(file: Path, model: Model, runtime: str = "onnxruntime") -> Artifact:
-    ends = model.stage.inputs, model.stage.outputs
-    size = file.stat().st_size
-    return Artifact(runtime, file, (file,), PrecisionPlan(), size, *ends, {"threads": 1}, {"onnx": onnx.__version__})
-
-
-def _model(task: str, shape: tuple[int, ...], out: tuple[int, ...], **fields: Any) -> Model:
-    made = TensorSpec("output", out, value_range=None if task == "classification" else (0.0, 1.0))
-    stage = Stage("model", None, (TensorSpec("input", shape, value_range=(0.0, 1.0)),), (made,))
-    return Model("net", task, (stage,), origin={"kind": "onnx", "path": "/far/away/net.onnx"}, **fields)
-
-
-def _contents(model: Model, original: Model, file: Path, **fields: Any) -> Contents:
-    graph = Graph("model", file, model.stage.inputs, model.stage.outputs, sha256=files.sha256(file))
-    x = np.random.default_rng(0).random((2, *model.stage.inputs[0].shape[1:]), dtype=np.float32)
-    golden = Golden({"input": x}, {"output": np.maximum(x, 0.5)}, 1e-6)
-    given = {"golden": (golden,), "report": {"report.html": "<p>", "report.json": "{}"}, "stamps": ("for a test",)}
-    return Contents(model, original, (_artifact(file, model),), graph, "cpu", "seed = 0\n", **{**given, **fields})
-
-
 @pytest.fixture
 def contents(tmp_path: Path) -> Contents:
     """A pruned network from a user's file, beside its original."""
@@ -87,8 +55,8 @@ def contents(tmp_path: Path) -> Contents:
     original = load_model(f"{tmp_path / 'mine.py'}:tiny")
     torch.manual_seed(0)
     pruned = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 3, 1)).eval()
-    file = _graph(tmp_path / "built", "Relu", (1, 3, 4, 4), (1, 3, 4, 4))
-    return _contents(original.with_module(pruned), original, file)
+    file = file_of(tmp_path / "built", "Relu", (1, 3, 4, 4), (1, 3, 4, 4))
+    return contents_of(original.with_module(pruned), original, file)
 
 
 @pytest.fixture
@@ -172,8 +140,8 @@ def test_a_built_in_network_reloads(tmp_path: Path) -> None:
     first, second = module.body[0].conv1, module.body[0].conv2
     module.body[0].conv1 = nn.Conv2d(first.in_channels, 24, 3, padding=1)
     module.body[0].conv2 = nn.Conv2d(24, second.out_channels, 3, padding=1)
-    file = _graph(tmp_path / "built", "Relu", (1, 3, 64, 64), (1, 3, 64, 64))
-    written = bundle.write(tmp_path / "b", _contents(original.with_module(module), original, file))
+    file = file_of(tmp_path / "built", "Relu", (1, 3, 64, 64), (1, 3, 64, 64))
+    written = bundle.write(tmp_path / "b", contents_of(original.with_module(module), original, file))
     again = bundle.load_model(written.path)
     assert weights.state_hash(again.stage.module) == weights.state_hash(module)
     x = torch.rand(1, 3, 8, 8)
@@ -183,9 +151,9 @@ def test_a_built_in_network_reloads(tmp_path: Path) -> None:
 
 
 def test_an_onnx_model_has_a_graph_and_no_module(tmp_path: Path) -> None:
-    model = _model("image-to-image", (1, 3, 4, 4), (1, 3, 4, 4))
-    file = _graph(tmp_path / "built", "Relu", (1, 3, 4, 4), (1, 3, 4, 4))
-    written = bundle.write(tmp_path / "b", _contents(model, model, file))
+    model = network_of("image-to-image", (1, 3, 4, 4), (1, 3, 4, 4))
+    file = file_of(tmp_path / "built", "Relu", (1, 3, 4, 4), (1, 3, 4, 4))
+    written = bundle.write(tmp_path / "b", contents_of(model, model, file))
     assert written.manifest["torch"] is None and "/far/away" not in json.dumps(written.manifest)
     again = bundle.load_model(written.path)
     assert again.stage.module is None and again.stage.onnx == written.path / "model.onnx"
@@ -423,94 +391,6 @@ def test_verify_needs_no_torch(written: Path) -> None:
     assert right == "0.5" and wrong.startswith("0.6 golden")
 
 
-def _sample(model: Model, file: Path, tmp_path: Path, *arguments: str) -> str:
-    """What the bundle's own sample prints."""
-    pytest.importorskip("onnxruntime")
-    written = bundle.write(tmp_path / "b", _contents(model, model, file))
-    done = subprocess.run(
-        [sys.executable, "-I", str(written.path / "run_cpu.py"), *arguments],
-        capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert not bundle.verify(written.path)
-    return done.stdout
-
-
-def test_the_sample_turns_an_image_into_an_image(tmp_path: Path) -> None:
-    from PIL import Image
-
-    model = _model("image-to-image", (1, 3, 6, 8), (1, 3, 6, 8))
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "in.png")
-    np.save(tmp_path / "in.npy", pixels)
-    file = _graph(tmp_path / "built", "Relu", (1, 3, 6, 8), (1, 3, 6, 8))
-    for given in ("in.png", "in.npy"):
-        assert _sample(model, file, tmp_path, given, "--out", "out.png").strip() == "out.png"
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), pixels)
-
-
-def test_the_sample_prepares_images_as_edgegen_does(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from edgegen import images
-
-    how = Preprocessing((0.0, 2.0), (0.5, 0.6, 0.7), (0.2, 0.3, 0.4), resize=10, crop=(6, 6))
-    model = _model("image-to-image", (1, 3, 6, 6), (1, 3, 6, 6), preprocessing=how)
-    pixels = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "in.png")
-    file = _graph(tmp_path / "built", "Identity", (1, 3, 6, 6), (1, 3, 6, 6))
-    _sample(model, file, tmp_path, "in.png", "--out", "out.npy")
-    expected = images.network_input(images.view(pixels, how, 6, 6), how)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy")[0], expected, rtol=0, atol=1e-5)
-
-
-def test_the_sample_names_classes(tmp_path: Path) -> None:
-    names = {"classes": ["red", "green", "blue"]}
-    model = _model("classification", (1, 3, 1, 1), (1, 3), options=names)
-    np.save(tmp_path / "in.npy", np.array([[[0, 255, 0]]], dtype=np.uint8))
-    file = _graph(tmp_path / "built", "Flatten", (1, 3, 1, 1), (1, 3))
-    lines = _sample(model, file, tmp_path, "in.npy").splitlines()
-    assert lines[0].split() == ["57.61%", "green"] and len(lines) == 3  # e / (e + 2)
-
-
-def test_the_sample_draws_latents_from_the_seed(tmp_path: Path) -> None:
-    model = _model("unconditional", (1, 1, 4, 4), (1, 1, 4, 4))
-    file = _graph(tmp_path / "built", "Identity", (1, 1, 4, 4), (1, 1, 4, 4))
-    _sample(model, file, tmp_path, "--seed", "5", "--out", "out.npy")
-    expected = np.random.default_rng([5, 0]).standard_normal((1, 4, 4), dtype=np.float32)
-    assert np.array_equal(np.load(tmp_path / "out.npy")[0], expected)
-
-
-def test_the_sample_runs_in_openvino(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
-    model = _model("unconditional", (1, 1, 4, 4), (1, 1, 4, 4))
-    file = _graph(tmp_path / "built", "Relu", (1, 1, 4, 4), (1, 1, 4, 4))
-    network = openvino.Core().read_model(str(file))
-    openvino.save_model(network, str(tmp_path / "built" / "model.xml"), compress_to_fp16=False)
-    parts = tuple(tmp_path / "built" / name for name in ("model.xml", "model.bin"))
-    options = {"threads": 1, "inference_precision": "f32"}
-    artifact = _artifact(parts[0], model, "openvino")
-    artifact = dataclasses.replace(artifact, files=parts, options=options)
-    written = bundle.write(tmp_path / "b", dataclasses.replace(_contents(model, model, file), artifacts=(artifact,)))
-    command = [sys.executable, "-I", str(written.path / "run_cpu.py"), "--seed", "5", "--out", "out.npy"]
-    subprocess.run(command, check=True, timeout=60, cwd=tmp_path, capture_output=True)
-    latent = np.random.default_rng([5, 0]).standard_normal((1, 4, 4), dtype=np.float32)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy")[0], np.maximum(latent, 0), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt", "unknown"])
-@pytest.mark.parametrize("task", ["classification", "super-resolution", "unconditional", "restoration"])
-def test_every_sample_is_python_that_names_its_file(runtime: str, task: str, tmp_path: Path) -> None:
-    shape = (1, 16, 4, 4) if task == "restoration" else (1, 3, 4, 4)
-    model = _model(task, shape, (1, 3))
-    artifact = _artifact(_graph(tmp_path, "Relu", shape, shape), model, runtime)
-    text = bundle_samples.script(model, artifact, "model.special.bin", "jetson-orin-nano")
-    functions = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
-    assert {"load", "show", "main"} <= functions
-    assert ("model.onnx" if runtime == "unknown" else "model.special.bin") in text
-    assert "run_jetson_orin_nano.py" in text and max(map(len, text.splitlines())) <= 200
-
-
 def test_licences_of_the_caller_go_before_the_notes(contents: Contents, tmp_path: Path) -> None:
     given = {"model.txt": "the real licence", "data.txt": "CC0"}
     written = bundle.write(tmp_path / "b", dataclasses.replace(contents, licences=given)).path
@@ -521,9 +401,9 @@ def test_licences_of_the_caller_go_before_the_notes(contents: Contents, tmp_path
 
 def test_provenance_and_options_survive(tmp_path: Path) -> None:
     model = dataclasses.replace(
-        _model("super-resolution", (1, 3, 4, 4), (1, 3, 4, 4), options={"scale": 1}),
+        network_of("super-resolution", (1, 3, 4, 4), (1, 3, 4, 4), options={"scale": 1}),
         provenance=Provenance("here", "MIT", "a paper", "abc"),
     )
-    file = _graph(tmp_path / "built", "Relu", (1, 3, 4, 4), (1, 3, 4, 4))
-    again = bundle.load_model(bundle.write(tmp_path / "b", _contents(model, model, file)).path)
+    file = file_of(tmp_path / "built", "Relu", (1, 3, 4, 4), (1, 3, 4, 4))
+    again = bundle.load_model(bundle.write(tmp_path / "b", contents_of(model, model, file)).path)
     assert (again.provenance, dict(again.options)) == (model.provenance, {"scale": 1})
