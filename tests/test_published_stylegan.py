@@ -1,4 +1,8 @@
-"""Published checkpoints of StyleGAN2 and MobileStyleGAN load, and the network computes what they mean."""
+"""Published checkpoints of StyleGAN2 and MobileStyleGAN load, and the network computes what they mean.
+
+The references below are written from the papers' formulas on the published names, with weights as the checkpoints have
+them; none is taken from the repositories.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Checkpoints in public layouts load under their own names, and the network computes what the published code does.
-
-The references below are written from the papers' formulas on the published names, with weights as the checkpoints have
-them; none is taken from the repositories.
-"""
+"""Checkpoints in public layouts load under their own names, and the network computes what the published code does."""
 
 from __future__ import annotations
 
