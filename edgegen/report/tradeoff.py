@@ -91,7 +91,7 @@ def draw(points: Sequence[Point], quality: str, direction: str, *, kind: str = "
     figure, axes = _figure(inks)
     for one in fronts(points, direction):
         places = [(p.latency[0], p.quality[0]) for p in (points[i] for i in one) if p.latency and p.quality]
-        axes.step(*zip(*places), where="post", color=inks["dot"], linewidth=1.2, zorder=1) if len(places) > 1 else None
+        axes.step(*zip(*places), where="post", color=inks["dot"], linestyle="--", zorder=1) if len(places) > 1 else None
     for index, point in enumerate(points):
         if point.latency is None or point.quality is None:
             continue
@@ -205,7 +205,7 @@ def write(
     files.write_text(out, template.render(
         title=title, style=style, pictures=pictures, rows=rows, quality=quality, names=names, notes=notes,
         captions={"tradeoff": f"Latency against {quality}; the numbers are those of the table. Bars: 95% intervals. "
-                  "Coloured: nothing here is better in both; a line joins these (the Pareto front).",
+                  "Coloured: nothing here is better in both; a dashed line joins these (the Pareto front).",
                   "run": "One network, run again and again: what latency, clock and temperature did."},
     ))  # fmt: skip
     return [out, *made]
