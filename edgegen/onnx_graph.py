@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgegen import errors, onnx_files, onnx_parity
+from edgegen import errors, onnx_files, onnx_idioms, onnx_parity
 from edgegen.onnx_cost import WEIGHTED, Cost, LayerCost, cost, static_shapes
 from edgegen.onnx_fp16 import to_fp16
 from edgegen.onnx_parity import Parity, parity
@@ -205,7 +205,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     names = _Names(model)
     model = onnxscript.optimizer.optimize(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
     names.restore(model)
-    _order_gelu(model)
+    onnx_idioms.straighten(model)
     onnx_files.strip(model)
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
@@ -240,23 +240,6 @@ def _own_weights(model: onnx.ModelProto) -> None:
                 node.input[at] = copy.name = f"{name}@{node.name}"
             elif name in weights:
                 seen.add(name)
-
-
-def _order_gelu(model: onnx.ModelProto) -> None:
-    """x * (0.5 * (1 + erf)), as torch writes GELU, becomes (x * (1 + erf)) * 0.5, which ONNX Runtime knows to fuse."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    scalars = {t.name for t in model.graph.initializer if not t.dims}
-    uses = [name for node in model.graph.node for name in node.input]
-    for outer in (node for node in model.graph.node if node.op_type == "Mul"):
-        for inner in (makers[name] for name in outer.input if name in makers):
-            half = [name for name in inner.input if name in scalars]
-            if inner.op_type != "Mul" or len(half) != 1 or uses.count(inner.output[0]) != 1:
-                continue
-            rest = next(name for name in inner.input if name != half[0])
-            sums = makers[rest] if rest in makers and makers[rest].op_type == "Add" else None
-            if sums is not None and any(name in makers and makers[name].op_type == "Erf" for name in sums.input):
-                value = next(name for name in outer.input if name != inner.output[0])
-                inner.input[:], outer.input[:] = [value, rest], [inner.output[0], half[0]]
 
 
 class _Names:

@@ -266,7 +266,9 @@ def constructs() -> dict[str, tuple[Any, dict[str, int]]]:
     }  # fmt: skip
 
 
-QUICK = ("CycleGAN's transposed convolution", "nearest by 2.5", "bicubic x2", "group norm", "broadcast in five dimensions")
+QUICK = (
+    "CycleGAN's transposed convolution", "nearest by 2.5", "bicubic x2", "group norm", "broadcast in five dimensions",
+)  # fmt: skip
 NAMES = (
     "CycleGAN's transposed convolution", "output padding of two", "dilated transposed", "grouped transposed",
     "nearest by 2.5", "nearest to half", "nearest-exact", "bicubic x2", "bicubic down", "antialiased", "instance norm",

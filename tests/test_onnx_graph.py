@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from conftest import make_tiny
 from onnx import helper, numpy_helper
@@ -163,6 +164,21 @@ def test_gelu_is_fused_by_onnx_runtime(tmp_path: Path) -> None:
     onnxruntime.InferenceSession(str(graph.onnx), options)
     assert "Erf" in ops(graph.onnx)
     assert "Erf" not in ops(tmp_path / "optimized.onnx")
+
+
+@pytest.mark.parametrize(("indices", "kind"), [((0, 1, 2, 3), "Reshape"), ((0, 1, 3, 2), "Gather"), ((0, 1), "Gather")])
+def test_a_gather_of_everything_in_order_is_a_reshape(indices: tuple[int, ...], kind: str) -> None:
+    made = helper.make_model(helper.make_graph(
+        [helper.make_node("Gather", ["input", "indices"], ["output"])], "g",
+        [helper.make_tensor_value_info("input", 1, [4])],
+        [helper.make_tensor_value_info("output", 1, [len(indices), 1])],
+        [numpy_helper.from_array(np.array(indices)[:, None], "indices")],
+    ), opset_imports=[helper.make_opsetid("", 18)])  # fmt: skip
+    found = onnx_graph.simplify(made)
+    assert [node.op_type for node in found.graph.node] == [kind]
+    x = np.random.default_rng(0).random(4, dtype=np.float32)
+    answer = onnx.reference.ReferenceEvaluator(found).run(None, {"input": x})[0]
+    assert np.array_equal(answer[:, 0], x[list(indices)])
 
 
 def test_torch_export_program_is_exported(tmp_path: Path) -> None:
