@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,93 +12,18 @@ import onnx
 import pytest
 import torch
 from conftest import make_tiny
+from int8_builds import DATA, RUNTIMES, TARGET, built, image_model, job, needy, out, skip_without, wrong
 from torch import nn
 
-from edgegen import errors, graph, onnx_graph, onnx_qdq, recipe, registry, serial, steps
+from edgegen import graph, onnx_graph, onnx_qdq, registry, serial
 from edgegen.passes import _allocate, _flow, _scaling, _sensitivity, _simulate
 from edgegen.passes.correct_bias import correct_bias
 from edgegen.passes.equalize import equalize
-from edgegen.passes.quantize import quantize
 from edgegen.passes.quantize_aware import quantize_aware
 from edgegen.passes.round_adaptively import round_adaptively
-from edgegen.types import Job, Model, PrecisionPlan, Stage, Target, TensorSpec
+from edgegen.types import Model, PrecisionPlan, Stage, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TARGET = Target("testbed", "", ("onnxruntime", "openvino"), precisions=("fp32", "bf16", "int8"), threads=1)
-RUNTIMES = ("onnxruntime", "openvino")
-
-
-class Data:
-    """Images in 0..1 with what passes ask of a dataset."""
-
-    def __init__(self, count: int = 16, shape: tuple[int, ...] = (3, 16, 16)) -> None:
-        self.images = np.random.default_rng(5).random((count, *shape), dtype=np.float32)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Any:
-        return SimpleNamespace(input=self.images[i], reference=None, label=None)
-
-    def train_item(self, i: int, rng: Any) -> Any:
-        return self[i]
-
-
-DATA = Data()
-
-
-def job(**more: Any) -> Job:
-    return Job(TARGET, **({"data": DATA, "threads": 1, "seed": 3} | more))
-
-
-def image_model(module: nn.Module, outputs: int = 3) -> Model:
-    spec = TensorSpec("input", (1, 3, 16, 16), value_range=(0.0, 1.0))
-    return Model("net", "image-to-image", (Stage("main", module.eval(), (spec,), (TensorSpec("output", ()),)),))
-
-
-def needy(seed: int = 0) -> Model:
-    """Channels whose ranges differ a thousandfold: what one activation scale cannot hold; outputs weigh them alike."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(),
-        nn.Conv2d(8, 3, 1),
-    )  # fmt: skip
-    nn.init.uniform_(net[1].running_var, 0.5, 2)
-    factor = torch.logspace(-1.5, 1.5, 8)
-    for first, second in ((net[3], net[5]),):
-        _scaling.scale_outputs(first, factor)
-        _scaling.scale_inputs(second, 1 / factor)
-    return image_model(net)
-
-
-def out(model: Model, x: torch.Tensor) -> np.ndarray:
-    return graph.outputs(model.stage.module, (x,))[0].numpy()
-
-
-def built(model: Model, runtime: str, folder: Path, plan: PrecisionPlan | None = None) -> np.ndarray:
-    """Outputs of an INT8 build on the data, calibrated on the same."""
-    folder.mkdir()
-    np.save(folder / "input.npy", DATA.images)
-    made = onnx_graph.to_onnx(model.stage, folder / "float.onnx")
-    kinds = {"onnxruntime": PrecisionPlan("int8", "u8s8"), "openvino": PrecisionPlan("int8", ranges="minmax")}
-    plan = plan or dataclasses.replace(kinds[runtime], scales=model.plan.scales)
-    module = registry.module("runtimes", runtime)
-    artifact = module.build(
-        dataclasses.replace(made, plan=plan), folder / "out", calibration=folder, target=TARGET
-    )
-    with module.load(artifact) as run:
-        return np.concatenate([run({"input": image[None]})["output"] for image in DATA.images])
-
-
-def wrong(exact: np.ndarray, found: np.ndarray) -> float:
-    """Squared error relative to the power."""
-    return float(np.square(exact - found).sum() / np.square(exact).sum())
-
-
-def skip_without(runtime: str) -> None:
-    if reason := registry.module("runtimes", runtime).missing():
-        pytest.skip(reason)
 
 
 # ------------------------------------------------------------------------------------------------ facts
@@ -339,85 +263,3 @@ def test_each_repair_lessens_the_error_of_builds(name: str, tmp_path: Path):
 def test_the_comparison_of_errors_can_fail():
     exact = np.ones((2, 3))
     assert wrong(exact, 2 * exact) == 1 and wrong(exact, 0 * exact) == 1 and wrong(exact, exact) == 0
-
-
-# ------------------------------------------------------------------------------------------------ plans
-
-
-def test_the_layers_in_need_are_found_and_left_in_float():
-    """Between the last two layers is the tensor whose channels differ a thousandfold: either one in INT8 rounds it."""
-    model = needy()
-    result = quantize(model, job(), budget="quality:40", samples=4)
-    noise = result.notes["sqnr_db"]
-    assert noise["0/Conv"] > 50 and max(noise["3/Conv"], noise["5/Conv"]) < 30
-    assert result.notes["int8_sqnr_db"] < 30 and result.notes["reached_sqnr_db"] >= 40
-    assert set(result.model.plan.float_layers) == {"3/Conv", "5/Conv"}
-    assert set(result.changed) == {"0"} and "budget quality:40" in result.skipped["3"]
-    with pytest.raises(ValueError, match="the budget asks for"):
-        quantize(model, job(), budget="size:0.1", samples=1)
-
-
-def test_a_budget_in_size_is_kept_with_the_least_noise():
-    model = needy()
-    result = quantize(model, job(), budget="size:0.6", samples=4)
-    weights = {"0/Conv": 224, "3/Conv": 80, "5/Conv": 27}  # with biases, as the graph counts them
-    kept = set(result.model.plan.float_layers)
-    size = sum(4 * n if name in kept else n for name, n in weights.items()) / (4 * sum(weights.values()))
-    assert size <= 0.6 and kept
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_narrow_weights_shrink_the_file_and_are_read_back(runtime: str, tmp_path: Path):
-    skip_without(runtime)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128), nn.GELU(), nn.Linear(128, 64)).eval()
-    specs = (TensorSpec("input", (1, 16, 64)),), (TensorSpec("output", (1, 16, 64)),)
-    made = onnx_graph.to_onnx(Stage("main", net, *specs), tmp_path / "float.onnx")
-    module, x = registry.module("runtimes", runtime), np.random.default_rng(0).normal(size=(1, 16, 64))
-    exact = net(torch.from_numpy(x.astype(np.float32))).detach().numpy()
-    sizes, misses = [], []
-    for plan in (PrecisionPlan(), *module.weights_only(TARGET, frozenset())):
-        artifact = module.build(
-            dataclasses.replace(made, plan=plan), tmp_path / (plan.weights or "fp32"), calibration=None, target=TARGET
-        )
-        with module.load(artifact) as run:
-            misses.append(wrong(exact, run({"input": x.astype(np.float32)})["output"]))
-        sizes.append(artifact.size_bytes)
-        wanted = f"fp32 (weights {plan.weights})" if plan.weights else "fp32"
-        assert set(module.inspect(artifact).layers.values()) == {wanted}
-        assert set(module.inspect(artifact).layers) == {"0/MatMul", "3/MatMul"}
-    assert sizes[0] > 2 * sizes[1] > 2.5 * sizes[2] * 0.8
-    assert misses[0] < 1e-6 < misses[1] < 1e-3 < misses[2] < 5e-2
-
-
-def test_weights_that_nothing_could_hold_are_refused(tmp_path: Path):
-    model = make_tiny("residual")
-    made = onnx_graph.to_onnx(model.stage, tmp_path / "float.onnx")
-    module = registry.module("runtimes", "onnxruntime")
-    with pytest.raises(errors.RuntimeFailed, match="no matrix product"):
-        module.build(dataclasses.replace(made, plan=PrecisionPlan("fp32", weights="int4")), tmp_path / "out",
-                     calibration=None, target=TARGET)  # fmt: skip
-    with pytest.raises(errors.UsageError, match=r"cannot build fp32 \(weights palette4"):
-        module.build(dataclasses.replace(made, plan=PrecisionPlan("fp32", weights="palette4")), tmp_path / "out",
-                     calibration=None, target=TARGET)  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------ recipes and steps
-
-
-def test_passes_that_prepare_are_a_group_of_their_own():
-    names = ["prune_channels", "distill", "equalize", "correct_bias", "prune_blocks", "quantize_aware", "quantize"]
-    made = recipe.Recipe(steps=tuple(recipe.Step(name=name) for name in names))
-    assert [[step.name for step in group] for group in recipe.groups(made)] == [
-        ["prune_channels", "distill"], ["equalize", "correct_bias"], ["prune_blocks"], ["quantize_aware"]
-    ]  # fmt: skip
-
-
-def test_learned_ranges_survive_the_cache_and_fall_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
-    model = needy()
-    step = recipe.Step(name="quantize_aware", options={"steps": 20, "batch": 4, "lr": 2e-3, "samples": 4})
-    first, again = (steps.run_step(step, model, model, job(teacher=model), "data") for _ in range(2))
-    assert again.notes["from"] == "cache" and again.model.plan == first.model.plan and first.model.plan.scales
-    after = steps.run_step(recipe.Step(name="correct_bias", options={"samples": 4}), first.model, model, job(), "data")
-    assert after.changed and after.model.plan.scales == ()
