@@ -93,6 +93,9 @@ CONSTRUCTS = [
                   ("Slice", ["w", "one", "two", "zero"], "k"), ("Squeeze", ["k", "zero"], "y")],
                  (1, 5, 24), (1, 2, 5, 4), {"r": I64([1, 5, 3, 2, 4]), "zero": I64([0]), "one": I64([1]),
                                             "two": I64([2])}, id="key-of-attention"),
+    pytest.param([("Reshape", ["x", "r"], "v"), ("Transpose", ["v"], "w", {"perm": [2, 0, 3, 1, 4]}),
+                  ("Gather", ["w", "i"], "y", {"axis": 0})],
+                 (1, 5, 24), (1, 2, 5, 4), {"r": I64([1, 5, 3, 2, 4]), "i": I64(1)}, id="key-by-its-number"),
 ]  # fmt: skip
 
 

@@ -187,8 +187,8 @@ def _gather(node: onnx.NodeProto, draft: Draft) -> Made:
         return [draft.reshape(node.input[0], out, node.output[0])]
     indices = [int(index) % shape[axis] for index in picked.ravel().tolist()]
     source, made = node.input[0], []
-    if axis == 0:
-        shape = (1, *shape)
+    if axis == 0:  # the other axes as one: ncnn has four besides the batch
+        shape = (1, shape[0], math.prod(shape[1:]))
         made.append(draft.reshape(source, shape))
         source, axis = made[-1].output[0], 1
     runs = [list(group) for _, group in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
