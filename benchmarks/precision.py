@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import data, errors, files, judgement, loading, measuring, onnx_graph, program, registry, serial, targets
+from edgegen import data, errors, files, loading, measuring, onnx_graph, program, registry, serial, targets
+from edgegen.devices import local
 from edgegen.quality import Evaluation
 from edgegen.types import Graph, Model, PrecisionPlan, Target
 
@@ -46,13 +47,13 @@ def cases() -> dict[str, tuple[Model, Path, Path, str, float]]:
 
 def narrow(runtime: str, target: Target) -> list[PrecisionPlan]:
     """The plans to judge: INT8 and narrow weights; for ncnn, which has neither, FP16."""
-    plans = registry.module("runtimes", runtime).plans(target, judgement.local.cpu_flags())
+    plans = registry.module("runtimes", runtime).plans(target, local.cpu_flags())
     return [plan for plan in plans if plan.quantized] or [plan for plan in plans if plan.precision == "fp16"]
 
 
 def wide(runtime: str, target: Target) -> PrecisionPlan:
     """The widest float plan of the runtime."""
-    plans = registry.module("runtimes", runtime).plans(target, judgement.local.cpu_flags())
+    plans = registry.module("runtimes", runtime).plans(target, local.cpu_flags())
     return next(plan for plan in plans if not plan.quantized)
 
 
@@ -145,7 +146,7 @@ def main() -> None:
                 results[f"{name} {runtime}"] = serial.to_json({
                     "network": name, "runtime": runtime, "figure": figure, "allowed": allowed, "n": len(dataset),
                     "float": rows[0], "builds": rows[1:], "calibration": CALIBRATION,
-                    "machine": judgement.local.probe(),
+                    "machine": local.probe(),
                     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 })  # fmt: skip
                 with files.whole(file) as temporary:

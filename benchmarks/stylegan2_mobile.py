@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import errors, files, judgement, latency, loading, measuring, onnx_graph, registry, serial, targets
+from edgegen import errors, files, latency, loading, measuring, onnx_graph, registry, serial, targets
+from edgegen.devices import local
 from edgegen.passes.substitute_modconv import substitute_modconv
 from edgegen.records import ModelOptions
 from edgegen.types import Artifact, Job, Measurement, Model, Target
@@ -34,7 +35,7 @@ def builds(model: Model, name: str, target: Target, folder: Path) -> dict[str, A
     graph = onnx_graph.to_onnx(model.stage, folder / name / "model.onnx")
     made: dict[str, Artifact] = {}
     for runtime in RUNTIMES:
-        for plan in registry.module("runtimes", runtime).plans(target, judgement.local.cpu_flags()):
+        for plan in registry.module("runtimes", runtime).plans(target, local.cpu_flags()):
             if plan.quantized:
                 continue
             label = f"{name} {runtime} {plan.label}"
