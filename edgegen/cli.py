@@ -37,6 +37,7 @@ app = typer.Typer(
 LISTED = (
     "models", "passes", "targets", "runtimes", "metrics", "calibration", "recipes", "rewrites", "samplers", "spaces",
 )  # fmt: skip
+Bundle = Annotated[Path, typer.Argument(help="A bundle's folder.")]
 
 
 # The base class of what typer raises for wrong arguments; its own name is private to typer.
@@ -88,7 +89,7 @@ app.command()(cli_compress.compress)  # here, because the help lists commands in
 
 
 @app.command()
-def verify(bundle: Path) -> None:
+def verify(bundle: Bundle) -> None:
     """Check a bundle: every file's hash, and the golden outputs in its runtime.
 
     Example: edgegen verify out/edsr-cpu
@@ -105,9 +106,9 @@ def verify(bundle: Path) -> None:
 
 @app.command()
 def reproduce(
-    bundle: Path,
+    bundle: Bundle,
     out: Annotated[Path | None, typer.Option(help="Folder of the new bundle; default BUNDLE-again.")] = None,
-    quiet: bool = False,
+    quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
 ) -> None:
     """Run a bundle's own request again and compare recipe, weights and graph with the original.
 
@@ -167,10 +168,10 @@ def cache(clean: Annotated[bool, typer.Option(help="Remove everything in it.")] 
 
 @app.command()
 def run(
-    bundle: Path,
+    bundle: Bundle,
     source: Annotated[Path | None, typer.Argument(help="An image, or .npy network inputs; none for latents.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write the image, or .npy outputs.")] = Path("output.png"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
 ) -> None:
     """Run a bundle on an image (or on sampled latents), with its own pre- and post-processing.
 

@@ -37,7 +37,7 @@ def compress(
     latency_only: Annotated[bool, typer.Option(help="Timing without data or quality; stamps the bundle.")] = False,
     samples: Annotated[int, typer.Option(help="Most samples in each evaluation part (0: by task).", min=0)] = 0,
     features: Annotated[str, typer.Option(help="Feature extractor of perceptual distance and KID.")] = "",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Threads on this host (0: all cores).", min=0)] = 0,
     max_memory: Annotated[str, typer.Option(help="Memory limit of each worker, such as 4GB.")] = "",
     task: Annotated[str, typer.Option(help="Task, where the model does not state it.")] = "",

@@ -22,7 +22,7 @@ def probe(
     only: Annotated[list[str] | None, typer.Option("--pass", help="Try this pass only; repeatable.")] = None,
     device: Annotated[str, typer.Option(help="Time there: ssh://user@host[:port] or adb[:serial].")] = "",
     threads: Annotated[int, typer.Option(help="Threads (0: the target's).", min=0)] = 0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with the same command that was interrupted.")] = False,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,

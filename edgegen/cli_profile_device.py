@@ -19,7 +19,7 @@ def profile_device(
     minutes: Annotated[float, typer.Option(help="Time for all of it; a second call goes on.", min=0.1)] = 20.0,
     operators: Annotated[int, typer.Option(help="Most small networks a runtime and precision.", min=1)] = 150,
     model: Annotated[list[str] | None, cli_options.named("models", "Time operators of this too; repeatable.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     build_only: Annotated[bool, typer.Option(help="Export and build, time nothing.")] = False,
     while_busy: Annotated[bool, typer.Option(help="Time on a busy machine: a trial that no estimate uses.")] = False,
 ) -> None:

@@ -42,7 +42,7 @@ def search(
     samples: Annotated[int, typer.Option(help="Most samples in each evaluation part (0: by task).", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port] or adb[:serial].")] = "",
     threads: Annotated[int, typer.Option(help="Threads on this host (0: the target's).", min=0)] = 0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     grace: Annotated[float, typer.Option(help="Seconds of silence after which a worker counts as dead.", min=1)] = 60.0,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print front.json.")] = False,

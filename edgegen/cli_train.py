@@ -20,7 +20,7 @@ def train(
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights that are written.", min=0)] = 0.999,
     weights: Annotated[Path | None, typer.Option(help="Weights to begin with.")] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Threads (0: all cores).", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with the same command that was interrupted.")] = False,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,

@@ -359,6 +359,13 @@ CUBIC: list[tuple[Any, dict[str, Any]]] = [
     (((5, 7), (2, 2)), {"cubic_coeff_a": -0.5, "coordinate_transformation_mode": "pytorch_half_pixel"}),
 ]
 
+PRODUCTS: list[tuple[Any, dict[str, Any]]] = [
+    (((6, 4), (1.5, 1.5)), {}),
+    (((15, 9), (14 / 15, 7 / 9)), {"sizes": True}),
+    (((5, 7), (2, 2)), {"coordinate_transformation_mode": "align_corners"}),
+    (((6, 8), (0.5, 1.25)), {"cubic_coeff_a": -0.5}),
+]
+
 CASES = [
     *(Case("fold_batch_norm", f"{kind or 'alone'} groups {g}", lambda k=kind, g=g: batch_norm(k, g),
            ("BatchNormalization",), (kind or "Mul",))
@@ -400,6 +407,8 @@ CASES = [
       for arguments, gone, there in MOVED),
     *(Case("bicubic_to_convolutions", f"{arguments} {options}", lambda a=arguments, o=options: bicubic(*a, **o),
            ("Resize",), ("Conv",)) for arguments, options in CUBIC),
+    *(Case("bicubic_to_products", f"{arguments} {options}", lambda a=arguments, o=options: bicubic(*a, **o),
+           ("Resize",), ("MatMul",)) for arguments, options in PRODUCTS),
     Case("merge_duplicates", "two kernels", duplicates),
     Case("fix_shapes", "tokens", dynamic, ("Shape", "Concat"), ("Reshape",), {"shapes": {"x": (2, 3, 6, 10)}}),
 ]  # fmt: skip
@@ -436,6 +445,8 @@ LEFT = [
          lambda: bicubic((5, 7), (2, 2), coordinate_transformation_mode="align_corners")),
     Case("bicubic_to_convolutions", "antialias", lambda: bicubic((8, 6), (0.5, 0.5), antialias=1)),
     Case("bicubic_to_convolutions", "no whole factor", lambda: bicubic((6, 4), (1.5, 1.5))),
+    Case("bicubic_to_products", "antialias", lambda: bicubic((8, 6), (0.5, 0.5), antialias=1)),
+    Case("bicubic_to_products", "linear", lambda: bicubic((6, 4), (1.5, 1.5), mode="linear")),
     Case("bicubic_to_convolutions", "linear", lambda: bicubic((6, 4), (2, 2), mode="linear")),
     Case("merge_duplicates", "different", lambda: duplicates(equal=False)),
     Case("fix_shapes", "no shapes", dynamic),

@@ -79,3 +79,13 @@ def test_a_command_of_one_process_is_refused_under_torchrun(monkeypatch: pytest.
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(errors.UsageError, match="torchrun started 2"):
         cli_options.need_one_process("compress")
+
+
+def test_every_argument_and_option_has_a_help_text():
+    import typer
+
+    group = typer.main.get_command(cli.app)
+    silent = [f"{name} {parameter.name}" for name, command in group.commands.items() for parameter in command.params
+              if parameter.name != "help" and not getattr(parameter, "help", "")]  # fmt: skip
+    assert len(group.commands) > 15
+    assert silent == []

@@ -150,6 +150,9 @@ PROGRAMS: dict[str, tuple[str, Callable[[], Any], tuple[int, ...], str]] = {
         lambda p, x: functional.interpolate(x, mode="bicubic", **o)), (2, 3, 8, 6), "aten.upsample_bicubic2d")
        for options in ({"scale_factor": 2}, {"size": (24, 12)}, {"scale_factor": 0.5}, {"size": (2, 6)},
                        {"size": (8, 18)})},
+    **{f"bicubic in products {options}": ("bicubic_to_products", lambda o=options: Call(
+        lambda p, x: functional.interpolate(x, mode="bicubic", **o)), (2, 3, 8, 6), "aten.upsample_bicubic2d")
+       for options in ({"size": (7, 5)}, {"scale_factor": 1.5}, {"size": (12, 9), "align_corners": True})},
 }  # fmt: skip
 LEFT: dict[str, tuple[str, Callable[[], Any], tuple[int, ...]]] = {
     "bn in training mode": ("fold_batch_norm", lambda: Call(lambda p, x: functional.batch_norm(
