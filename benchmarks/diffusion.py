@@ -161,7 +161,8 @@ def cacheable(model: Model, build: str) -> bool:
 
 
 def told(asked: argparse.Namespace) -> dict:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
+    return {key: value for key, value in settings.items() if key != "out"}  # a place on this machine says nothing
 
 
 def arguments() -> argparse.Namespace:
