@@ -564,6 +564,15 @@ def test_what_to_do_next_comes_from_the_report() -> None:
     assert any("No quality was measured" in text for text in advice.next_steps(report))
 
 
+def test_the_terminal_says_the_chosen_build_instead_of_its_long_name() -> None:
+    report = sample()
+    report["baseline"]["label"], report["result"]["label"] = "original: openvino bf16", "pruned: openvino int8"
+    report["candidates"][1]["reason"] = "slower than pruned: openvino int8 (1x against 2x)"
+    console = Console(width=200, record=True, file=io.StringIO())
+    render(report, console)
+    assert "slower than the chosen build (1x against 2x)" in console.export_text()
+
+
 def test_a_runtime_that_was_not_tried_is_named() -> None:
     report = normalise({**sample(), "untried": {"litert": "its converter is slow; --thorough tries it"}})
     assert "perhaps faster: litert (its converter is slow; --thorough tries it)." in advice.next_steps(report)[0]

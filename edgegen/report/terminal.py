@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgegen.report import paired, text
+from edgegen.report import glossary, paired, text
 from edgegen.report.progress import progress
 from edgegen.report.schema import Report, normalise
 
@@ -39,9 +39,10 @@ def table(report: Mapping[str, Any] | Report) -> RenderableType:
     if checked["resolutions"]:
         parts += [Text(""), _sizes(checked["resolutions"])]
     if checked["steps"]:
-        parts += [Text(""), _decisions("step", [(s["name"], s["status"], s["reason"]) for s in checked["steps"]])]
+        rows = [(s["name"], s["status"], glossary.plainly(s["reason"], checked)) for s in checked["steps"]]
+        parts += [Text(""), _decisions("step", rows)]
     if checked["candidates"]:
-        parts += [Text(""), _builds(checked["candidates"])]
+        parts += [Text(""), _builds(checked)]
     return Group(*parts)
 
 
@@ -117,14 +118,13 @@ def _decisions(title: str, rows: list[tuple[str, str, str]]) -> Table:
     return table
 
 
-def _builds(candidates: list[dict[str, Any]]) -> Table:
+def _builds(report: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, title="builds tried", title_justify="left", title_style="bold")
     for name in ("build", "p50", "ratio", "size", "quality", "verdict"):
         table.add_column(name, justify="left" if name in ("build", "verdict") else "right", header_style="dim")
-    for row in candidates:
-        verdict = Text.assemble(
-            (row["verdict"], _STYLES[row["verdict"]]), f"  {row['reason']}" if row["reason"] else ""
-        )
+    for row in report["candidates"]:
+        reason = glossary.plainly(row["reason"], report, row)
+        verdict = Text.assemble((row["verdict"], _STYLES[row["verdict"]]), f"  {reason}" if reason else "")
         numbers = [_cell(row[key]) if row[key] else "–" for key in ("latency", "ratio")]
         quality = _cell(row["quality"]) if row["quality"] else "–"
         size = text.size(row["size_bytes"]) if row["size_bytes"] is not None else "–"
