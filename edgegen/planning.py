@@ -1,8 +1,8 @@
 """What `compress` would do, with predicted time, memory and disk, from one forward pass timed now. Nothing is written.
 
 The figures are predictions from counted work, right to a factor of about three at best, not measurements: builds and
-timing rounds take what BUILD_S and ROUND_S say on any machine, training and scoring scale with the forward pass that
-was timed here.
+timing rounds take what FLOAT_S, INT8_S and ROUND_S say on any machine, training and scoring scale with the forward pass
+that was timed here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from edgegen.request import Request, check_out
 from edgegen.run import FINAL_ROUNDS, SCREEN_ROUNDS, Run, open_run
 from edgegen.types import Model, TensorSpec
 
-BUILD_S = 8.0
-"""Seconds of one build in its worker process; large networks take longer."""
+FLOAT_S, INT8_S = 2.0, 6.0
+"""Seconds of one build in its worker process, without and with calibration; large networks take longer."""
 LOAD_S = 1.5
 """Seconds in which a worker process starts, loads a build and warms up."""
 ROUND_S = 0.25
@@ -154,7 +154,7 @@ def _steps(run: Run, forward: float) -> tuple[list[Step], list[str]]:
     networks = 1 + len(groups)
     scored = sum(len(part) for part in (run.data.select, run.data.test) if part is not None)
     found = [Step("export", f"{run.model.name} to ONNX, compared with torch", 5.0)]
-    found.append(Step("baseline", f"{floats} unquantized builds, timed in turns", _timed(run, floats)))
+    found.append(Step("baseline", f"{floats} unquantized builds, timed in turns", _timed(run, floats, FLOAT_S)))
     if scored:
         found.append(Step("teacher", f"outputs on {scored} held-out samples", scored * forward))
     unknown = []
@@ -168,11 +168,11 @@ def _steps(run: Run, forward: float) -> tuple[list[Step], list[str]]:
             unknown += [f"{step.name}: {why}"] if why else []
             options = ", ".join(f"{key} {value}" for key, value in step.options.items())
             found.append(Step(f"{number} {step.name}", options or "default options", seconds))
-        found.append(Step(f"{number} judge", f"{floats} builds of it, timed and scored", _timed(run, floats)))
+        found.append(Step(f"{number} judge", f"{floats} builds of it, timed and scored", _timed(run, floats, FLOAT_S)))
     if quantized and any(step.name == "quantize" for step in run.recipe.steps):
         count = quantized * networks
         text = f"{count} INT8 builds, timed; those inside the budget are scored"
-        found.append(Step("quantize", text, _timed(run, count) + scored * forward))
+        found.append(Step("quantize", text, _timed(run, count, INT8_S) + scored * forward))
     rounds = 3 * FINAL_ROUNDS * ROUND_S if run.bench.measures else 0.0
     found.append(Step("final", "baseline, reference and choice timed long; bundle, golden outputs, report", rounds + 5))
     found += _finishing(run, scored * forward / 2, sum(step.seconds for step in found))
@@ -185,15 +185,15 @@ def _finishing(run: Run, scoring: float, so_far: float) -> list[Step]:
     if run.bench.here and not run.bench.device and count > 1:
         found.append(Step("throughput", f"baseline and choice, {count} at once", 2 * (count * LOAD_S + 5 * ROUND_S)))
     if any(step.name == "quantize" for step in run.recipe.steps) and run.data.test is not None:
-        whole = len(finishing.SHARES) * (BUILD_S + scoring)
+        whole = len(finishing.SHARES) * (INT8_S + scoring)
         allowed = math.inf if run.request.thorough else finishing.allowed(so_far)
         told = "if INT8 is chosen: it again from fewer calibration samples"
         found.append(Step("calibration curve", told, min(whole, allowed)))
     return found
 
 
-def _timed(run: Run, builds: int) -> float:
-    return builds * (BUILD_S + (SCREEN_ROUNDS * ROUND_S if run.bench.measures else 0.0))
+def _timed(run: Run, builds: int, each: float) -> float:
+    return builds * (each + (SCREEN_ROUNDS * ROUND_S if run.bench.measures else 0.0))
 
 
 def _pass(name: str, options: dict[str, Any], forward: float, left: float) -> tuple[float, str]:
