@@ -161,8 +161,8 @@ def cacheable(model: Model, build: str) -> bool:
 
 
 def told(asked: argparse.Namespace) -> dict:
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
-    return {key: value for key, value in settings.items() if key != "out"}  # a place on this machine says nothing
+    """The settings, without the output file: a place on this machine."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items() if key != "out"}
 
 
 def arguments() -> argparse.Namespace:

@@ -65,14 +65,14 @@ class Bench:
             UsageError: the target is this host and none of its runtimes is installed; says how to install them.
         """
         flags, absent = local.cpu_flags(), self.absent()
-        modules = {name: registry.module("runtimes", name) for name in self.target.runtimes}
-        if len(absent) == len(modules):
+        present = [name for name in dict.fromkeys(self.target.runtimes) if name not in absent]
+        if not present:
             raise UsageError(f"no runtime of {self.target.name} is here: {'; '.join(absent.values())}")
         return [
             (name, plan)
-            for name, module in modules.items()
-            for plan in module.plans(self.target, flags)
-            if name not in absent and plan.quantized == quantized
+            for name in present
+            for plan in registry.module("runtimes", name).plans(self.target, flags)
+            if plan.quantized == quantized
         ]
 
     def build(self, of: str, graph: Graph, runtime: str, plan: PrecisionPlan, calibration: Path | None) -> Candidate:

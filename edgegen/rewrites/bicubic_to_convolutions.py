@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgegen.rewrites import _net, _program
+from edgegen.rewrites import _bicubic, _net, _program
 
 KIND = "cure"
 REMOVES = ("Resize", "upsample_bicubic2d")
@@ -38,19 +38,11 @@ def bicubic_to_convolutions(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _rewrite(net: _net.Net, node: onnx.NodeProto) -> str:
-    shape, out, found = net.shape(node.input[0]), net.shape(node.output[0]), _net.attributes(node)
-    mode = found.get("coordinate_transformation_mode", b"half_pixel")
-    plain = found.get("mode", b"nearest") == b"cubic" and mode in (b"half_pixel", b"pytorch_half_pixel")
-    other = found.get("antialias", 0) or found.get("exclude_outside", 0) or "axes" in found
-    images = len(shape) == 4 == len(out) and shape[:2] == out[:2] and net.is_float(node.input[0])
-    if not plain or other or not images:
+    resize = _bicubic.of_node(net, node, (b"half_pixel", b"pytorch_half_pixel"))
+    axes = _axes(resize.shape, resize.out, resize.a) if resize is not None else []
+    if resize is None or not axes:
         return ""
-    scales = net.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if scales is not None and not np.allclose(scales * shape, out, rtol=0, atol=1e-3):
-        return ""
-    axes = _axes(shape, out, found.get("cubic_coeff_a", -0.75))
-    if not axes:
-        return ""
+    shape, out = resize.shape, resize.out
     chain = _net.Chain(net, node)
     edge = [0, 0, axes[0].before, axes[1].before, 0, 0, axes[0].after, axes[1].after]
     done = chain.then("Pad", node.input[0], chain.const("edge", edge), mode="edge")
@@ -68,7 +60,7 @@ def _rewrite(net: _net.Net, node: onnx.NodeProto) -> str:
         turned = chain.then("Transpose", split, perm=[0, 1, 4, 2, 5, 3])
         chain.then("Reshape", turned, chain.const("shape", list(out)))
     chain.finish()
-    return f"bicubic {shape[2]}x{shape[3]} to {out[2]}x{out[3]} -> two depthwise convolutions"
+    return f"{resize.words} -> two depthwise convolutions"
 
 
 def _axes(shape: tuple[int, ...], out: tuple[int, ...], a: float) -> list[_Axis]:
@@ -88,23 +80,14 @@ def axis(size: int, wanted: int, a: float) -> _Axis | None:
         for phase in range(factor):
             place = (phase + 0.5) / factor - 0.5
             start = int(np.floor(place))  # -1 or 0: the four taps lie from -2 or -1 on
-            weights[phase, start + 1 : start + 5] = cubic(place - start, a)
+            weights[phase, start + 1 : start + 5] = _bicubic.cubic(place - start, a)
         return _Axis(weights, 1, 2, 2)
     if wanted > 1 and size % wanted == 0:
         factor = size // wanted
         start = (factor - 1) // 2 - 1
-        weights = np.concatenate([np.zeros(max(0, start)), cubic(0.0 if factor % 2 else 0.5, a)])
+        weights = np.concatenate([np.zeros(max(0, start)), _bicubic.cubic(0.0 if factor % 2 else 0.5, a)])
         return _Axis(weights[None], factor, max(0, -start), max(0, start + 4 - factor))
     return None
-
-
-def cubic(place: float, a: float) -> np.ndarray:
-    """Weights of the pixels at -1, 0, 1, 2 for a point at `place` (0..1)."""
-    near = [abs(place), abs(1 - place)]
-    far = [1 + place, 2 - place]
-    inner = [((a + 2) * d - (a + 3)) * d * d + 1 for d in near]
-    outer = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in far]
-    return np.array([outer[0], inner[0], inner[1], outer[1]])
 
 
 def kernels(axes: list[_Axis], channels: int) -> list[np.ndarray]:
@@ -116,30 +99,19 @@ def kernels(axes: list[_Axis], channels: int) -> list[np.ndarray]:
 
 def program_bicubic_to_convolutions(network: Any) -> dict[str, str]:
     """aten.upsample_bicubic2d of a torch program -> the same."""
-    changed = {}
-    for node in list(network.graph.nodes):
-        if _program.is_call(node, "aten.upsample_bicubic2d") and (text := _rewrite_node(network, node)):
-            changed[str(node.name)] = text
-    return _program.finish(network, changed)
-
-
-def _rewrite_node(network: Any, node: Any) -> str:
     import torch
 
-    shape, out = _program.shape(node.args[0]), _program.shape(node)
-    factors = _program.argument(node, 3, "scale_factors", None)
-    factors = list(factors) if isinstance(factors, (list, tuple)) else [*node.args[3:5]]
-    exact = all(f is None or abs(f * n - m) < 1e-3 for f, n, m in zip(factors, shape[2:], out[2:]))
-    if len(shape) != 4 or node.args[2] or not exact:
-        return ""
-    axes = _axes(shape, out, -0.75)
-    if not axes:
-        return ""
-    weights = [_program.constant(network, node, torch.from_numpy(k)) for k in kernels(axes, shape[1])]
-    edges = (axes[1].before, axes[1].after, axes[0].before, axes[0].after)
-    steps = (axes[0].stride, axes[1].stride, len(axes[0].weights), len(axes[1].weights))
-    node.target, node.args, node.kwargs = _filtered, (node.args[0], *weights, edges, steps), {}
-    return f"bicubic {shape[2]}x{shape[3]} to {out[2]}x{out[3]} -> two depthwise convolutions"
+    def rewrite(node: Any, resize: _bicubic.Resize) -> str:
+        axes = [] if resize.corners else _axes(resize.shape, resize.out, resize.a)
+        if not axes:
+            return ""
+        weights = [_program.constant(network, node, torch.from_numpy(k)) for k in kernels(axes, resize.shape[1])]
+        edges = (axes[1].before, axes[1].after, axes[0].before, axes[0].after)
+        steps = (axes[0].stride, axes[1].stride, len(axes[0].weights), len(axes[1].weights))
+        node.target, node.args, node.kwargs = _filtered, (node.args[0], *weights, edges, steps), {}
+        return f"{resize.words} -> two depthwise convolutions"
+
+    return _bicubic.in_program(network, rewrite)
 
 
 def _filtered(x: Any, rows: Any, columns: Any, edges: Any, steps: Any) -> Any:
