@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgegen.types import Model, Preprocessing, Stage, TensorSpec
+from edgegen.types import Graph, Model, Preprocessing, Stage, TensorSpec
 
 TINY = ("conv_chain", "residual", "depthwise_generator")
 
@@ -123,3 +124,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """bundles(name, **how): small bundles to measure, each made once."""
+    from bundles_for_devices import made_once
+
+    return made_once(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Stage, Graph]]:
+    """The three tiny models, with the output of a module that is left in training mode exactly as it was."""
+    from edgegen import onnx_graph
+
+    found = {}
+    for name in ("conv_chain", "residual", "depthwise_generator"):
+        stage = make_tiny(name).stage
+        found[name] = (stage, onnx_graph.to_onnx(stage, tmp_path_factory.mktemp(name) / "graph.onnx"))
+    return found

@@ -8,21 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles_for_devices import made_once, measured_here
+from bundles_for_devices import measured_here
 
 from edgegen import device_items, device_records, errors, files, on_device
 from edgegen.device_records import Record
 
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """bundles(name, **how): each made once."""
-    return made_once(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles_for_devices import QUICK, made_once, script
+from bundles_for_devices import QUICK, script
 
 from edgegen import device_records, errors, on_device
 from edgegen.devices import _tools
@@ -19,15 +19,7 @@ from edgegen.devices import _tools
 FAKES = Path(__file__).parent / "fakes"
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """bundles(name, **how): each made once."""
-    return made_once(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # ------------------------------------------------------------------------------------------------------- vendors' tools

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles_for_devices import QUICK, made_once, measured_here, script, tiny
+from bundles_for_devices import QUICK, measured_here, script, tiny
 
 from edgegen import bundle, cli_device, device_records, errors, measuring, on_device, registry
 from edgegen.devices import _spec
@@ -20,15 +20,7 @@ from edgegen.types import Artifact, Graph, Model, PrecisionPlan, Stage, Target, 
 FAKES = Path(__file__).parent / "fakes"
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """bundles(name, **how): each made once."""
-    return made_once(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

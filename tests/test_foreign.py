@@ -6,7 +6,6 @@ import dataclasses
 import os
 import warnings
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,7 @@ from edgegen.loading import ModelOptions, load_model
 GREY = ModelOptions(task="restoration", input_shape=(1, 8, 8), value_range=(0, 1), mean=(), std=(), output_range=(0, 1))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterable[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _refused(spec: Any, **options: Any) -> str:

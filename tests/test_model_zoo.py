@@ -63,12 +63,7 @@ MACS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def costs(name: str, config: dict[str, Any], shape: tuple[int, ...]) -> tuple[graph.Cost, torch.nn.Module]:

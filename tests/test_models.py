@@ -26,12 +26,7 @@ NAMES = ("cifar_resnet", "dcgan", "edsr")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/assets is not here")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(name: str) -> nn.Module:

@@ -16,19 +16,9 @@ from onnx import helper, numpy_helper
 from onnx_by_hand import IMAGE, network, onnx_file, ops, random
 
 from edgegen import errors, onnx_graph
-from edgegen.types import Graph, Stage, TensorSpec
+from edgegen.types import Stage, TensorSpec
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}  # FP32: sums in another order
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Stage, Graph]]:
-    """The three tiny models, with the output of a module that is left in training mode exactly as it was."""
-    found = {}
-    for name in ("conv_chain", "residual", "depthwise_generator"):
-        stage = make_tiny(name).stage
-        found[name] = (stage, onnx_graph.to_onnx(stage, tmp_path_factory.mktemp(name) / "graph.onnx"))
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- cost
@@ -188,7 +178,7 @@ def test_torch_export_program_is_exported(tmp_path: Path) -> None:
     program = torch.export.export(stage.module, (torch.zeros(1, 3, 16, 16),)).module()
     loaded = dataclasses.replace(stage, module=program)
     graph = onnx_graph.to_onnx(loaded, tmp_path / "a.onnx")
-    onnx_graph.parity(stage, graph, {"input": random(1, 3, 16, 16)}, **TOLERANCE)
+    assert onnx_graph.parity(stage, graph, {"input": random(1, 3, 16, 16)}, **TOLERANCE).max_abs < 1e-4
 
 
 def test_impossible_exports_are_one_line(tmp_path: Path) -> None:

@@ -11,23 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import make_tiny
 from onnx import TensorProto, helper, numpy_helper
 from onnx_by_hand import IMAGE, graph_of, network, onnx_file, random
 
 from edgegen import errors, onnx_fp16, onnx_graph, onnx_qdq
-from edgegen.types import Graph, PrecisionPlan, Stage, TensorSpec
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Stage, Graph]]:
-    """The three tiny models, with the output of a module that is left in training mode exactly as it was."""
-    found = {}
-    for name in ("conv_chain", "residual", "depthwise_generator"):
-        stage = make_tiny(name).stage
-        found[name] = (stage, onnx_graph.to_onnx(stage, tmp_path_factory.mktemp(name) / "graph.onnx"))
-    return found
-
+from edgegen.types import PrecisionPlan, Stage, TensorSpec
 
 # ----------------------------------------------------------------------------------------------------------- fp16
 

@@ -19,13 +19,7 @@ from torch import Tensor  # noqa: E402
 from edgegen import registry, weights  # noqa: E402
 from edgegen.errors import ModelError  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def as_nvidia(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,12 +24,7 @@ ASSETS = Path(__file__).parents[1].parent / "shared" / "assets"
 needs_assets = pytest.mark.skipif(not ASSETS.is_dir(), reason="../shared/assets is not here")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ------------------------------------------------------------------------------------- the others, by their names

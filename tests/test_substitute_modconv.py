@@ -22,12 +22,7 @@ JOB = Job(Target("testbed", "", ("onnxruntime",)))
 TINY = {"size": 16, "width": 8, "latent": 12, "style": 12, "layers": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stylegan2(**config: Any) -> Model:
