@@ -5,8 +5,8 @@
 A cell is a network in a runtime, twice: "plain", the converter call that a user would write by hand, and edgegen.
 ok: built, run (in the runtime, or in the twin where it cannot run here), outputs within TOLERANCE of torch's.
 refused: named operator, layer and cure before any work. wrong: other outputs. failed: an error while building.
-crashed: the process died or ran over its limit. Each try is a process of its own. Results are written after each cell
-to benchmarks/results/export_sweep.jsonl, and a second call goes on where the first was stopped.
+crashed: the process died or ran over its limit; the rest of its batch goes on in a new one. Results are written after
+each cell to benchmarks/results/export_sweep.jsonl, and a second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import argparse
 import dataclasses
 import json
 import platform
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -54,8 +56,10 @@ TIMM = (
 # Largest difference to torch as a fraction of the output's peak: FP32, and FP16 where a runtime has nothing wider.
 TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2}
 Inputs = tuple[Any, ...]
+Job = tuple[str, str]  # network, runtime
 HALF = ("coreml", "tensorrt")
-SECONDS = 600  # a runtime, on the average of one process
+SECONDS = 600  # a cell
+BATCH = 6  # networks that one process does: most of a small cell of its own would be imports
 
 
 def spec_of(name: str) -> str:
@@ -191,7 +195,7 @@ def judged(error: float, precision: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- edgegen
 
 
-def ours(model: Any, inputs: Inputs, wanted: Any, runtimes: list[str]) -> Iterator[dict[str, Any]]:
+def ours(model: Any, inputs: Inputs, wanted: Any, runtimes: list[str], held: Held) -> Iterator[dict[str, Any]]:
     """Status of edgegen's export, runtime after runtime: cures first, then build and run in worker processes."""
     from edgegen import errors, onnx_graph, program, registry
 
@@ -207,17 +211,53 @@ def ours(model: Any, inputs: Inputs, wanted: Any, runtimes: list[str]) -> Iterat
             if why:
                 yield {"status": "failed", "why": why[:300]}
                 continue
-            found = one(graph, inputs, wanted, runtime, folder, "fp16" if runtime in HALF else "fp32")
+            found = one(graph, inputs, wanted, runtime, folder, "fp16" if runtime in HALF else "fp32", held)
             if "FP16 ends at" in found.get("why", ""):  # as compress does, which tries both
-                found = one(graph, inputs, wanted, runtime, folder, "fp32") | {"rewrites": ["fp32"]}
+                found = one(graph, inputs, wanted, runtime, folder, "fp32", held) | {"rewrites": ["fp32"]}
             yield found
 
 
-def one(graph: Any, inputs: Inputs, wanted: Any, runtime: str, folder: Path, precision: str) -> dict[str, Any]:
+class Held:
+    """A worker process a runtime, kept over the networks of a batch; a new one where it dies."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, Any] = {}
+
+    def built_and_run(self, graph: Any, out: Path, runtime: str, target: Any, feeds: dict[str, Any]) -> Any:
+        """The first output of the build."""
+        import numpy as np
+
+        from edgegen import errors, isolation, serial
+
+        module, samples = f"edgegen.runtimes.{runtime}", out.parent / "samples"
+        if runtime not in self.processes:
+            self.processes[runtime] = isolation.Process(runtime, isolation.Limits(seconds=SECONDS))
+        process = self.processes[runtime]
+        try:
+            made = process.request("build", module=module, graph=serial.to_json(graph), out=str(out),
+                                   calibration=str(samples) if graph.plan.precision == "fp16" else None,
+                                   target=serial.to_json(target))  # fmt: skip
+            process.request("open", module=module, artifact=made["artifact"])
+            given = {name: str(samples / f"{name}.npy") for name in feeds}
+            found = process.request("run", feeds=given, folder=str(out.parent))["outputs"]
+        except errors.EdgegenError:
+            self.processes.pop(runtime).kill()
+            raise
+        return np.load(next(iter(found.values())), allow_pickle=False)
+
+    def close(self) -> None:
+        """End them."""
+        while self.processes:
+            self.processes.popitem()[1].close()
+
+
+def one(
+    graph: Any, inputs: Inputs, wanted: Any, runtime: str, folder: Path, precision: str, held: Held
+) -> dict[str, Any]:
     """One cell of edgegen."""
     import numpy as np
 
-    from edgegen import errors, measuring, rewriting
+    from edgegen import errors, rewriting
     from edgegen.types import PrecisionPlan, Target
 
     target = Target("sweep", "", (runtime,), precisions=("fp32", "fp16"), threads=2)
@@ -233,10 +273,7 @@ def one(graph: Any, inputs: Inputs, wanted: Any, runtime: str, folder: Path, pre
         if cured.problems:
             told = [dataclasses.asdict(problem) for problem in cured.problems]
             return {"status": "refused", "problems": told, "rewrites": rewrites}
-        made = measuring.build_isolated(cured.graph, out, runtime=runtime, target=target,
-                                         calibration=samples if precision == "fp16" else None)  # fmt: skip
-        with measuring.Worker(made) as worker:
-            found = next(iter(worker.run(feeds).values()))
+        found = held.built_and_run(cured.graph, out, runtime, target, feeds)
     except errors.EdgegenError as error:
         status = "crashed" if "crashed" in str(error) or "signal" in str(error) else "failed"
         return {"status": status, "why": " ".join(str(error).split())[:300]}
@@ -246,48 +283,65 @@ def one(graph: Any, inputs: Inputs, wanted: Any, runtime: str, folder: Path, pre
 # ------------------------------------------------------------------------------------------------------------ sweep
 
 
-def isolated(how: str, name: str, runtimes: list[str]) -> dict[str, dict[str, Any]]:
-    """Every runtime's try; where the process dies, that runtime crashed, and the next ones get a new process."""
-    found: dict[str, dict[str, Any]] = {}
-    if how == "plain" and "tensorrt" in runtimes:
-        found["tensorrt"] = {"status": "not here", "why": "TensorRT cannot be installed here", "seconds": 0.0}
-    while left := [runtime for runtime in runtimes if runtime not in found]:
-        lines, why, seconds = attempt(how, name, left)
-        found |= {line.pop("runtime"): line for line in lines}
-        if why and len(lines) < len(left):
-            found[left[len(lines)]] = {"status": "crashed", "why": why, "seconds": seconds}
-    return found
-
-
-def attempt(how: str, name: str, runtimes: list[str]) -> tuple[list[dict[str, Any]], str, float]:
-    """(a finished line for each runtime as far as it came, why it ended early, seconds of the last)."""
-    command = [sys.executable, "-W", "ignore", __file__, "--try", how, name, *runtimes]
-    begun = time.monotonic()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as words:
-        process = subprocess.Popen(command, stdout=out, stderr=words, cwd=ROOT)
-        try:
-            code, why = process.wait(SECONDS * len(runtimes)), ""
-        except subprocess.TimeoutExpired:
+def isolated(how: str, jobs: list[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Every cell's try as soon as it is done; where the process dies, that cell crashed; the rest gets a new one."""
+    left = list(jobs)
+    for job in [job for job in left if how == "plain" and job[1] == "tensorrt"]:
+        left.remove(job)
+        yield job, {"status": "not here", "why": "TensorRT cannot be installed here", "seconds": 0.0}
+    while left:
+        begun = time.monotonic()
+        with tempfile.TemporaryFile("w+") as words:
+            command = [sys.executable, "-W", "ignore", __file__, "--batch", how, *(":".join(job) for job in left)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, cwd=ROOT)
+            for line in answers(process):
+                yield left.pop(0), json.loads(line)
+                begun = time.monotonic()
+            late = process.poll() is None
             process.kill()
-            code, why = process.wait(), f"no end after {SECONDS * len(runtimes)} s"
-        out.seek(0)
-        words.seek(0)
-        lines = [json.loads(line) for line in out.read().splitlines() if line.startswith('{"runtime"')]
-        last = (words.read().strip().splitlines() or ["no output"])[-1][:300]
-    if code < 0 and not why:
-        why = signal.Signals(-code).name
-    return lines, why or (last if code or len(lines) < len(runtimes) else ""), round(time.monotonic() - begun, 1)
+            code = process.wait()
+            words.seek(0)
+            last = (words.read().strip().splitlines() or ["no output"])[-1][:300]
+        if left:
+            why = f"no end after {SECONDS} s" if late else signal.Signals(-code).name if code < 0 else last
+            yield left.pop(0), {"status": "crashed", "why": why, "seconds": round(time.monotonic() - begun, 1)}
 
 
-def tried(how: str, name: str, runtimes: list[str]) -> None:
-    """What a process of `attempt` does: a JSON line for each runtime, as soon as it is done."""
-    model, inputs = load(name)
-    wanted = reference(model, inputs)
-    started = time.monotonic()
-    results = (plain if how == "plain" else ours)(model, inputs, wanted, runtimes)
-    for runtime, result in zip(runtimes, results, strict=True):
-        seconds, started = time.monotonic() - started, time.monotonic()
-        print("\n" + json.dumps({"runtime": runtime, **result, "seconds": round(seconds, 1)}), flush=True)
+def answers(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """Its lines of results; ends when it ends, or when nothing came for `SECONDS`."""
+    lines: queue.Queue[bytes] = queue.Queue()
+
+    def read() -> None:
+        for line in process.stdout or ():
+            if line.startswith(b'{"status"'):
+                lines.put(line)
+        process.wait()
+        lines.put(b"")
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=SECONDS)
+        except queue.Empty:
+            return
+        if not line:
+            return
+        yield line
+
+
+def tried(how: str, jobs: list[Job]) -> None:
+    """What a process of `isolated` does: a JSON line for each job, as soon as it is done; networks load once."""
+    held = Held()
+    for name in dict.fromkeys(name for name, _ in jobs):
+        model, inputs = load(name)
+        wanted = reference(model, inputs)
+        started = time.monotonic()
+        runtimes = [runtime for other, runtime in jobs if other == name]
+        made = plain(model, inputs, wanted, runtimes) if how == "plain" else ours(model, inputs, wanted, runtimes, held)
+        for result in made:
+            seconds, started = time.monotonic() - started, time.monotonic()
+            print("\n" + json.dumps({**result, "seconds": round(seconds, 1)}), flush=True)
+    held.close()
 
 
 def rows() -> dict[tuple[str, str], dict[str, Any]]:
@@ -323,35 +377,41 @@ def table(done: dict[tuple[str, str], dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run the cells that are not done yet, or one process' tries (--try), or only write the table."""
+    """Run the cells that are not done yet, or only print tries (--try), or only write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=None)
     parser.add_argument("--runtime", nargs="*", default=list(RUNTIMES), choices=RUNTIMES)
     parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no new network is begun")
     parser.add_argument("--share", default="0/1", help="K/N: every N-th network from the K-th, for several processes")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--try", dest="attempt", nargs="+", default=None)
+    parser.add_argument("--try", dest="attempt", nargs="+", help="HOW NETWORK RUNTIME ...: only print")
+    parser.add_argument("--batch", nargs="+", help="HOW NETWORK:RUNTIME ...: what a process of the sweep does")
     options = parser.parse_args()
-    if options.attempt:
-        return tried(*options.attempt[:2], options.attempt[2:])
+    if options.attempt or options.batch:
+        how, *jobs = options.batch or (options.attempt[0], *(f"{options.attempt[1]}:{r}" for r in options.attempt[2:]))
+        return tried(how, [(name, runtime) for name, _, runtime in (job.partition(":") for job in jobs)])
     part, parts = map(int, options.share.split("/"))
     names = [name for name in (*BUILTIN, *TIMM) if options.only is None or name in options.only][part::parts]
     begun = time.monotonic()
-    machine = {"machine": platform.machine(), "torch": version("torch"), "timm": version("timm")}
-    for name in names:
-        left = [runtime for runtime in options.runtime if (name, runtime) not in rows()]
-        if not left or options.table or time.monotonic() - begun > options.limit:
-            continue
-        hand, mine = isolated("plain", name, left), isolated("edgegen", name, left)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            for runtime in left:
-                row = {"model": name, "runtime": runtime, "plain": hand[runtime], "edgegen": mine[runtime]}
-                file.write(json.dumps({**row, "date": time.strftime("%Y-%m-%d"), **machine}) + "\n")
-        said = ", ".join(f"{runtime} {hand[runtime]['status']}/{mine[runtime]['status']}" for runtime in left)
-        print(f"{name}: {said}", flush=True)
-        RESULTS.with_suffix(".md").write_text(table(rows()), encoding="utf-8")
+    for start in range(0, len(names), BATCH):
+        done = rows()
+        left = [(n, r) for n in names[start : start + BATCH] for r in options.runtime if (n, r) not in done]
+        if left and not options.table and time.monotonic() - begun < options.limit:
+            batch(left)
     RESULTS.with_suffix(".md").write_text(table(rows()), encoding="utf-8")
     return None
+
+
+def batch(jobs: list[Job]) -> None:
+    """Cells by hand, then edgegen's, each written as soon as it is done."""
+    machine = {"machine": platform.machine(), "torch": version("torch"), "timm": version("timm")}
+    hand = dict(isolated("plain", jobs))
+    for (name, runtime), mine in isolated("edgegen", jobs):
+        row = {"model": name, "runtime": runtime, "plain": hand[name, runtime], "edgegen": mine}
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "date": time.strftime("%Y-%m-%d"), **machine}) + "\n")
+        print(f"{name} {runtime}: {hand[name, runtime]['status']} by hand, {mine['status']}", flush=True)
+        RESULTS.with_suffix(".md").write_text(table(rows()), encoding="utf-8")
 
 
 if __name__ == "__main__":
