@@ -199,7 +199,7 @@ def table(results: dict[str, Any]) -> str:
             undone = "; ".join(f"{key}: {why}" for key, why in part["undone"].items()) or "-"
             structure, both = part["structure, float"], part["all"]
             lines.append(f"| {name} | {alone} | {structure:.2f}x | {both:.2f}x | {shares} | {undone} |")
-    machine = next((f["report"]["machine"] for f in results.values() if "report" in f), {})
+    machine: dict[str, Any] = next((f["report"]["machine"] for f in results.values() if "report" in f), {})
     where = f"Machine: {machine.get('cpu_model', 'unknown')}, {machine.get('cores', '?')} cores."
     return "\n".join([*lines, "", where]) + "\n"
 
