@@ -61,7 +61,7 @@ class Row:
         return goals.RECIPES / f"{self.recipe or self.name}.toml"
 
 
-CIFAR = ("cifar/train.npz", "cifar/test.npz", "--calibration-images", "300", "--samples", "4000")
+CIFAR = ("cifar/train-all.npz", "cifar/test.npz", "--calibration-images", "300", "--samples", "4000")
 STYLE = ("style", "style", "style-mosaic.safetensors", "photos/train", "photos/eval", *FEATURES)
 RESNET = ("resnet_cifar", "resnet56", "resnet56-cifar10.th", *CIFAR, "--max-quality-drop")
 ROWS = (
@@ -76,7 +76,7 @@ ROWS = (
                     "--max-quality-drop", "0.3"), 2.0),
     Row("taef2-3x", goals.user("taef2", "decoder", "taef2-decoder.pth", "taef2/train.npz", "taef2/eval.npz",
                                "--max-quality-drop", "0.5"), 3.0, recipe="taef2"),
-    Row("vit-2x", ("--model", "vit", "--data", str(goals.DATA / "cifar/train.npz"), "--eval-data",
+    Row("vit-2x", ("--model", "vit", "--data", str(goals.DATA / "cifar/train-all.npz"), "--eval-data",
                    str(goals.DATA / "cifar/test.npz"), "--max-quality-drop", "0.5"), 2.0),
     Row("denoiser-kv", ("--model", "dit", "--config", "size=64", "--latency-only"), 1.5),
 )  # fmt: skip

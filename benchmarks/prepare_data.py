@@ -4,6 +4,7 @@
 
     cifar/calibration.npz   300 training images (30 a class)                   x uint8 (N, 32, 32, 3), y int64 (N,)
     cifar/train.npz         10,000 other training images
+    cifar/train-all.npz     all 49,700 other ones
     cifar/test.npz          the 8,000 test images
     photos/train, eval      image folders: every fifth photo is for evaluation
     imagenet/train, eval    .npz of the same photos, shorter side 256, centre 224; y = ImageNet class
@@ -63,14 +64,15 @@ def split_photos(assets: Path) -> dict[str, list[Path]]:
 
 def cifar(assets: Path, out: Path) -> None:
     """Calibration, training and test arrays; the training sheets are 50 rows of 100 images, a sheet a class."""
-    parts: dict[str, list[np.ndarray]] = {"calibration": [], "train": []}
+    parts: dict[str, list[np.ndarray]] = {"calibration": [], "train": [], "train-all": []}
     for sheet in sorted((assets / "cifar10-train").glob("*.webp"), key=lambda p: int(p.name.split("_")[0])):
         with Image.open(sheet) as opened:
             pixels = np.asarray(opened.convert("RGB"))
         images = pixels.reshape(50, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
-        chosen = np.random.default_rng(0).permutation(len(images))[: CALIBRATION_PER_CLASS + TRAIN_PER_CLASS]
-        parts["calibration"].append(images[chosen[:CALIBRATION_PER_CLASS]])
-        parts["train"].append(images[chosen[CALIBRATION_PER_CLASS:]])
+        calibration, others = np.split(np.random.default_rng(0).permutation(len(images)), [CALIBRATION_PER_CLASS])
+        parts["calibration"].append(images[calibration])
+        parts["train"].append(images[others[:TRAIN_PER_CLASS]])
+        parts["train-all"].append(images[others])
     for name, classes in parts.items():
         # interleave the classes, so that every prefix of the file is balanced
         x = np.stack(classes, axis=1).reshape(-1, 32, 32, 3)
