@@ -240,6 +240,8 @@ class Held:
             process.request("open", module=module, artifact=made["artifact"])
             given = {name: str(samples / f"{name}.npy") for name in feeds}
             found = process.request("run", feeds=given, folder=str(out.parent))["outputs"]
+        except errors.Unsupported:
+            raise
         except errors.EdgegenError:
             self.processes.pop(runtime).kill()
             raise
@@ -267,13 +269,17 @@ def one(
     samples.mkdir(exist_ok=True)
     for name, value in feeds.items():  # what an FP16 build looks at: see fp16_lint
         np.save(samples / f"{name}.npy", value, allow_pickle=False)
+    rewrites: list[str] = []
     try:
-        cured = rewriting.cures(graph, runtime, target, feeds=feeds, out=folder / f"{runtime}.onnx")
-        rewrites = sorted(cured.changed)
-        if cured.problems:
-            told = [dataclasses.asdict(problem) for problem in cured.problems]
-            return {"status": "refused", "problems": told, "rewrites": rewrites}
-        found = held.built_and_run(cured.graph, out, runtime, target, feeds)
+        try:  # as compress does: what the runtime refuses is rewritten as far as there are cures
+            found = held.built_and_run(graph, out, runtime, target, feeds)
+        except errors.Unsupported:
+            cured = rewriting.cures(graph, runtime, target, feeds=feeds, out=folder / f"{runtime}.onnx")
+            rewrites = sorted(cured.changed)
+            if cured.problems:
+                told = [dataclasses.asdict(problem) for problem in cured.problems]
+                return {"status": "refused", "problems": told, "rewrites": rewrites}
+            found = held.built_and_run(cured.graph, out, runtime, target, feeds)
     except errors.EdgegenError as error:
         status = "crashed" if "crashed" in str(error) or "signal" in str(error) else "failed"
         return {"status": status, "why": " ".join(str(error).split())[:300]}
