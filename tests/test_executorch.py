@@ -111,6 +111,25 @@ def test_rewrites_for_the_delegate_are_exact(name: str) -> None:
         assert gap(module(value).numpy(), traced(value).numpy()) < 1e-5
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_large_norms_are_means_of_means(last: bool) -> None:
+    """XNNPACK adds in float32, one after another: no mean may be over millions of values."""
+    import torch
+
+    module = seeded(lambda: torch.nn.GroupNorm(1, 4))
+    value = torch.randn((1, 4, 160, 160), generator=torch.Generator().manual_seed(1)) + 3
+    value = value.to(memory_format=torch.channels_last) if last else value
+    with torch.no_grad(), _executorch_lower.quiet():
+        traced = torch.export.export(module, (value,)).module()
+        assert _executorch_rewrite.rewrite(traced)
+        again = torch.export.export(traced, (value,)).module()
+        means = [node for node in again.graph.nodes if str(node.target) == "aten.mean.dim"]
+        areas = [node.args[0].meta["val"].shape[-2:].numel() for node in means]
+        assert len(means) == 4
+        assert max(areas) < 1000 < 4 * 160 * 160
+        assert gap(module(value).numpy(), again(value).numpy()) < 1e-5
+
+
 def test_what_needs_no_rewrite_is_left_alone() -> None:
     import torch
 

@@ -96,6 +96,10 @@ CONSTRUCTS = [
     pytest.param([("Reshape", ["x", "r"], "v"), ("Transpose", ["v"], "w", {"perm": [2, 0, 3, 1, 4]}),
                   ("Gather", ["w", "i"], "y", {"axis": 0})],
                  (1, 5, 24), (1, 2, 5, 4), {"r": I64([1, 5, 3, 2, 4]), "i": I64(1)}, id="key-by-its-number"),
+    pytest.param([("Reshape", ["x", "r"], "v"), ("InstanceNormalization", ["v", "s", "b"], "w"),
+                  ("Reshape", ["w", "q"], "y")], S, S,
+                 {"r": I64([1, 4, 384]), "q": I64(S), "s": np.ones(4, np.float32), "b": np.zeros(4, np.float32)},
+                 id="group-norm-of-rows"),
 ]  # fmt: skip
 
 
@@ -110,6 +114,45 @@ def test_what_pnnx_loses_is_rewritten_exactly(
     onnx_files.write(_ncnn_prepare.prepare(onnx.load(graph.onnx)), prepared.onnx)
     assert gap(wanted, reference(prepared, value)) < EXACT
     assert gap(wanted, run(built(graph, tmp_path / "out"), value)) < EXACT
+
+
+def test_transposes_with_an_axis_less_are_exact(tmp_path: Path) -> None:
+    """What is tried where pnnx loses sight of the batch: four axes in all, whatever the order of five or six."""
+    for number, order in enumerate(([0, 2, 4, 3, 1], [2, 0, 3, 1, 4], [0, 1, 3, 2, 4], [3, 1, 5, 0, 4, 2])):
+        sizes = (1, 3, 4, 2, 5)[: len(order)] if len(order) == 5 else (2, 3, 4, 2, 5, 3)
+        out = tuple(sizes[axis] for axis in order)
+        flat = (1, int(np.prod(sizes)))
+        nodes = [("Reshape", ["x", "r"], "v"), ("Transpose", ["v"], "w", {"perm": order}), ("Reshape", ["w", "q"], "y")]
+        graph = graph_of(tmp_path / f"{number}.onnx", nodes, flat, flat, r=I64(sizes), q=I64(flat))
+        value, made = noise(flat), tmp_path / f"{number}-prepared.onnx"
+        onnx_files.write(_ncnn_prepare.prepare(onnx.load(graph.onnx), 3), made)
+        shapes = onnx_cost.static_shapes(onnx.load(made))
+        assert max(map(len, shapes.values())) <= 4, out
+        assert gap(reference(graph, value), reference(dataclasses.replace(graph, onnx=made), value)) == 0
+
+
+def test_windows_whose_batch_pnnx_loses(tmp_path: Path) -> None:
+    """Attention in windows: their number stands where the batch was, and pnnx leaves `Tensor.reshape` of five axes."""
+    import torch
+
+    class Windows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.qkv, self.out = torch.nn.Conv2d(3, 8, 2, 2), torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+
+        def forward(self, x: Any) -> Any:
+            x = self.patch(x).permute(0, 2, 3, 1)
+            x = x.reshape(1, 2, 4, 2, 4, 8).transpose(2, 3).reshape(4, 16, 8)
+            q, k, v = self.qkv(x).reshape(4, 16, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            x = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(4, 16, 8)
+            return self.out(x).reshape(1, 2, 2, 4, 4, 8).transpose(2, 3).reshape(1, 8, 8, 8)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Windows().eval()
+    stage = Stage("windows", module, (TensorSpec("x", (1, 3, 16, 16)),), (TensorSpec("y", (1, 8, 8, 8)),))
+    graph, value = onnx_graph.to_onnx(stage, tmp_path / "g.onnx"), noise((1, 3, 16, 16))
+    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
 
 
 def test_plain_conversion_of_a_channel_mean_is_wrong(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgegen.runtimes import _executorch_names
 
+_LARGE = 2**16  # values; means of more are taken in two steps
 _WIDEST = 32  # slices of a border; wider ones are left as they are
 
 
@@ -126,7 +127,7 @@ def _instance_norm(build: _Builder, node: Any) -> Any:
     shape = source.meta["val"].shape
     if len(shape) != 4 or not own_statistics:
         return None
-    return _affine(build, _normalised(build, source, eps), weight, bias, int(shape[1]))
+    return _affine(build, _normalised(build, source, [int(size) for size in shape], eps), weight, bias, int(shape[1]))
 
 
 def _group_norm(build: _Builder, node: Any) -> Any:
@@ -137,17 +138,33 @@ def _group_norm(build: _Builder, node: Any) -> Any:
     shape = [int(size) for size in source.meta["val"].shape]
     if len(shape) != 4:
         return None
-    rows = build.call(build.aten.view.default, source, [shape[0], groups, shape[1] // groups * shape[2], shape[3]])
-    back = build.call(build.aten.view.default, _normalised(build, rows, eps), shape)
+    flat = [shape[0], groups, shape[1] // groups * shape[2], shape[3]]
+    rows = build.call(build.aten.reshape.default, source, flat)
+    back = build.call(build.aten.reshape.default, _normalised(build, rows, flat, eps), shape)
     return _affine(build, back, weight, bias, shape[1])
 
 
-def _normalised(build: _Builder, source: Any, eps: float) -> Any:
+def _normalised(build: _Builder, source: Any, shape: list[int], eps: float) -> Any:
     aten = build.aten
-    centred = build.call(aten.sub.Tensor, source, build.call(aten.mean.dim, source, [-1, -2], True))
-    variance = build.call(aten.mean.dim, build.call(aten.mul.Tensor, centred, centred), [-1, -2], True)
+    centred = build.call(aten.sub.Tensor, source, _mean(build, source, shape))
+    variance = _mean(build, build.call(aten.mul.Tensor, centred, centred), shape)
     safe = build.call(aten.add.Tensor, variance, build.constant(build.torch.full((1, 1, 1, 1), eps)))
     return build.call(aten.mul.Tensor, centred, build.call(aten.rsqrt.default, safe))
+
+
+def _mean(build: _Builder, source: Any, shape: list[int]) -> Any:
+    """Mean over height and width; of millions of values the mean of the means of parts of equal size.
+
+    XNNPACK adds values one after another in float32: of 8 million squares that loses a percent.
+    """
+    batch, channels, height, width = shape
+    parts = max((p for p in range(1, height + 1) if not height % p and p * p <= height * width), default=1)
+    if height * width <= _LARGE or parts == 1:
+        return build.call(build.aten.mean.dim, source, [-1, -2], True)
+    cut = build.call(build.aten.reshape.default, source, [batch * channels * parts, 1, height // parts, width])
+    means = build.call(build.aten.mean.dim, cut, [-1, -2], True)
+    rows = build.call(build.aten.reshape.default, means, [batch, channels, parts, 1])
+    return build.call(build.aten.mean.dim, rows, [-1, -2], True)
 
 
 def _affine(build: _Builder, value: Any, weight: Any, bias: Any, channels: int) -> Any:
@@ -155,7 +172,7 @@ def _affine(build: _Builder, value: Any, weight: Any, bias: Any, channels: int) 
         if operand is not None:
             known = build.value(operand)
             shape = (1, channels, 1, 1)
-            flat = build.call(build.aten.view.default, operand, list(shape)) if known is None else None
+            flat = build.call(build.aten.reshape.default, operand, list(shape)) if known is None else None
             value = build.call(target, value, build.constant(known.reshape(shape)) if flat is None else flat)
     return value
 
@@ -167,7 +184,7 @@ def _upsample(build: _Builder, node: Any) -> Any:
     factors = [big // small for big, small in zip(out[2:], shape[2:])]
     if [f * s for f, s in zip(factors, shape[2:])] != out[2:] or max(factors) > 4:
         return None
-    view, cat, rows = build.aten.view.default, build.aten.cat.default, shape[0] * shape[1]
+    view, cat, rows = build.aten.reshape.default, build.aten.cat.default, shape[0] * shape[1]
     value = source
     for axis, apart in ((3, [rows, shape[2], shape[3], 1]), (2, [rows, shape[2], 1, out[3]])):
         if factors[axis - 2] > 1:  # XNNPACK takes no tensor twice: each copy is a reshape of its own
@@ -189,7 +206,7 @@ def _attention(build: _Builder, node: Any) -> Any:
     scaled = build.call(aten.mul.Tensor, flat[0], factor)
     scores = build.call(aten.bmm.default, scaled, build.call(aten.permute.default, flat[1], [0, 2, 1]))
     mixed = build.call(aten.bmm.default, build.call(aten.softmax.int, scores, -1), flat[2])
-    return build.call(aten.view.default, mixed, [*shapes[0][:3], shapes[2][3]])
+    return build.call(aten.reshape.default, mixed, [*shapes[0][:3], shapes[2][3]])
 
 
 def _matmul(build: _Builder, node: Any) -> Any:
@@ -200,7 +217,7 @@ def _matmul(build: _Builder, node: Any) -> Any:
     rows = shapes[0][0] * shapes[0][1]
     flat = [build.call(build.aten.reshape.default, p, [rows, *s[2:]]) for p, s in zip(node.args, shapes)]
     product = build.call(build.aten.bmm.default, *flat)
-    return build.call(build.aten.view.default, product, [*shapes[0][:3], shapes[1][3]])
+    return build.call(build.aten.reshape.default, product, [*shapes[0][:3], shapes[1][3]])
 
 
 def _select(build: _Builder, node: Any) -> Any:
@@ -219,7 +236,7 @@ def _softmax(build: _Builder, node: Any) -> Any:
     if len(shape) != 4 or axis % 4 != 3:
         return None
     rows = build.call(build.aten.reshape.default, source, [shape[0] * shape[1], *shape[2:]])
-    return build.call(build.aten.view.default, build.call(build.aten.softmax.int, rows, -1), shape)
+    return build.call(build.aten.reshape.default, build.call(build.aten.softmax.int, rows, -1), shape)
 
 
 def _global_max(build: _Builder, node: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -31,15 +32,15 @@ def leading(node: onnx.NodeProto, draft: Draft) -> Made:
     if axis % len(shape) or (len(node.input) > 4 and int(draft.consts.get(node.input[4], np.zeros(1)).ravel()[0]) != 1):
         return None
     start, stop = (min(value + shape[0] if value < 0 else value, shape[0]) for value in (start, stop))
-    flat = draft.reshape(node.input[0], (1, shape[0] * shape[1], *shape[2:]))
-    cut = draft.slice(flat.output[0], 1, start * shape[1], stop * shape[1])
+    flat = draft.reshape(node.input[0], (1, shape[0], math.prod(shape[1:])))
+    cut = draft.slice(flat.output[0], 1, start, stop)
     return [flat, cut, draft.reshape(cut.output[0], out, node.output[0])]
 
 
 def transpose(node: onnx.NodeProto, draft: Draft) -> Made:
     """Transpose of five axes and more, or of a first axis that is no batch: with axes that stay neighbours merged.
 
-    What still has five is done in two steps of at most four, where there are two such steps.
+    What still has more than `draft.most` is done in steps of at most as many, where there are such steps.
     """
     if node.op_type != "Transpose" or node.input[0] in draft.consts:
         return None
@@ -49,7 +50,7 @@ def transpose(node: onnx.NodeProto, draft: Draft) -> Made:
         return None
     real = sorted(axis for axis in order if shape[axis] > 1)
     sizes = tuple(shape[axis] for axis in real)
-    steps = _two_steps(tuple(real.index(axis) for axis in order if shape[axis] > 1))
+    steps = _steps(tuple(real.index(axis) for axis in order if shape[axis] > 1), draft.most)
     if steps is None:
         return None
     made, value = [], node.input[0]
@@ -74,17 +75,25 @@ def _blocks(order: Sequence[int]) -> list[list[int]]:
     return blocks
 
 
-def _two_steps(order: tuple[int, ...]) -> list[tuple[int, ...]] | None:
-    """The permutation itself, or two that make it, each of at most four blocks; none for one that changes nothing."""
-    if len(_blocks(order)) <= 4:
-        return [order] if len(_blocks(order)) > 1 else []
+@functools.cache
+def _steps(order: tuple[int, ...], most: int) -> tuple[tuple[int, ...], ...] | None:
+    """The fewest permutations of at most `most` blocks each that make one; none for one that changes nothing."""
+    start = tuple(range(len(order)))
+    if len(_blocks(order)) <= most:
+        return (order,) if order != start else ()
     if len(order) > 6:
         return None
-    for first in itertools.permutations(range(len(order))):
-        second = tuple(first.index(axis) for axis in order)
-        if len(_blocks(first)) <= 4 and len(_blocks(second)) <= 4:
-            return [first, second]
-    return None
+    single = [step for step in itertools.permutations(start) if step != start and len(_blocks(step)) <= most]
+    reached: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {start: ()}
+    edge = [start]
+    while edge and order not in reached:
+        before, edge = edge, []
+        for place, step in itertools.product(before, single):
+            made = tuple(place[axis] for axis in step)
+            if made not in reached:
+                reached[made] = (*reached[place], step)
+                edge.append(made)
+    return reached.get(order)
 
 
 def chain(node: onnx.NodeProto, draft: Draft) -> Made:

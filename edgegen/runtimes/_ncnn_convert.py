@@ -48,16 +48,20 @@ def telling(text: str) -> str:
     return kept[-1][:300] if kept else "it said nothing"
 
 
+def unknown_layers(param: Path) -> list[_ncnn_file.Layer]:
+    """Layers that ncnn does not have: pnnx writes what it cannot convert into the file and succeeds."""
+    import ncnn
+
+    return [layer for layer in _ncnn_file.layers(param) if ncnn.layer_to_index(layer.kind) < 0]
+
+
 def check_layers(param: Path) -> None:
-    """Every layer must be one that ncnn has: pnnx writes what it cannot convert into the file and succeeds.
+    """Every layer must be one that ncnn has.
 
     Raises:
         errors.RuntimeFailed: names operators and layers.
     """
-    import ncnn
-
-    unknown = [layer for layer in _ncnn_file.layers(param) if ncnn.layer_to_index(layer.kind) < 0]
-    if unknown:
+    if unknown := unknown_layers(param):
         told = ", ".join(f"{layer.kind} ({layer.name})" for layer in unknown[:3])
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise errors.RuntimeFailed(

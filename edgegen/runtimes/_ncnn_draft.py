@@ -17,20 +17,24 @@ Made = list[onnx.NodeProto] | None
 
 @dataclasses.dataclass
 class Draft:
-    """A model that is being rewritten: shapes and constants by tensor name; new tensors get names of their own."""
+    """A model that is being rewritten: shapes and constants by tensor name; new tensors get names of their own.
+
+    `most` is the number of axes that a new tensor may have behind its first, which is 1.
+    """
 
     model: onnx.ModelProto
     shapes: dict[str, tuple[int, ...]]
     consts: dict[str, np.ndarray]
     taken: set[str]
+    most: int = 4
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> Draft:
+    def of(cls, model: onnx.ModelProto, most: int = 4) -> Draft:
         """Read a model; small constants only, as rules look at axes and exponents, not at weights."""
         found = {name: t for name, t in onnx_cost.constants(model).items() if math.prod(t.dims) <= 4096}
         consts = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in found.items()}
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
-        return cls(model, onnx_cost.static_shapes(model), consts, names)
+        return cls(model, onnx_cost.static_shapes(model), consts, names, most)
 
     def name(self, base: str) -> str:
         """A tensor name that is not taken."""

@@ -22,12 +22,15 @@ _MOST_PIECES = 64
 _BATCHED = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Gemm"))
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with every rule applied, tidied."""
+def prepare(model: onnx.ModelProto, most: int = 4) -> onnx.ModelProto:
+    """A copy with every rule applied, tidied; no new tensor has more than `most` axes behind its first, which is 1.
+
+    Where pnnx does not see that the first axis is a batch it counts it, and three others are all that is left.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for rule in _RULES:
-        draft, changed = Draft.of(copy), False
+        draft, changed = Draft.of(copy, most), False
         nodes: list[onnx.NodeProto] = []
         for node in copy.graph.node:
             known = all(name in draft.shapes for name in (*node.input, *node.output) if name)
@@ -102,6 +105,17 @@ def _extreme(node: onnx.NodeProto, draft: Draft, folded: tuple[int, int, int], o
     pooled = draft.node("MaxPool", [source], kernel_shape=[depth, 1], strides=[depth, 1])
     back = [draft.node("Neg", [pooled.output[0]])] if turned else []
     return [first, *turned, pooled, *back, draft.reshape((back or [pooled])[0].output[0], out, node.output[0])]
+
+
+def _instances(node: onnx.NodeProto, draft: Draft) -> Made:
+    """Instance norm of rows, as torch writes a group norm: pnnx leaves `nn.InstanceNorm1d`. As that of images."""
+    if node.op_type != "InstanceNormalization" or len(draft.shapes[node.input[0]]) == 4:
+        return None
+    shape = draft.shapes[node.input[0]]
+    image = draft.reshape(node.input[0], (*shape[:2], 1, math.prod(shape[2:])))
+    eps = attribute(node, "epsilon", 1e-5)
+    normal = draft.node("InstanceNormalization", [image.output[0], *node.input[1:]], epsilon=eps)
+    return [image, normal, draft.reshape(normal.output[0], shape, node.output[0])]
 
 
 def _keeps(op: str) -> bool:
@@ -233,6 +247,6 @@ def _softplus(node: onnx.NodeProto, draft: Draft) -> Made:
 
 
 _RULES: tuple[Callable[[onnx.NodeProto, Draft], Made], ...] = (
-    _softplus, _reduce, _power, _steps, _tile, _gather, _wrap,
+    _softplus, _reduce, _instances, _power, _steps, _tile, _gather, _wrap,
     _ncnn_axes.squeeze, _ncnn_axes.leading, _ncnn_axes.transpose, _ncnn_axes.chain,
 )  # fmt: skip

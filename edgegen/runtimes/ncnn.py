@@ -60,13 +60,10 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
     plan = graph.plan
     _common.check_plan(NAME, plan, _PLANS, calibration)
     options = {"threads": _common.threads(target), "fp16_arithmetic": False, "checked_against": "onnxruntime"}
-    prepared = _ncnn_prepare.prepare(onnx.load(graph.onnx))
     with files.whole(out) as folder, tempfile.TemporaryDirectory() as scratch:
         folder.mkdir()
         try:
-            onnx_files.write(prepared, Path(scratch) / "model.onnx")
-            param, binary = _ncnn_convert.convert(Path(scratch) / "model.onnx", Path(scratch))
-            _ncnn_convert.check_layers(param)
+            param, binary = _converted(onnx.load(graph.onnx), Path(scratch))
             _ncnn_convert.name_layers(param, binary, onnx.load(graph.onnx))
             if plan.precision == "fp16":
                 _ncnn_file.halve(param, binary)
@@ -120,6 +117,17 @@ def inspect(artifact: Artifact) -> Inspection:
         total += weight.values.nbytes
         small += weight.values.nbytes if weight.storage == "int8" else 0
     return Inspection(got, small / max(1, total), 0.0)
+
+
+def _converted(model: onnx.ModelProto, scratch: Path) -> tuple[Path, Path]:
+    """(model.param, model.bin); a network in which pnnx loses sight of the batch is converted with an axis less."""
+    for most in (4, 3):
+        onnx_files.write(_ncnn_prepare.prepare(model, most), scratch / "model.onnx")
+        made = _ncnn_convert.convert(scratch / "model.onnx", scratch)
+        if all(layer.kind != "Tensor.reshape" for layer in _ncnn_convert.unknown_layers(made[0])):
+            break
+    _ncnn_convert.check_layers(made[0])
+    return made
 
 
 def _net(artifact: Artifact) -> Any:
