@@ -2,62 +2,33 @@
 
 A convolution or linear layer, its bias, its activation and, where the runtime fuses it, the addition of a shortcut are
 one kernel. Norms, softmax, pooling, resizing, element-wise operations and movements of data are kernels of their own;
-reshapes are free. Zhang et al., 2021, nn-Meter, doi:10.1145/3458864.3467882, finds such rules by probing; these here
-are of general knowledge of the runtimes, and what they miss is in the error of the validation.
+reshapes are free. Zhang et al., 2021, nn-Meter, doi:10.1145/3458864.3467882, finds such rules by probing; those here
+(`operator_rules`) are read off what runtimes report, and what they miss is in the error of the validation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgegen import operator_rules as rules
 from edgegen.types import PrecisionPlan
 
 KINDS = (
     "conv1x1", "conv3x3", "conv", "depthwise", "grouped", "transposed", "linear", "matmul", "norm", "softmax", "pool",
-    "resize", "elementwise", "movement", "input", "output", "run",
+    "resize", "elementwise", "movement", "input", "output", "run", "scale", "layernorm", "concat", "pad", "transpose",
+    "activation", "cast",
 )  # fmt: skip
-"""input, output: copies of the graph's tensors from and to numpy. run: one of each graph, the cost of any call."""
+"""scale: a batch norm that is no part of a layer. norm: by instance or group. elementwise: of two tensors. cast:
+between INT8 and float. input, output: copies of the graph's tensors from and to numpy. run: the cost of any call."""
 WORK = KINDS[:8]
 """Kinds with MACs."""
+_NORMS = ("layernorm", "norm", "scale")
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-
-_FREE = frozenset((
-    "Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear",
-    "Range", "Reshape", "Shape", "Squeeze", "Unsqueeze",
-))  # fmt: skip
-_KIND = {
-    "norm": ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
-             "LpNormalization", "RMSNormalization"),
-    "softmax": ("LogSoftmax", "Softmax"),
-    "pool": ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean", "ReduceSum",
-             "ReduceL2"),
-    "resize": ("GridSample", "Resize", "Upsample"),
-    "movement": ("Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile",
-                 "Transpose"),
-}  # fmt: skip
-_KIND_OF = {op: kind for kind, ops in _KIND.items() for op in ops}
-_ACTIVATIONS = frozenset((
-    "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Sigmoid", "Silu", "Tanh",
-))  # fmt: skip
-# Activations that a runtime computes inside the convolution before them, and whether it adds a shortcut there.
-FUSED: Mapping[str, frozenset[str]] = {
-    "onnxruntime": frozenset(("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")),
-    "openvino": _ACTIVATIONS,
-    "tensorrt": _ACTIVATIONS,
-    "coreml": _ACTIVATIONS,
-    "executorch": frozenset(("Relu", "Clip")),
-    "litert": frozenset(("Relu", "Clip")),
-    "ncnn": frozenset(("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "Mish")),
-}
-_CURVED = frozenset((
-    "Elu", "Erf", "Exp", "Gelu", "Log", "Mish", "Pow", "Sigmoid", "Silu", "Softmax", "Softplus", "Tanh",
-))  # fmt: skip
-SHORTCUTS = frozenset(("onnxruntime", "openvino", "tensorrt", "coreml"))
 
 
 @dataclass(frozen=True)
@@ -137,8 +108,9 @@ class _Reader:
         for node in model.graph.node:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
-        self.activations, self.shortcuts = FUSED.get(runtime, frozenset()), runtime in SHORTCUTS
-        self.taken: set[str] = set()
+        self.made = {name: place for place, node in enumerate(model.graph.node) for name in node.output}
+        self.runtime, self.taken = runtime, set[str]()
+        self.eight, self.cast = set[str](), set[str]()  # tensors in INT8, and those that were cast already
 
     def read(self) -> list[Kernel]:
         graph = self.model.graph
@@ -146,8 +118,12 @@ class _Reader:
         found = [Kernel("run"), *(Kernel("input", bytes_in=4 * self._size(name)) for name in inputs)]
         self._constant_parts()
         for node in graph.node:
-            if node.op_type not in _FREE and node.output[0] not in self.taken:
-                found.append(self._weighted(node) if node.output[0] in self.costs else self._other(node))
+            if node.op_type in rules.FREE and node.input and node.input[0] in self.eight:
+                self.eight.update(node.output)
+            if node.op_type not in rules.FREE and node.output[0] not in self.taken:
+                precision = self._precision(node)
+                found += self._casts(node, precision)
+                found.append((self._weighted if node.output[0] in self.costs else self._other)(node, precision))
         return [*found, *(Kernel("output", bytes_out=4 * self._size(o.name)) for o in graph.output)]
 
     def _constant_parts(self) -> None:
@@ -163,14 +139,25 @@ class _Reader:
             raise ValueError(f"the shape of {name!r} is not static; export with fixed shapes")
         return math.prod(self.shapes[name])
 
-    def _weighted(self, node: Any) -> Kernel:
+    def _casts(self, node: Any, precision: str) -> list[Kernel]:
+        """What a node reads in another precision than it works in, once for each tensor."""
+        if self.plan.precision != "int8":
+            return []
+        wanted = [name for name in dict.fromkeys(node.input) if name and name not in self.consts
+                  and (name in self.eight) != (precision == "int8") and name not in self.cast]  # fmt: skip
+        self.cast.update(wanted)
+        ends = (1, 4) if precision != "int8" else (4, 1)
+        sizes = [self._size(name) for name in wanted if name in self.shapes]
+        return [Kernel("cast", bytes_in=ends[0] * size, bytes_out=ends[1] * size, precision="int8") for size in sizes]
+
+    def _weighted(self, node: Any, precision: str) -> Kernel:
         cost, attributes = self.costs[node.output[0]], {a.name: a for a in node.attribute}
         first, second = self.shapes[node.input[0]], self.shapes[node.input[1]]
-        precision = self._precision(node, bool(cost.weight))
         size = BYTES[precision]
-        fused, end = self._follow(node) if cost.weight else ((), node.output[0])
+        fused, end = self._follow(node, precision) if cost.weight else ((), node.output[0])
+        self.eight.update([end] if precision == "int8" else [])
         out = self.shapes[end]
-        extra = sum(self._size(node.output[0]) for op in fused if op == "Add")  # the shortcut is read as well
+        extra = self._size(end) * fused.count("Add")  # the shortcut is read as well
         shape: dict[str, Any]
         if node.op_type in ("Conv", "ConvTranspose"):
             groups = attributes["group"].i if "group" in attributes else 1
@@ -189,34 +176,46 @@ class _Reader:
         return Kernel(
             kind, cost.macs, size * (math.prod(first) + extra + (0 if cost.weight else math.prod(second))),
             size * cost.params, size * math.prod(out), precision=precision, name=node.name, fused=fused,
-            curved=math.prod(out) * len(_CURVED & set(fused)), **shape,
+            curved=math.prod(out) * len(rules.CURVED & set(fused)), **shape,
         )  # fmt: skip
 
-    def _precision(self, node: Any, weighted: bool) -> str:
-        plan = self.plan
+    def _precision(self, node: Any) -> str:
+        plan, cost = self.plan, self.costs.get(node.output[0])
         if plan.precision != "int8":
             return plan.precision
-        left = node.name in plan.float_layers or node.op_type in plan.float_types or not weighted
+        if cost is None:
+            read = [name for name in node.input if name and name not in self.consts]
+            stays = node.op_type in rules.EIGHT and read and (self.eight | self.cast).issuperset(read)
+            return "int8" if stays else plan.rest
+        left = node.name in plan.float_layers or node.op_type in plan.float_types or not cost.weight
         return plan.rest if left else "int8"
 
-    def _follow(self, node: Any) -> tuple[tuple[str, ...], str]:
+    def _follow(self, node: Any, precision: str) -> tuple[tuple[str, ...], str]:
         """What is fused behind a weighted node, and the tensor that the kernel writes in the end."""
+        less = rules.FUSED_INT8.get(self.runtime) if precision == "int8" else None
+        activations = rules.FUSED.get(self.runtime, frozenset()) if less is None else less
+        shortcuts = less is None and self.runtime in rules.SHORTCUTS
+
+        def fits(op: str, fused: Sequence[str]) -> bool:
+            added = op == "Add" and shortcuts and op not in fused and not set(fused) & rules.ACTIVATIONS
+            return op == "Bias" or (op in activations and op not in fused) or added
+
+        return self._chain(node.output[0], fits)
+
+    def _chain(self, end: str, fits: Callable[[str, Sequence[str]], bool]) -> tuple[tuple[str, ...], str]:
+        """Operations behind a tensor as long as they fit, and the tensor behind them."""
         fused: list[str] = []
-        end = node.output[0]
         while True:
             op, members, after = self._next(end)
-            if op == "Bias" or (op in self.activations and op not in fused) or (
-                op == "Add" and self.shortcuts and op not in fused and not set(fused) & _ACTIVATIONS
-            ):  # fmt: skip
-                fused.append(op)
-                self.taken.update(members)
-                end = after
-            else:
+            if not op or not fits(op, fused):
                 return tuple(fused), end
+            fused.append(op)
+            self.taken.update(members)
+            end = after
 
     def _next(self, name: str) -> tuple[str, list[str], str]:
         """(operation, outputs of its nodes, its result) of what alone reads a tensor; "" when there is no such."""
-        users = [user for user in self.users.get(name, []) if user.output[0] not in self.taken]
+        users = self._left(name)
         if found := self._composite(name, users):
             return found
         if len(users) != 1 or len(users[0].output) != 1:
@@ -226,6 +225,8 @@ class _Reader:
             return "Bias", [user.output[0]], user.output[0]
         if user.op_type == "Add" and any(self.shapes.get(i) != self.shapes.get(user.output[0]) for i in user.input):
             return "", [], name
+        if any(self.made.get(other, -1) > self.made.get(name, -1) for other in user.input):
+            return "", [], name  # what is made last takes it
         return user.op_type, [user.output[0]], user.output[0]
 
     def _composite(self, name: str, users: list[Any]) -> tuple[str, list[str], str] | None:
@@ -261,29 +262,47 @@ class _Reader:
         members += [u.output[0] for u in users if u is not scaled and u.op_type == "Mul"]
         return ("Gelu", list(dict.fromkeys(members)), last) if last else None
 
-    def _other(self, node: Any) -> Kernel:
+    def _other(self, node: Any, precision: str) -> Kernel:
         """A kernel without MACs; activations written as several nodes are one."""
         read = [name for name in node.input if name and name not in self.consts]
         end, op = node.output[0], node.op_type
         source = read[0] if read else end
-        if op not in _KIND_OF and (found := self._composite(source, self._left(source))) and end in found[1]:
-            op, members, end = found
+        composite = self._composite(source, self._left(source)) if rules.KIND_OF.get(op) in (None, "activation") else None
+        if composite and end in composite[1]:
+            op, members, end = composite
             self.taken.update(members)
             read = [source]
-        size = BYTES[self.plan.rest if self.plan.precision == "int8" else self.plan.precision]
+        kind = rules.KIND_OF.get(op, "elementwise" if len(read) > 1 else "activation")
+        fused, end = self._behind(node, op, kind, end)
         outputs = [end] if end != node.output[0] else [o for o in node.output if o in self.shapes]
-        params = sum(self._size(name) for name in node.input if name in self.consts and _KIND_OF.get(op) == "norm")
+        self.eight.update(outputs if precision == "int8" else [])
+        params = sum(self._size(name) for name in node.input if name in self.consts and kind in _NORMS)
+        more = self._size(end) * sum(one not in rules.ACTIVATIONS and one != "Bias" for one in fused)
         shape = self.shapes.get(end, ())
         space = (*shape[2:], 1, 1)[:2] if len(shape) == 4 else (math.prod(shape[:-1]) or 1, 1)
         channels = shape[1] if len(shape) == 4 else (shape or (1,))[-1]
         before = self.shapes.get(source, ())
+        size = BYTES[precision]
         return Kernel(
-            _KIND_OF.get(op, "elementwise"), 0, size * sum(self._size(name) for name in dict.fromkeys(read)),
-            size * params, size * sum(self._size(name) for name in outputs),
-            before[1] if len(before) == 4 else channels, channels, space[0], space[1],
-            _window(node), precision=self.plan.rest if self.plan.precision == "int8" else self.plan.precision,
-            name=node.name, fused=(op,), curved=self._size(end) * (op in _CURVED),
+            kind, 0, size * (sum(self._size(name) for name in dict.fromkeys(read)) + more), size * params,
+            size * sum(self._size(name) for name in outputs),
+            before[1] if len(before) == 4 else channels, channels, space[0], space[1], _window(node),
+            precision=precision, name=node.name, fused=(op, *fused),
+            curved=self._size(end) * len(rules.CURVED & {op, *fused}),
         )  # fmt: skip
+
+    def _behind(self, node: Any, op: str, kind: str, end: str) -> tuple[tuple[str, ...], str]:
+        """What is fused behind a kernel without MACs, and what it writes in the end."""
+        if kind == "scale" and self.runtime in rules.SCALED and self.plan.precision == "fp32":
+            return self._follow(node, self.plan.precision)
+        if kind not in (*_NORMS, "elementwise", "activation"):
+            return (), end
+        if self.runtime in rules.CHAINS:
+            return self._chain(end, lambda one, fused: one == "Bias" or rules.KIND_OF.get(one) == "activation"
+                               or one in ("Add", "Div", "Mul", "Sub"))  # fmt: skip
+        if op in rules.CLAMPED.get(self.runtime, ()):
+            return self._chain(end, lambda one, fused: one in rules.FUSED[self.runtime] and not fused)
+        return (), end
 
     def _left(self, name: str) -> list[Any]:
         return [user for user in self.users.get(name, []) if user.output[0] not in self.taken]

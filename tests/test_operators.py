@@ -50,8 +50,9 @@ def test_activation_and_shortcut_are_fused_where_the_runtime_fuses_them() -> Non
     first, second = inner(residual(), "openvino")
     assert (first.fused, second.fused) == (("Relu",), ("Add", "Relu"))
     apart = inner(residual(), "executorch")
-    assert [k.kind for k in apart] == ["conv3x3", "conv3x3", "elementwise", "elementwise"]
-    assert apart[0].fused == ("Relu",)
+    assert [k.kind for k in apart] == ["conv3x3", "conv3x3", "elementwise"]
+    assert [k.fused for k in apart] == [("Relu",), (), ("Add", "Relu")]
+    assert [k.kind for k in inner(residual(), "ncnn")] == ["conv3x3", "conv3x3", "elementwise", "activation"]
 
 
 def test_the_figures_of_a_convolution_are_those_counted_by_hand() -> None:
@@ -67,9 +68,41 @@ def test_the_figures_of_a_convolution_are_those_counted_by_hand() -> None:
 
 def test_int8_layers_move_a_quarter_and_what_the_plan_leaves_in_float_does_not() -> None:
     plan = PrecisionPlan("int8", float_layers=("c2",))
-    first, second = inner(residual(), "openvino", plan)
+    there, first, back, second = inner(residual(), "openvino", plan)
+    assert (there.kind, there.bytes_in, there.bytes_out) == ("cast", 512, 128)
+    assert (back.kind, back.bytes_in, back.bytes_out) == ("cast", 128, 512)
     assert (first.precision, first.bytes_in, first.bytes_weights) == ("int8", 128, 576)
     assert (second.precision, second.bytes_out) == ("fp32", 512)
+
+
+def test_between_layers_in_int8_nothing_is_cast() -> None:
+    found = inner(residual(), "onnxruntime", PrecisionPlan("int8"))
+    assert [(k.kind, k.precision) for k in found] == [
+        ("cast", "int8"), ("conv3x3", "int8"), ("conv3x3", "int8"), ("elementwise", "int8"), ("activation", "int8"),
+    ]  # fmt: skip
+    assert (found[0].bytes_in, found[0].bytes_out) == (512, 128)  # x, once for the layer and the shortcut
+
+
+def branches(norm: bool) -> onnx.ModelProto:
+    """relu((conv(x) + conv(x)) + bn(x)), 8 channels at 4x4; without the norm, the sum alone."""
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"], "c1", pads=[1, 1, 1, 1]),
+        oh.make_node("Conv", ["x", "w"], ["b"], "c2", pads=[1, 1, 1, 1]),
+        oh.make_node("Add", ["a", "b"], ["y" if not norm else "c"], "add"),
+    ]
+    if norm:
+        nodes += [oh.make_node("BatchNormalization", ["x", "s", "s", "s", "s"], ["n"], "bn"),
+                  oh.make_node("Add", ["c", "n"], ["d"], "more"), oh.make_node("Relu", ["d"], ["y"], "r")]  # fmt: skip
+    return network(nodes, [weight("w", 8, 8, 3, 3), weight("s", 8)], (1, 8, 4, 4), (1, 8, 4, 4))
+
+
+def test_a_sum_belongs_to_what_is_made_last() -> None:
+    assert [k.fused for k in inner(branches(False), "openvino")] == [(), ("Add",)]
+    found = inner(branches(True), "onnxruntime")  # which makes a convolution of the norm
+    assert [(k.kind, k.fused) for k in found] == [
+        ("conv3x3", ()), ("conv3x3", ("Add",)), ("scale", ("BatchNormalization", "Add", "Relu")),
+    ]  # fmt: skip
+    assert found[2].bytes_in == 2 * 4 * 128
 
 
 @pytest.mark.parametrize(
@@ -100,7 +133,7 @@ def test_reshapes_are_free_and_movements_norms_and_pools_are_not() -> None:
     ]
     size = oh.make_tensor("size", onnx.TensorProto.INT64, (3,), [1, 16, 8])
     found = inner(network(nodes, [weight("s", 8), size], (1, 8, 4, 4), (1, 1, 1)), "ncnn")
-    assert [k.kind for k in found] == ["movement", "norm", "softmax", "pool"]
+    assert [k.kind for k in found] == ["transpose", "layernorm", "softmax", "pool"]
     assert found[1].bytes_weights == 4 * 8
     assert found[2].curved == 128
     assert (found[3].bytes_in, found[3].bytes_out) == (512, 4)
@@ -129,7 +162,7 @@ def test_activations_written_as_several_nodes_are_one(nodes: list, op: str) -> N
     model = network(made, [weight("w", 8, 8, 1, 1), weight("k", 1)], (1, 8, 4, 4), (1, 8, 4, 4))
     assert [k.fused for k in inner(model, "openvino")] == [(op,)]
     alone = inner(model, "litert")
-    assert [k.kind for k in alone] == ["conv1x1", "elementwise"]
+    assert [k.kind for k in alone] == ["conv1x1", "activation"]
     assert alone[1].fused == (op,)
     assert alone[1].bytes_moved == 2 * 4 * 128
 
