@@ -62,6 +62,15 @@ def test_comparison_can_fail() -> None:
     assert min(gap(right, 2 * right), gap(right, 0 * right), gap(right, right[:2])) >= 1
 
 
+def _trained(norm: Any) -> Any:
+    """With statistics that are not 0 and 1."""
+    import torch
+
+    norm.running_mean.copy_(torch.tensor([-1.0, 0.5, 2.0]))
+    norm.running_var.copy_(torch.tensor([0.3, 2.0, 9.0]))
+    return norm.eval()
+
+
 def _functions() -> dict[str, Any]:
     import torch
     from torch.nn import functional
@@ -76,6 +85,7 @@ def _functions() -> dict[str, Any]:
         "instance_norm": torch.nn.InstanceNorm2d(3, affine=True),
         "instance_norm_plain": torch.nn.InstanceNorm2d(3),
         "group_norm": torch.nn.GroupNorm(3, 3),
+        "batch_norm_plain": _trained(torch.nn.BatchNorm2d(3, affine=False)),
         "nearest": lambda x: functional.interpolate(x, scale_factor=(2, 3), mode="nearest"),
         "attention": lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1),
         "attention_scaled": lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1, scale=0.3),
