@@ -118,7 +118,7 @@ def many_operations() -> Any:
             x = tokens.transpose(1, 2).reshape(n, c, height, width)
             pooled = functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False).mean(dim=(2, 3), keepdim=True)
             x = x * torch.sigmoid(pooled) + functional.max_pool2d(x, 3, 1, 1)
-            up = self.prelu(self.up(functional.elu(x)))
+            up = self.prelu(self.up(functional.elu(x + torch.full_like(x, 0.25))))
             wide = [
                 functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)[:, :8],
                 functional.interpolate(x, scale_factor=2, mode="nearest")[:, ::2],
@@ -140,7 +140,7 @@ def test_translated_operations_compute_what_torch_computes(tmp_path: Path) -> No
         artifact = source.build(PrecisionPlan("fp32"), tmp_path / "out", target)
         assert is_close(source.wanted, run(artifact, source.feed), 1e-4)
         operators = artifact.options["read_back"]["operators"]
-        assert {"conv_transpose", "softmax", "layer_norm", "pixel_unshuffle"} <= set(operators)
+        assert {"conv_transpose", "softmax", "layer_norm", "pixel_unshuffle", "fill_like"} <= set(operators)
     assert "scaled_dot_product_attention" in operators  # iOS 18
 
 

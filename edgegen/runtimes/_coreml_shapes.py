@@ -154,6 +154,12 @@ def _arrange(w: Any, op: Any, out: str) -> None:
         w.add("Slice", [x, *(w.constant(np.array(part, np.int64)) for part in parts)], out)
 
 
+@handles("fill", "fill_like")
+def _fill(w: Any, op: Any, out: str) -> None:
+    shape = w.constant(np.array(op.outputs[0].shape, np.int64))
+    w.add("Expand", [w.constant(value(op, "value", 0.0)), shape], out)
+
+
 @handles("concat", "stack")
 def _join(w: Any, op: Any, out: str) -> None:
     if bool(value(op, "interleave", False)):
