@@ -1,12 +1,10 @@
 """From timed small networks to the time of a kernel: a physical base, corrected by a Gaussian process.
 
-A network takes the sum over its kernels of base(kernel) x exp(g(kernel)). The base is a launch + MACs x a + bytes x b +
-weight bytes x c + curved elements x d with non-negative coefficients of each kind, fitted to relative errors and pulled
-towards what all kinds have in common (a kind that few networks hold must not explain their whole error); no kernel may
-beat the best rate of the whole table. log T is nearly linear in g, each kernel weighted with its share of the time:
-g is the posterior mean of a Gaussian process that was seen through sums (Rasmussen and Williams, 2006, section 2.2).
-Its smoothness is what has the least error on networks left out, in five folds. Far from the table g falls back to the
-mean of its kind: what is left is the base, which grows with the work. Plain numpy, deterministic, below a second.
+A network takes the sum over its kernels of base(kernel) x exp(g(kernel)), with the base of `operator_base`. log T is
+nearly linear in g, each kernel weighted with its share of the time: g is the posterior mean of a Gaussian process that
+was seen through sums (Rasmussen and Williams, 2006, section 2.2). Its smoothness is what has the least error on
+networks left out, whole ones where there are some, in five folds. Far from the table g falls back to the mean of its
+kind: what is left is the base, which grows with the work. Plain numpy, deterministic.
 """
 
 from __future__ import annotations
@@ -23,32 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import errors
-from edgegen.operators import KINDS, WORK, Kernel
+from edgegen import errors, operator_base
+from edgegen.operator_base import Sample
+from edgegen.operators import KINDS, Kernel
 
 Array = np.ndarray
 Shape = tuple[float, float, float]
+_Blocks = list[tuple[Array, Array, Array]]
 LEAST = 8
 """Networks that a fit needs."""
 _FOLDS = 5
-_SCALES = (1.0, 2.0, 4.0)  # length scales in octaves of the features
+_SCALES = (2.0, 4.0)  # length scales in octaves of the features
 _HEIGHTS = (0.25, 0.5)  # standard deviation of what depends on the features, in log time
-_NOISES = (0.03, 0.1)  # of a measurement and of what features do not tell
+_NOISES = (0.03, 0.1, 0.2)  # of a measurement and of what features do not tell
 _OF_ALL, _OF_KIND = 0.1, 0.25  # standard deviations of what all kernels, and all of one kind, have in common
 _STEPS = 3  # of Gauss and Newton, as shares depend on g
-_WIDTH = 5  # columns of the base
-_PULL = 0.05  # of the common coefficients: an error of this size for a coefficient twice as large
-_OUTLIER = 0.3  # relative errors of the base beyond this count less
-_FASTER = 1.5  # no kernel is more than this times faster a MAC than the fastest network of the table
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A timed network: its kernels, its median in ms, and how far its rounds lay apart, as a share of the median."""
-
-    kernels: tuple[Kernel, ...]
-    ms: float
-    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +78,8 @@ def _one_thread() -> contextlib.AbstractContextManager[Any]:
 def _fit(samples: Sequence[Sample], shape: Shape | None) -> Fit:
     whole = _Data.of(samples)
     (scale, height, noise), error = (shape, (math.nan, math.nan)) if shape else _shaped(samples)
-    prior = _covariance(_shape(whole.points, whole.points, scale), whole.kinds, whole.kinds, height)
-    return Fit(whole.rates, whole.points, whole.kinds, _posterior(prior, whole, noise), (scale, height, noise), error)
+    weights = _posterior(_blocks(whole.points, whole.kinds, whole.points, whole.kinds, scale), whole, height, noise)
+    return Fit(whole.rates, whole.points, whole.kinds, weights, (scale, height, noise), error)
 
 
 def _shaped(samples: Sequence[Sample]) -> tuple[Shape, tuple[float, float]]:
@@ -100,7 +87,7 @@ def _shaped(samples: Sequence[Sample]) -> tuple[Shape, tuple[float, float]]:
     folds = _folds(samples)
     best, off, chosen = math.inf, np.zeros(0), (0.0, 0.0, 0.0)
     for scale in _SCALES:
-        shapes = [(_shape(a.points, a.points, scale), _shape(b.points, a.points, scale)) for a, b in folds]
+        shapes = [tuple(_blocks(one.points, one.kinds, a.points, a.kinds, scale) for one in (a, b)) for a, b in folds]
         for height, noise in itertools.product(_HEIGHTS, _NOISES):
             lost = [_left_out(a, b, shape, height, noise) for (a, b), shape in zip(folds, shapes, strict=True)]
             missed = np.concatenate(lost)
@@ -123,11 +110,11 @@ class _Data:
 
     @staticmethod
     def of(samples: Sequence[Sample], rates: dict[str, Array] | None = None) -> _Data:
-        known = rates or _rates(samples)
+        known = rates or operator_base.rates(samples)
         counts = [_counted(sample.kernels) for sample in samples]
         every = [(kernel, number, row) for row, found in enumerate(counts) for kernel, number in found.items()]
         return _Data(
-            known, np.array([number * _base(kernel, known) for kernel, number, _ in every]),
+            known, np.array([number * operator_base.base(kernel, known) for kernel, number, _ in every]),
             np.concatenate([_features(list(found), sample.kernels) for sample, found in zip(samples, counts)]),
             np.array([KINDS.index(kernel.kind) for kernel, _, _ in every]), np.array([row for *_, row in every]),
             np.log([sample.ms for sample in samples]), np.array([sample.spread for sample in samples]),
@@ -140,27 +127,31 @@ def _counted(kernels: Sequence[Kernel]) -> Counter[Kernel]:
 
 
 def _folds(samples: Sequence[Sample]) -> list[tuple[_Data, _Data]]:
-    """(the rest, one part) for every part; the rest alone makes the base, as it would for networks never seen."""
+    """(the rest, one part) for every part of the whole networks, or of all where those are few; the rest alone makes
+    the base, as it would for networks never seen."""
+    whole = [row for row, sample in enumerate(samples) if sample.whole]
+    asked = whole if len(whole) >= 2 * _FOLDS else list(range(len(samples)))
     made = []
     for part in range(_FOLDS):
-        rest = _Data.of([sample for row, sample in enumerate(samples) if row % _FOLDS != part])
-        made.append((rest, _Data.of(samples[part::_FOLDS], rest.rates)))
+        out = set(asked[part::_FOLDS])
+        rest = _Data.of([sample for row, sample in enumerate(samples) if row not in out])
+        made.append((rest, _Data.of([samples[row] for row in sorted(out)], rest.rates)))
     return made
 
 
-def _left_out(rest: _Data, part: _Data, shapes: tuple[Array, Array], height: float, noise: float) -> Array:
+def _left_out(rest: _Data, part: _Data, blocks: tuple[_Blocks, ...], height: float, noise: float) -> Array:
     """Log of estimated by measured time of the networks of a part."""
-    weights = _posterior(_covariance(shapes[0], rest.kinds, rest.kinds, height), rest, noise)
-    g = _covariance(shapes[1], part.kinds, rest.kinds, height) @ weights
+    g = _correction(blocks[1], _posterior(blocks[0], rest, height, noise), height, len(part.base))
     return np.log(np.bincount(part.owner, part.base * np.exp(g), len(part.times))) - part.times
 
 
 def predict(fitted: Fit, kernels: Sequence[Kernel]) -> Array:
     """Milliseconds of each kernel of a network; their sum is the network's."""
-    base = np.array([_base(kernel, fitted.rates) for kernel in kernels])
+    base = np.array([operator_base.base(kernel, fitted.rates) for kernel in kernels])
     kinds = np.array([KINDS.index(kernel.kind) for kernel in kernels])
-    shape = _shape(_features(kernels, kernels), fitted.points, fitted.shape[0])
-    return base * np.exp(_covariance(shape, kinds, fitted.kinds, fitted.shape[1]) @ fitted.weights)
+    scale, height, _ = fitted.shape
+    blocks = _blocks(_features(kernels, kernels), kinds, fitted.points, fitted.kinds, scale)
+    return base * np.exp(_correction(blocks, fitted.weights, height, len(kernels)))
 
 
 def unknown(fitted: Fit, kernels: Sequence[Kernel]) -> list[str]:
@@ -188,98 +179,39 @@ def _features(kernels: Sequence[Kernel], network: Sequence[Kernel]) -> Array:
     return np.array(rows, dtype=np.float64).reshape(len(kernels), -1)
 
 
-def _shape(a: Array, b: Array, scale: float) -> Array:
-    """exp(-|a - b|^2 / 2 scale^2), (rows of a, rows of b)."""
-    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.exp(-np.maximum(square, 0) / (2 * scale**2))
+def _blocks(points: Array, kinds: Array, others: Array, other_kinds: Array, scale: float) -> _Blocks:
+    """Of each kind that both have: the rows here, the rows there, exp(-|a - b|^2 / 2 scale^2) between them."""
+    made = []
+    for kind in np.intersect1d(kinds, other_kinds):
+        here, there = np.flatnonzero(kinds == kind), np.flatnonzero(other_kinds == kind)
+        a, b = points[here], others[there]
+        square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+        made.append((here, there, np.exp(-np.maximum(square, 0) / (2 * scale**2))))
+    return made
 
 
-def _covariance(shape: Array, kinds_a: Array, kinds_b: Array, height: float) -> Array:
-    same = kinds_a[:, None] == kinds_b[None]
-    return _OF_ALL**2 + same * (_OF_KIND**2 + height**2 * shape)
+def _correction(blocks: _Blocks, weights: Array, height: float, count: int) -> Array:
+    """g of each of `count` kernels: the covariance with those of the table, times their weights."""
+    g = np.full(count, _OF_ALL**2 * weights.sum())
+    for here, there, shape in blocks:
+        g[here] += _OF_KIND**2 * weights[there].sum() + height**2 * shape @ weights[there]
+    return g
 
 
-def _posterior(prior: Array, data: _Data, noise: float) -> Array:
+def _posterior(blocks: _Blocks, data: _Data, height: float, noise: float) -> Array:
     """Weights of the process at the kernels."""
-    first = np.flatnonzero(np.diff(data.owner, prepend=-1))  # of each network's kernels
+    count = len(data.times)
     g, weights = np.zeros(len(data.base)), np.zeros(len(data.base))
     for _ in range(_STEPS):
         parts = data.base * np.exp(np.clip(g, -3, 3))
-        total = np.add.reduceat(parts, first)
+        total = np.bincount(data.owner, parts, count)
         share = parts / total[data.owner]
-        residual = data.times - np.log(total) + np.add.reduceat(share * g, first)
-        summed = np.add.reduceat(np.add.reduceat(share[:, None] * prior * share, first, 0), first, 1)
-        weights = share * np.linalg.solve(summed + np.diag(noise**2 + data.spread**2), residual)[data.owner]
-        g = prior @ weights
+        residual = data.times - np.log(total) + np.bincount(data.owner, share * g, count)
+        seen = np.full((count, count), _OF_ALL**2)
+        for here, _, shape in blocks:
+            of = np.zeros((count, len(here)))
+            of[data.owner[here], np.arange(len(here))] = share[here]
+            seen += of @ (_OF_KIND**2 + height**2 * shape) @ of.T
+        weights = share * np.linalg.solve(seen + np.diag(noise**2 + data.spread**2), residual)[data.owner]
+        g = _correction(blocks, weights, height, len(g))
     return weights
-
-
-def _base(kernel: Kernel, rates: dict[str, Array]) -> float:
-    row = rates.get(kernel.kind, rates["of all"] if kernel.kind != "run" else np.zeros(_WIDTH))
-    return max(float(row @ _columns(kernel)), 1e-7)
-
-
-def _columns(kernel: Kernel) -> Array:
-    return np.array([1.0, kernel.macs, kernel.bytes_moved, kernel.bytes_weights, kernel.curved])
-
-
-def _rates(samples: Sequence[Sample]) -> dict[str, Array]:
-    """Coefficients of each kind that is there, and "of all": one set for all kinds together, for those that are not."""
-    kinds = [kind for kind in KINDS if any(k.kind == kind for s in samples for k in s.kernels)]
-    table = np.zeros((len(samples), len(kinds), _WIDTH))
-    for row, sample in enumerate(samples):
-        for kernel in sample.kernels:
-            table[row, kinds.index(kernel.kind)] += _columns(kernel)
-    times = np.array([sample.ms for sample in samples])
-    floors = np.zeros((len(kinds), _WIDTH))
-    macs = table[:, :, 1].sum(1)
-    if macs.any():
-        floors[[kind in WORK for kind in kinds], 1] = (times / np.maximum(macs, 1))[macs > 0].min() / _FASTER
-    moved = table[:, :, 2].sum(1)
-    if moved.any():
-        quickest = (times / np.maximum(moved, 1))[moved > 0].min() / _FASTER
-        floors[[kind not in (*WORK, "input", "output", "run") for kind in kinds], 2] = quickest
-    if "run" in kinds:  # an empty graph still is a call; nothing takes less than a share of the quickest network
-        floors[kinds.index("run"), 0] = 0.3 * times.min()
-    width = len(kinds) * _WIDTH
-    sure = 1 / (1 + np.array([sample.spread for sample in samples]) / 0.1)
-    whole = table[:, [kind != "run" for kind in kinds]].sum(1)
-    common = _robust(whole, times, np.zeros(_WIDTH), sure, np.zeros(_WIDTH))
-    prior = np.tile(common, (len(kinds), 1))
-    found = floors + _robust(
-        table.reshape(len(samples), width), times, floors.reshape(width), sure, prior.reshape(width)
-    ).reshape(-1, _WIDTH)
-    rates = {kind: found[index] for index, kind in enumerate(kinds)}
-    return {**rates, "of all": common}
-
-
-def _robust(columns: Array, times: Array, floors: Array, sure: Array, prior: Array) -> Array:
-    """Non-negative x with columns (x + floors) near the times, relative to them; outliers count less (Huber)."""
-    scaled = columns / times[:, None]
-    target, weights, found = 1.0 - scaled @ floors, sure, floors
-    for _ in range(4):
-        found = _non_negative(scaled * weights[:, None], target * weights, prior)
-        off = np.abs(scaled @ found - target)
-        weights = sure * np.sqrt(_OUTLIER / np.maximum(off, _OUTLIER))
-    return found
-
-
-def _non_negative(scaled: Array, target: Array, prior: Array) -> Array:
-    """x >= 0 with the least |scaled x - target|^2 + _PULL^2 |x / prior - 1|^2: coordinate descent, a little ridge."""
-    size = np.sqrt((scaled**2).sum(0))
-    alive = np.flatnonzero(size > 0)
-    unit = scaled[:, alive] / size[alive]
-    known = prior[alive] * size[alive]
-    pull = np.where(known > 0, _PULL / np.maximum(known, 1e-12), 0.0) ** 2
-    gram = unit.T @ unit + np.diag(1e-4 + pull)
-    aim = unit.T @ target + pull * known
-    x = np.zeros(len(alive))
-    for _ in range(2000):
-        before = x.copy()
-        for j in range(len(alive)):
-            x[j] = max(0.0, x[j] + (aim[j] - gram[j] @ x) / gram[j, j])
-        if np.abs(x - before).max(initial=0.0) < 1e-9 * max(1.0, np.abs(x).max(initial=0.0)):
-            break
-    found = np.zeros(scaled.shape[1])
-    found[alive] = x / size[alive]
-    return found

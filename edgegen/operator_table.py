@@ -86,7 +86,8 @@ def samples(table: Mapping[str, Any], runtime: str, precision: str) -> list[oper
     """The measured networks of one runtime and precision, for a fit."""
     return [
         operator_fit.Sample(
-            tuple(operators.from_row(row) for row in entry["kernels"]), float(entry["ms"]), spread(entry)
+            tuple(operators.from_row(row) for row in entry["kernels"]), float(entry["ms"]), spread(entry),
+            not entry["probe"]["layers"],
         )
         for entry in table["entries"]
         if (entry["runtime"], entry["precision"], entry["status"]) == (runtime, precision, "measured")

@@ -267,9 +267,9 @@ class _Reader:
         read = [name for name in node.input if name and name not in self.consts]
         end, op = node.output[0], node.op_type
         source = read[0] if read else end
-        composite = self._composite(source, self._left(source)) if rules.KIND_OF.get(op) in (None, "activation") else None
-        if composite and end in composite[1]:
-            op, members, end = composite
+        alone = rules.KIND_OF.get(op) in (None, "activation")
+        if alone and (found := self._composite(source, self._left(source))) and end in found[1]:
+            op, members, end = found
             self.taken.update(members)
             read = [source]
         kind = rules.KIND_OF.get(op, "elementwise" if len(read) > 1 else "activation")
