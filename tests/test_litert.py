@@ -245,6 +245,7 @@ def constructs() -> dict[str, tuple[Any, dict[str, int]]]:
         "group norm": (nn.Sequential(conv, nn.GroupNorm(4, 8), nn.SiLU(), back), {"TRANSPOSE": 0}),
         "replicated edges": (nn.Conv2d(16, 8, 3, padding=1, padding_mode="replicate"), {"MIRROR_PAD": 0}),
         "circular edges": (nn.Conv2d(16, 8, 3, padding=1, padding_mode="circular"), {"CONCATENATION": 2}),
+        "edges of zeros": (Call(lambda x: functional.max_pool2d(functional.pad(x, (0, 1, 0, 1)), 2, 1)), {"PAD": 1}),
         "reflected edges": (nn.Sequential(nn.ReflectionPad2d((1, 2, 3, 1)), conv), {"MIRROR_PAD": 1}),
         "unshuffle": (nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(64, 4, 1)), {"SPACE_TO_DEPTH": 1, "TRANSPOSE": 0}),
         "shuffle behind ReLU": (
@@ -267,13 +268,14 @@ def constructs() -> dict[str, tuple[Any, dict[str, int]]]:
 
 
 QUICK = (
-    "CycleGAN's transposed convolution", "nearest by 2.5", "bicubic x2", "group norm", "broadcast in five dimensions",
+    "CycleGAN's transposed convolution", "nearest by 2.5", "bicubic x2", "group norm", "edges of zeros",
+    "broadcast in five dimensions",
 )  # fmt: skip
 NAMES = (
     "CycleGAN's transposed convolution", "output padding of two", "dilated transposed", "grouped transposed",
     "nearest by 2.5", "nearest to half", "nearest-exact", "bicubic x2", "bicubic down", "antialiased", "instance norm",
-    "group norm", "replicated edges", "circular edges", "reflected edges", "unshuffle", "shuffle behind ReLU",
-    "shuffle alone", "GAN's first layer", "largest value", "constants", "five dimensions",
+    "group norm", "replicated edges", "circular edges", "edges of zeros", "reflected edges", "unshuffle",
+    "shuffle behind ReLU", "shuffle alone", "GAN's first layer", "largest value", "constants", "five dimensions",
     "broadcast in five dimensions",
 )  # fmt: skip
 

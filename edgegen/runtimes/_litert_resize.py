@@ -139,7 +139,7 @@ def _bicubic(module: Any, node: Any, factor: int) -> None:
 def replication_pad(module: Any, node: Any) -> None:
     """Copies of the first and last rows and columns, or those of the other side: a phone's GPU only mirrors."""
     source, sides = node.args[:2]
-    shape, mode = source.meta["val"].shape, node.args[2] if len(node.args) > 2 else "replicate"
+    shape, mode = source.meta["val"].shape, fx.arguments(node).get("mode", "replicate")  # aten.pad's is "constant"
     if mode not in ("replicate", "circular") or len(shape) != 4 or len(sides) != 4 or min(sides) < 0:
         return
     write, made = fx.Writer(module, node), source
