@@ -34,6 +34,11 @@ def graph_of(stage: Stage, folder: Path) -> Graph:
     """ONNX file and torch program of a stage, with eight calibration samples beside them."""
     samples = np.random.default_rng(0).random((8, *stage.inputs[0].shape[1:]), dtype=np.float32)
     np.save(folder / "input.npy", samples)
+    return graph_of_any(stage, folder)
+
+
+def graph_of_any(stage: Stage, folder: Path) -> Graph:
+    """ONNX file and torch program of a stage."""
     graph = onnx_graph.to_onnx(stage, folder / "graph.onnx")
     return dataclasses.replace(graph, program=program.save(stage, folder / "program.pt2"))
 
@@ -240,6 +245,24 @@ def test_operations_that_fail_when_they_run_are_refused(tmp_path: Path) -> None:
     graph = graph_of(stage_of(seeded(lambda: nn.Sequential(nn.Conv3d(2, 2, 1))), (1, 2, 3, 3, 3)), tmp_path)
     (problem,) = runtime.supports(graph, HERE)
     assert (problem.op, problem.layer) == ("conv3d", "0")
+
+
+@pytest.mark.slow
+def test_groups_that_wait_for_each_other_are_taken_apart(tmp_path: Path) -> None:
+    """ExecuTorch ends with "found dependency cycles" on StyleGAN2 of any size."""
+    import torch
+
+    from edgegen import graph as graphs
+    from edgegen import loading, records
+
+    options = records.ModelOptions(config={"size": 8})
+    model = loading.load_model("stylegan2", options=options, latency_only=True)
+    artifact = runtime.build(graph_of_any(model.stage, tmp_path), tmp_path / "out", calibration=None, target=HERE)
+    generator = torch.Generator().manual_seed(0)
+    feeds = [graphs.example_input(spec, generator) for spec in model.stage.inputs]
+    with torch.no_grad(), runtime.load(artifact) as run:
+        found = run({spec.name: x.numpy() for spec, x in zip(model.stage.inputs, feeds, strict=True)})
+        assert gap(model.stage.module(*feeds).numpy(), next(iter(found.values()))) < 1e-4
 
 
 @pytest.mark.slow

@@ -45,7 +45,6 @@ def lower(graph: Graph, calibration: Path | None, delegate: str, minimum: str = 
         errors.RuntimeFailed: ExecuTorch fails; the message names the operation when it does.
     """
     import torch
-    from executorch.exir import to_edge_transform_and_lower
 
     if graph.program is None:
         raise errors.RuntimeFailed("executorch converts from a torch program: give a torch network, not an .onnx file")
@@ -62,8 +61,7 @@ def lower(graph: Graph, calibration: Path | None, delegate: str, minimum: str = 
             module = _quantized(module, graph, calibration, norms)
         exported = torch.export.export(module, arguments)
         with _needed_patterns(exported):
-            partitioner = _partitioner(delegate, graph.plan.precision, minimum)
-            edge = to_edge_transform_and_lower(exported, partitioner=[partitioner])
+            edge = _delegated(exported, delegate, graph.plan.precision, minimum)
         nodes = _all_nodes(edge.exported_program().graph_module)
         named = _executorch_names.layers(nodes, graph.onnx)
         handles = {int(node.meta["debug_handle"]): name for node, name in named.items()}
@@ -110,8 +108,25 @@ def _kept(module: Any, graph: Graph, norms: frozenset[str]) -> frozenset[str]:
     return frozenset(chosen | {node.name for node in around if _executorch_names.path(node) in norms})
 
 
-def _partitioner(delegate: str, precision: str, minimum: str) -> Any:
+def _delegated(exported: Any, delegate: str, precision: str, minimum: str) -> Any:
+    """The edge program with its delegated parts; operations go to XNNPACK one by one where groups would form a cycle.
+
+    ExecuTorch joins what XNNPACK takes into groups and then finds that two of them wait for each other (StyleGAN2).
+    """
+    from executorch.exir import to_edge_transform_and_lower
+
+    try:
+        return to_edge_transform_and_lower(exported, partitioner=[_partitioner(delegate, precision, minimum)])
+    except AssertionError as error:
+        if delegate != "xnnpack" or "dependency cycles" not in str(error):
+            raise
+    return to_edge_transform_and_lower(exported, partitioner=[_partitioner(delegate, precision, minimum, single=True)])
+
+
+def _partitioner(delegate: str, precision: str, minimum: str, single: bool = False) -> Any:
     """What hands operations to a delegate. minimum: the lowest iOS that Core ML must run on, such as "17"; "": any.
+
+    single: XNNPACK gets each operation by itself.
 
     Raises:
         errors.RuntimeFailed: the delegate's own packages are not installed.
@@ -128,7 +143,7 @@ def _partitioner(delegate: str, precision: str, minimum: str) -> Any:
         raise errors.RuntimeFailed(f"executorch: the {delegate} delegate cannot be used here: {error}") from error
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    return XnnpackPartitioner()
+    return XnnpackPartitioner(per_op_mode=single)
 
 
 def _coreml(half: bool, minimum: str) -> Any:
