@@ -17,6 +17,7 @@ import numpy as np
 
 from edgegen import errors, files, operator_fit, operators, registry
 from edgegen.devices import local
+from edgegen.operator_base import Sample
 from edgegen.types import Target
 
 SCHEMA = "edgegen operator table 1"
@@ -82,10 +83,10 @@ def save(table: Mapping[str, Any], file: Path) -> None:
     files.write_text(file, text + f',\n "entries": [\n{lines}\n ]\n}}\n')
 
 
-def samples(table: Mapping[str, Any], runtime: str, precision: str) -> list[operator_fit.Sample]:
+def samples(table: Mapping[str, Any], runtime: str, precision: str) -> list[Sample]:
     """The measured networks of one runtime and precision, for a fit."""
     return [
-        operator_fit.Sample(
+        Sample(
             tuple(operators.from_row(row) for row in entry["kernels"]), float(entry["ms"]), spread(entry),
             not entry["probe"]["layers"],
         )
