@@ -116,6 +116,24 @@ def test_what_pnnx_loses_is_rewritten_exactly(
     assert gap(wanted, run(built(graph, tmp_path / "out"), value)) < EXACT
 
 
+def test_prepared_networks_are_kept_without_their_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared once a process; another network of the same structure gets its own weights, and copies are no views."""
+    nodes = [("Conv", ["x", "w"], "v"), ("ReduceMean", ["v", "a"], "y", KEEP)]
+    weights = {"w": noise((33, 16, 3, 3)), "a": I64([1])}
+    graph = graph_of(tmp_path / "g.onnx", nodes, S, (1, 1, 6, 10), **weights)
+    model = onnx.load(graph.onnx)
+    first = _ncnn_prepare.prepare(model)
+    kept = first.SerializeToString(deterministic=True)
+    monkeypatch.setattr(_ncnn_prepare, "_applied", lambda *_: pytest.fail("prepared again"))
+    del first.graph.node[:]
+    assert _ncnn_prepare.prepare(model).SerializeToString(deterministic=True) == kept
+    weights["w"] = 2 * weights["w"]
+    graph_of(tmp_path / "other.onnx", nodes, S, (1, 1, 6, 10), **weights)
+    other = _ncnn_prepare.prepare(onnx.load(tmp_path / "other.onnx"))
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in other.graph.initializer}
+    assert np.array_equal(stored["w"], weights["w"])
+
+
 def test_transposes_with_an_axis_less_are_exact(tmp_path: Path) -> None:
     """What is tried where pnnx loses sight of the batch: four axes in all, whatever the order of five or six."""
     for number, order in enumerate(([0, 2, 4, 3, 1], [2, 0, 3, 1, 4], [0, 1, 3, 2, 4], [3, 1, 5, 0, 4, 2])):

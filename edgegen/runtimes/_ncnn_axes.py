@@ -100,10 +100,9 @@ def chain(node: onnx.NodeProto, draft: Draft) -> Made:
     """A reshape of a reshape takes what the first one takes."""
     if node.op_type != "Reshape":
         return None
-    makers = {name: made for made in draft.model.graph.node for name in made.output}
     source = node.input[0]
-    while source in makers and makers[source].op_type == "Reshape":
-        source = makers[source].input[0]
+    while source in draft.makers and draft.makers[source].op_type == "Reshape":
+        source = draft.makers[source].input[0]
     if source == node.input[0]:
         return None
     return [draft.reshape(source, draft.shapes[node.output[0]], node.output[0])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import onnx
 from edgegen import onnx_cost, onnx_files
 
 Made = list[onnx.NodeProto] | None
+LARGEST = 4096  # elements of a constant that is read
 
 
 @dataclasses.dataclass
@@ -31,10 +33,15 @@ class Draft:
     @classmethod
     def of(cls, model: onnx.ModelProto, most: int = 4) -> Draft:
         """Read a model; small constants only, as rules look at axes and exponents, not at weights."""
-        found = {name: t for name, t in onnx_cost.constants(model).items() if math.prod(t.dims) <= 4096}
+        found = {name: t for name, t in onnx_cost.constants(model).items() if math.prod(t.dims) <= LARGEST}
         consts = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in found.items()}
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
         return cls(model, onnx_cost.static_shapes(model), consts, names, most)
+
+    @functools.cached_property
+    def makers(self) -> dict[str, onnx.NodeProto]:
+        """The node that makes each tensor; new nodes come into the model after the rule is through."""
+        return {name: node for node in self.model.graph.node for name in node.output}
 
     def name(self, base: str) -> str:
         """A tensor name that is not taken."""

@@ -6,6 +6,7 @@ others, so all shapes written here begin with 1.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ import onnx
 
 from edgegen import onnx_files
 from edgegen.runtimes import _ncnn_axes
-from edgegen.runtimes._ncnn_draft import Draft, Made, attribute
+from edgegen.runtimes._ncnn_draft import LARGEST, Draft, Made, attribute
 
 _LARGEST_POWER = 8
 _MOST_PIECES = 64
+Rule = Callable[[onnx.NodeProto, Draft], Made]
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _BATCHED = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Gemm"))
 
 
@@ -27,24 +30,57 @@ def prepare(model: onnx.ModelProto, most: int = 4) -> onnx.ModelProto:
 
     Where pnnx does not see that the first axis is a batch it counts it, and three others are all that is left.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    made = outline(model, most)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if _heavy(tensor)}
+    for tensor in made.graph.initializer:
+        if tensor.name in weights:
+            tensor.raw_data = weights[tensor.name].raw_data
+    return made
+
+
+def outline(model: onnx.ModelProto, most: int = 4) -> onnx.ModelProto:
+    """What `prepare` makes, its weights without content: no rule looks at that, and every step would copy it."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        if _heavy(tensor):
+            tensor.ClearField("raw_data")
+    return onnx.ModelProto.FromString(_prepared(bare.SerializeToString(deterministic=True), most))
+
+
+def _heavy(tensor: onnx.TensorProto) -> bool:
+    """Whether it is a weight whose content neither a rule nor shape inference reads."""
+    return tensor.data_type in _FLOATS and tensor.HasField("raw_data") and math.prod(tensor.dims) > LARGEST
+
+
+@functools.lru_cache(maxsize=4)  # `supports` and each plan's `build` ask for the same one, with one `most` or both
+def _prepared(outlined: bytes, most: int) -> bytes:
+    model = onnx.ModelProto.FromString(outlined)
+    draft: Draft | None = None
     for rule in _RULES:
-        draft, changed = Draft.of(copy, most), False
-        nodes: list[onnx.NodeProto] = []
-        for node in copy.graph.node:
-            known = all(name in draft.shapes for name in (*node.input, *node.output) if name)
-            made = rule(node, draft) if known and node.domain in ("", "ai.onnx") else None
-            if made is not None:
-                made[-1].name = node.name
-                changed = True
-            nodes.extend([node] if made is None else made)
-        if changed:
+        draft = draft or Draft.of(model, most)
+        if nodes := _applied(rule, draft):
             kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-            del copy.graph.node[:]
-            copy.graph.node.extend(kept)
-            copy = onnx_files.tidy(copy)
-    return copy if any(node.op_type in _BATCHED for node in copy.graph.node) else _anchored(copy)
+            del model.graph.node[:]
+            model.graph.node.extend(kept)
+            model, draft = onnx_files.tidy(model), None
+    if all(node.op_type not in _BATCHED for node in model.graph.node):
+        model = _anchored(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _applied(rule: Rule, draft: Draft) -> list[onnx.NodeProto]:
+    """The draft's nodes with those rewritten that a rule knows; none when it knows none."""
+    nodes: list[onnx.NodeProto] = []
+    changed = False
+    for node in draft.model.graph.node:
+        known = all(name in draft.shapes for name in (*node.input, *node.output) if name)
+        made = rule(node, draft) if known and node.domain in ("", "ai.onnx") else None
+        if made is not None:
+            made[-1].name = node.name
+            changed = True
+        nodes.extend([node] if made is None else made)
+    return nodes if changed else []
 
 
 def _anchored(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -235,10 +271,9 @@ def _wrap(node: onnx.NodeProto, draft: Draft) -> Made:
 
 def _softplus(node: onnx.NodeProto, draft: Draft) -> Made:
     """torch's softplus is the identity above 20, where float32 does not tell the two apart: without the choice."""
-    makers = {name: made for made in draft.model.graph.node for name in made.output}
-    if node.op_type != "Where" or any(name not in makers for name in (node.input[0], node.input[2])):
+    if node.op_type != "Where" or any(name not in draft.makers for name in (node.input[0], node.input[2])):
         return None
-    choice, soft = makers[node.input[0]], makers[node.input[2]]
+    choice, soft = draft.makers[node.input[0]], draft.makers[node.input[2]]
     limit = draft.consts.get(choice.input[1], np.zeros(2)) if choice.op_type == "Greater" else np.zeros(2)
     alike = soft.op_type == "Softplus" and choice.input[0] == soft.input[0] == node.input[1]
     if not alike or limit.size != 1 or float(limit.reshape(())) < 17:
@@ -246,7 +281,7 @@ def _softplus(node: onnx.NodeProto, draft: Draft) -> Made:
     return [draft.node("Softplus", [node.input[1]], node.output[0])]
 
 
-_RULES: tuple[Callable[[onnx.NodeProto, Draft], Made], ...] = (
+_RULES: tuple[Rule, ...] = (
     _softplus, _reduce, _instances, _power, _steps, _tile, _gather, _wrap,
     _ncnn_axes.squeeze, _ncnn_axes.leading, _ncnn_axes.transpose, _ncnn_axes.chain,
 )  # fmt: skip

@@ -40,7 +40,7 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
 
 def supports(graph: Graph, target: Target) -> list[Problem]:
     """Operations that pnnx or ncnn do not have or get wrong, and more than one sample a batch; nothing is converted."""
-    return _ncnn_refusals.problems(_ncnn_prepare.prepare(onnx.load(graph.onnx)), graph)
+    return _ncnn_refusals.problems(_ncnn_prepare.outline(onnx.load(graph.onnx)), graph)
 
 
 def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) -> Artifact:
