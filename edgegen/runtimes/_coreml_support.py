@@ -19,6 +19,7 @@ _CURES = {
     "non_zero": "keep all tokens and weigh them by the mask: its output's shape depends on values",
     "fft": "write it as a matrix product with the Fourier matrix",
 }
+_TOO_MANY_AXES = re.compile(r"""rank <= 5\. Layer "([^"]+)", with type "([^"]+)", outputs a rank (\d+) tensor""")
 _OTHERWISE = "rewrite it with convolutions, matrix products and elementwise operations"
 
 
@@ -33,9 +34,7 @@ def problems(graph: Graph, target: Target) -> list[Problem]:
     try:
         model = _coreml_build.float_model(graph, os)
     except errors.RuntimeFailed as error:
-        at = re.search(r" at '(\w+)'", str(error))
-        op = at.group(1) if at else "graph"
-        return [Problem(op, _layer(source, op), f"{cure(op)} ({str(error).rpartition(': ')[2]})")]
+        return [_stumbled(source, str(error))]
     with _coreml_convert.quiet():
         names = _coreml_layers.layer_names(source)
         operations = list(_coreml_weights.loaded(model).functions["main"].operations)
@@ -45,6 +44,19 @@ def problems(graph: Graph, target: Target) -> list[Problem]:
         for op in operations
         if not _coreml_ops.known(op.op_type) and not op.op_type.startswith("const")
     ]
+
+
+def _stumbled(source: Any, said: str) -> Problem:
+    """What a failed conversion was at, read from its message."""
+    if many := _TOO_MANY_AXES.search(said):
+        name, op, rank = many.groups()
+        known = {node.name: node for node in source.graph.nodes}
+        node = next((known[spelt] for spelt in _coreml_layers.spellings(name) if spelt in known), None)
+        layer = _coreml_layers.module_path(node) if node is not None else ""
+        return Problem(op, layer or name, f"split it: at most five axes, {name} has {rank}")
+    at = re.search(r" at '(\w+)'", said)
+    op = at.group(1) if at else "graph"
+    return Problem(op, _layer(source, op), f"{cure(op)} ({said.rpartition(': ')[2]})")
 
 
 def cure(op: str) -> str:
