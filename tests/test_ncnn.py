@@ -149,6 +149,27 @@ def test_transposes_with_an_axis_less_are_exact(tmp_path: Path) -> None:
         assert gap(reference(graph, value), reference(dataclasses.replace(graph, onnx=made), value)) == 0
 
 
+def test_answers_of_two_heads_are_averaged(tmp_path: Path) -> None:
+    """CrossViT's: stacked along a first axis, which pnnx takes for the batch and loses."""
+    import torch
+
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.two = torch.nn.Conv2d(3, 8, 4, 4), torch.nn.Linear(8, 5), torch.nn.Linear(8, 5)
+
+        def forward(self, x: Any) -> Any:
+            x = self.body(x).mean((2, 3))
+            return torch.stack([self.one(x), self.two(x)]).mean(0)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Heads().eval()
+    stage = Stage("heads", module, (TensorSpec("x", (1, 3, 16, 16)),), (TensorSpec("y", (1, 5)),))
+    graph, value = onnx_graph.to_onnx(stage, tmp_path / "g.onnx"), noise((1, 3, 16, 16))
+    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
+
+
 def test_windows_whose_batch_pnnx_loses(tmp_path: Path) -> None:
     """Attention in windows: their number stands where the batch was, and pnnx leaves `Tensor.reshape` of five axes."""
     import torch

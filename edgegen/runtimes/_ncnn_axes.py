@@ -37,6 +37,18 @@ def leading(node: onnx.NodeProto, draft: Draft) -> Made:
     return [flat, cut, draft.reshape(cut.output[0], out, node.output[0])]
 
 
+def joined(node: onnx.NodeProto, draft: Draft) -> Made:
+    """Tensors joined along the first axis, as the answers of two heads are stacked: along the second instead."""
+    if node.op_type != "Concat" or any(name in draft.consts or name not in draft.shapes for name in node.input):
+        return None
+    out = draft.shapes[node.output[0]]
+    if len(out) < 2 or int(attribute(node, "axis", 0)) % len(out):
+        return None
+    flat = [draft.reshape(name, (1, draft.shapes[name][0], math.prod(out[1:]))) for name in node.input]
+    together = draft.node("Concat", [part.output[0] for part in flat], axis=1)
+    return [*flat, together, draft.reshape(together.output[0], out, node.output[0])]
+
+
 def transpose(node: onnx.NodeProto, draft: Draft) -> Made:
     """Transpose of five axes and more, or of a first axis that is no batch: with axes that stay neighbours merged.
 
