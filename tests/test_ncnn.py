@@ -170,6 +170,32 @@ def test_answers_of_two_heads_are_averaged(tmp_path: Path) -> None:
     assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [np.s_[:, :, ::2, 1::2], np.s_[:, :, 1::3, 2:9:4], np.s_[:, 3::2, :5:2, :]],
+    ids=["odd", "window", "channels"],
+)
+def test_every_nth_element(cut: Any, tmp_path: Path) -> None:
+    """Of sizes that the step does not divide, from any place (LeViT takes every second token of 7)."""
+    import torch
+
+    class Cut(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.body(x)[cut] + 1
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Cut().eval()
+    shape = tuple(module(torch.zeros(1, 3, 7, 11)).shape)
+    stage = Stage("cut", module, (TensorSpec("x", (1, 3, 7, 11)),), (TensorSpec("y", shape),))
+    graph, value = onnx_graph.to_onnx(stage, tmp_path / "g.onnx"), noise((1, 3, 7, 11))
+    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
+
+
 def test_windows_whose_batch_pnnx_loses(tmp_path: Path) -> None:
     """Attention in windows: their number stands where the batch was, and pnnx leaves `Tensor.reshape` of five axes."""
     import torch

@@ -187,7 +187,7 @@ def _power(node: onnx.NodeProto, draft: Draft) -> Made:
 
 
 def _steps(node: onnx.NodeProto, draft: Draft) -> Made:
-    """x[..., a::s]: pnnx leaves `Tensor.slice`, which ncnn does not have. As a slice of rows of s."""
+    """x[..., a:b:s]: pnnx leaves `Tensor.slice`, which ncnn does not have. As a slice of rows of s; the last is filled."""
     if node.op_type != "Slice" or len(node.input) < 5:
         return None
     shape = draft.shapes[node.input[0]]
@@ -198,12 +198,26 @@ def _steps(node: onnx.NodeProto, draft: Draft) -> Made:
     for start, stop, axis, step in zip(*(item.ravel().tolist() for item in wanted if item is not None)):
         axis, size = axis % len(shape), shape[axis % len(shape)]
         stop = min(stop, size)
-        if step < 2 or size % step or not 0 <= start < step or stop <= size - step + start:
+        if step < 2 or not 0 <= start < stop:
             return None
+        count = -(-(stop - start) // step)
+        if size % step or start >= step or count * step != size:
+            end = min(size, start + count * step)
+            missing = start + count * step - end
+            if missing > end - start:
+                return None
+            if (start, end) != (0, size):
+                made.append(draft.slice(value, axis, start, end))
+                value = made[-1].output[0]
+            if missing:
+                made.append(draft.slice(value, axis, 0, missing))
+                made.append(draft.node("Concat", [value, made[-1].output[0]], axis=axis))
+                value = made[-1].output[0]
+            start = 0
         inner = math.prod(shape[axis + 1 :])
-        rows = draft.reshape(value, (1, math.prod(shape[:axis]), size // step, step * inner))
+        rows = draft.reshape(value, (1, math.prod(shape[:axis]), count, step * inner))
         cut = draft.slice(rows.output[0], 3, start * inner, (start + 1) * inner)
-        shape = (*shape[:axis], size // step, *shape[axis + 1 :])
+        shape = (*shape[:axis], count, *shape[axis + 1 :])
         made += [rows, cut, draft.reshape(cut.output[0], shape)]
         value = made[-1].output[0]
     made[-1].output[0] = node.output[0]
