@@ -187,7 +187,7 @@ def _power(node: onnx.NodeProto, draft: Draft) -> Made:
 
 
 def _steps(node: onnx.NodeProto, draft: Draft) -> Made:
-    """x[..., a:b:s]: pnnx leaves `Tensor.slice`, which ncnn does not have. As a slice of rows of s; the last is filled."""
+    """x[..., a:b:s]: pnnx leaves `Tensor.slice`, which ncnn does not have. As a slice of rows of s, the last filled."""
     if node.op_type != "Slice" or len(node.input) < 5:
         return None
     shape = draft.shapes[node.input[0]]
