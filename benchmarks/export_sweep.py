@@ -414,8 +414,9 @@ def batch(jobs: list[Job]) -> None:
     hand = dict(isolated("plain", jobs))
     for (name, runtime), mine in isolated("edgegen", jobs):
         row = {"model": name, "runtime": runtime, "plain": hand[name, runtime], "edgegen": mine}
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "date": time.strftime("%Y-%m-%d"), **machine}) + "\n")
+        line = json.dumps({**row, "date": time.strftime("%Y-%m-%d"), **machine})
+        with RESULTS.open("a", encoding="utf-8") as file:  # converters name files of this machine in their errors
+            file.write(line.replace(f"{Path(sys.prefix).parent}/", "").replace(f"{ROOT}/", "") + "\n")
         print(f"{name} {runtime}: {hand[name, runtime]['status']} by hand, {mine['status']}", flush=True)
         RESULTS.with_suffix(".md").write_text(table(rows()), encoding="utf-8")
 
