@@ -228,7 +228,7 @@ def entry_of(row: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "busy": bool(row.get("busy")), "probe": {"name": row["network"], "input": [], "layers": []}}
 
 
-def estimate(mine: list[dict[str, Any]], small: list[Sample], whole: list[operator_fit.Sample]) -> None:
+def estimate(mine: list[dict[str, Any]], small: list[Sample], whole: list[Sample]) -> None:
     """Every row's estimates: from small networks alone, and with the whole ones of other families beside them.
 
     Families are left out a tenth at a time; how smooth the fit is, it finds in what is left.

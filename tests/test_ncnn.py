@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ def test_transposes_with_an_axis_less_are_exact(tmp_path: Path) -> None:
         assert gap(reference(graph, value), reference(dataclasses.replace(graph, onnx=made), value)) == 0
 
 
+def answers(make: Callable[[], Any], shape: tuple[int, ...], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A torch network's output on noise, as ONNX Runtime and as ncnn computes it; its weights come from a seed."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        module = make().eval()
+        out = tuple(module(torch.zeros(shape)).shape)
+    stage = Stage("network", module, (TensorSpec("x", shape),), (TensorSpec("y", out),))
+    graph, value = onnx_graph.to_onnx(stage, folder / "g.onnx"), noise(shape)
+    return reference(graph, value), run(built(graph, folder / "out"), value)
+
+
 def test_answers_of_two_heads_are_averaged(tmp_path: Path) -> None:
     """CrossViT's: stacked along a first axis, which pnnx takes for the batch and loses."""
     import torch
@@ -162,12 +176,7 @@ def test_answers_of_two_heads_are_averaged(tmp_path: Path) -> None:
             x = self.body(x).mean((2, 3))
             return torch.stack([self.one(x), self.two(x)]).mean(0)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = Heads().eval()
-    stage = Stage("heads", module, (TensorSpec("x", (1, 3, 16, 16)),), (TensorSpec("y", (1, 5)),))
-    graph, value = onnx_graph.to_onnx(stage, tmp_path / "g.onnx"), noise((1, 3, 16, 16))
-    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
+    assert gap(*answers(Heads, (1, 3, 16, 16), tmp_path)) < EXACT
 
 
 @pytest.mark.parametrize(
@@ -187,13 +196,7 @@ def test_every_nth_element(cut: Any, tmp_path: Path) -> None:
         def forward(self, x: Any) -> Any:
             return self.body(x)[cut] + 1
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = Cut().eval()
-    shape = tuple(module(torch.zeros(1, 3, 7, 11)).shape)
-    stage = Stage("cut", module, (TensorSpec("x", (1, 3, 7, 11)),), (TensorSpec("y", shape),))
-    graph, value = onnx_graph.to_onnx(stage, tmp_path / "g.onnx"), noise((1, 3, 7, 11))
-    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
+    assert gap(*answers(Cut, (1, 3, 7, 11), tmp_path)) < EXACT
 
 
 def test_windows_whose_batch_pnnx_loses(tmp_path: Path) -> None:
@@ -212,12 +215,7 @@ def test_windows_whose_batch_pnnx_loses(tmp_path: Path) -> None:
             x = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(4, 16, 8)
             return self.out(x).reshape(1, 2, 2, 4, 4, 8).transpose(2, 3).reshape(1, 8, 8, 8)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = Windows().eval()
-    stage = Stage("windows", module, (TensorSpec("x", (1, 3, 16, 16)),), (TensorSpec("y", (1, 8, 8, 8)),))
-    graph, value = onnx_graph.to_onnx(stage, tmp_path / "g.onnx"), noise((1, 3, 16, 16))
-    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
+    assert gap(*answers(Windows, (1, 3, 16, 16), tmp_path)) < EXACT
 
 
 def test_plain_conversion_of_a_channel_mean_is_wrong(tmp_path: Path) -> None:
@@ -337,16 +335,7 @@ def test_what_fp16_does_not_hold_stays_fp32(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["style", "vit"])
 def test_normalising_and_attending_networks(kind: str, tmp_path: Path) -> None:
     """InstanceNorm, reflection padding, nearest upsampling; and attention cut as timm cuts it."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = (_style() if kind == "style" else _Vit()).eval()
-    out = (1, 3, 16, 16) if kind == "style" else (1, 10)
-    stage = Stage(kind, module, (TensorSpec("x", (1, 3, 16, 16)),), (TensorSpec("y", out),))
-    graph = onnx_graph.to_onnx(stage, tmp_path / "g.onnx")
-    value = noise((1, 3, 16, 16))
-    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < 1e-4
+    assert gap(*answers(_style if kind == "style" else _Vit, (1, 3, 16, 16), tmp_path)) < 1e-4
 
 
 def _style() -> Any:
