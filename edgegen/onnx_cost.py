@@ -90,7 +90,8 @@ def _weights(model: onnx.ModelProto) -> set[str]:
     floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
     quantizers = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     helpers = {name for node in quantizers for name in node.input[1:]}
-    stored = {node.input[0] for node in quantizers}
+    casts = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}  # from INT4, as stored
+    stored = {casts.get(node.input[0], node.input[0]) for node in quantizers}
     return {n for n, t in constants(model).items() if n not in helpers and (t.data_type in floating or n in stored)}
 
 

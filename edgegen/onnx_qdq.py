@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgegen import errors, onnx_files, registry
+from edgegen import errors, onnx_files, onnx_narrow, registry
 from edgegen.onnx_cost import constants
 from edgegen.types import Graph, PrecisionPlan, TensorSpec
 
@@ -168,6 +168,9 @@ def insert_qdq(
 ) -> Graph:
     """Write the graph with Q/DQ nodes around what the plan puts in INT8.
 
+    With `plan.weights` "int4" large weights have 15 levels, and ONNX Runtime's file stores them in 4 bits
+    (`onnx_narrow`); in other placements they are INT8 with these levels, for a converter to narrow.
+
     Args:
         graph: float32, simplified (see `onnx_graph.to_onnx`).
         calibration: folder with one `<input name>.npy` an input, first axis the samples.
@@ -178,7 +181,8 @@ def insert_qdq(
     Raises:
         errors.UsageError: unknown format, placement or layer.
         errors.DataError: the calibration set is unusable.
-        errors.RuntimeFailed: the plan leaves nothing to quantize, or the graph already has Q/DQ nodes.
+        errors.Unsupported: the plan leaves nothing to quantize, or the graph already has Q/DQ nodes; no weight can be
+            stored in 4 bits and `plan.weights` asks for it.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -196,15 +200,20 @@ def insert_qdq(
         raise errors.Unsupported(f"{graph.stage}: cannot build {plan.label}: {reason}")
     found = _found_ranges(model, graph, calibration, _activations(model, nodes), plan, threads)
     data = {n: TensorData(lowest=np.float32(a), highest=np.float32(b)) for n, (a, b) in found.items()}
+    narrow = onnx_narrow.snap(model, nodes) if plan.weights == "int4" else {}
     symmetric = plan.format == "s8s8"
     activation = QuantType.QInt8 if symmetric else QuantType.QUInt8
     quantizer = QDQQuantizer(
         model, True, False, QuantType.QInt8, activation, TensorsData(CalibrationMethod.MinMax, data), nodes, [],
-        sorted({node.op_type for node in model.graph.node if node.name in set(nodes)}), _options(placement, symmetric),
+        sorted({node.op_type for node in model.graph.node if node.name in set(nodes)}),
+        _options(placement, symmetric) | {"TensorQuantOverrides": onnx_narrow.overrides(narrow)},
     )  # fmt: skip
     quantized = quantizer.quantize_model()
     _free_outputs(quantized)
-    sha256 = onnx_files.write(onnx_files.tidy(quantized), out)
+    made = onnx_files.tidy(quantized)
+    if narrow and placement == "onnxruntime":
+        made = onnx_narrow.store(made)
+    sha256 = onnx_files.write(made, out)
     return dataclasses.replace(graph, onnx=out, plan=plan, sha256=sha256)
 
 

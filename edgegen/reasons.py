@@ -141,7 +141,7 @@ def float_island(build: Build) -> str:
     seen = build.inspection
     if build.precision != "int8" or seen is None or seen.int8_macs_share > 1 - SHARE / 2:
         return ""
-    left = [name for name, precision in seen.layers.items() if precision != "int8"]
+    left = [name for name, precision in seen.layers.items() if not precision.startswith("int8")]
     names = f", such as {', '.join(left[:3])}" if left else ""
     return (f"float island ({1 - seen.int8_macs_share:.0%} of the MACs stayed in float, {len(left)} of"
             f" {len(seen.layers)} layers{names}; values are converted around them)")  # fmt: skip

@@ -60,9 +60,9 @@ class PrecisionPlan:
     `rest`; float_types: ONNX operation types left in `rest`. ranges: how activation ranges are found where a runtime
     offers a choice: "mean" (of each sample's extremes: robust, clips rare values such as white skies) or "minmax".
     weights: how weights are stored where that is narrower than the arithmetic: "" (as `precision` says), "int8",
-    "int4" (each block of a row with a scale of its own), "palette6" or "palette4" (a table of 64 or 16 values a
-    tensor). scales: ranges of activations that were learned: (graph node whose output it is, or graph input; low;
-    high); a build takes these and calibrates what is not among them.
+    "int4" (each block of a row with a scale of its own; with INT8 arithmetic each output channel), "palette6" or
+    "palette4" (a table of 64 or 16 values a tensor). scales: ranges of activations that were learned: (graph node whose
+    output it is, or graph input; low; high); a build takes these and calibrates what is not among them.
     """
 
     precision: str = "fp32"
@@ -86,6 +86,8 @@ class PrecisionPlan:
             return f"{self.precision} (weights {self.weights})" if self.weights else self.precision
         learned = "learned ranges" if self.scales else self.ranges
         parts = [part for part in (self.format, learned, f"rest {self.rest}") if part]
+        if self.weights:
+            parts.append(f"weights {self.weights}")
         if self.float_types:
             parts.append(f"{'+'.join(self.float_types)} in float")
         if self.float_layers:

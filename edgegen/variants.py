@@ -134,7 +134,7 @@ def with_quantized(
     built = []
     for of, result in results.items():
         wanted = result.model.plan
-        for runtime, plan in [*run.bench.plans(quantized=True), *_weights_only(run, result.notes)]:
+        for runtime, plan in _quantized_plans(run, result.notes):
             if plan.format and plan.format not in result.notes["formats"]:
                 continue
             if wanted.scales and plan.ranges == "minmax":
@@ -153,16 +153,23 @@ def with_quantized(
     return pool + worse + timed + _float_islands(run, baseline, timed, calibration)
 
 
-def _weights_only(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, PrecisionPlan]]:
-    """(runtime, plan) pairs with narrow weights and float arithmetic, as far as the recipe asks for them."""
-    asked = notes.get("weights_only", ())
-    modules = {name: registry.module("runtimes", name) for name in run.target.runtimes} if asked else {}
+def _quantized_plans(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, PrecisionPlan]]:
+    """(runtime, plan) of INT8, with weights stored as the recipe asks, and of float arithmetic with narrow weights."""
+    found = run.bench.plans(quantized=True) if "int8" in notes["weights"] else []
+    if "int4" in notes["weights"]:
+        found = [*found, *_offered(run, "int8_from_int4")]
+    narrow = notes.get("weights_only", ())
+    return [*found, *((name, plan) for name, plan in _offered(run, "weights_only") if plan.weights in narrow)]
+
+
+def _offered(run: Run, what: str) -> list[tuple[str, PrecisionPlan]]:
+    """(runtime, plan) of a function that some runtimes of the target have."""
+    modules = {name: registry.module("runtimes", name) for name in run.target.runtimes}
     return [
         (name, plan)
         for name, module in modules.items()
-        if hasattr(module, "weights_only") and not module.missing()
-        for plan in module.weights_only(run.target, local.cpu_flags())
-        if plan.weights in asked
+        if hasattr(module, what) and not module.missing()
+        for plan in getattr(module, what)(run.target, local.cpu_flags())
     ]
 
 

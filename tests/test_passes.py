@@ -94,7 +94,7 @@ WRONG = [
     ("round_adaptively", {"steps": 0}, "steps, batch and lr must be positive"),
     ("round_adaptively", {"layers": ["nowhere"]}, "layers: no layer 'nowhere' in"),
     ("quantize_aware", {"steps": 0}, "batch, samples, steps and temperature must be positive"),
-    ("quantize_aware", {"labels": 1.0}, "the loss label needs samples with a label"),
+    ("quantize_aware", {"labels": 1.0}, "the loss labels needs samples with a label"),
     ("quantize_aware", {"crop": 0}, "crop must be at least 1 pixel"),
     ("cast", {"precision": "fp8"}, "precision must be one of fp16, bf16, fp32, got 'fp8'"),
     ("prune_tokens", {"ratio": 0.6}, r"ratio must lie in \(0, 0.5\] for merge, got 0.6"),

@@ -22,7 +22,7 @@ def test_quantize_plans_every_layer(conv_chain: Model):
     assert result.model.plan == PrecisionPlan("int8", "", "fp32")
     assert result.changed == {"0": "int8", "3": "int8", "6": "int8", "10": "int8"}
     assert result.skipped == {}
-    assert result.notes == {"formats": ["u8s8", "s8s8"]}
+    assert result.notes == {"formats": ["u8s8", "s8s8"], "weights": ["int8"]}
 
 
 def test_one_format_is_named_in_the_plan(conv_chain: Model):

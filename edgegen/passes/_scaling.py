@@ -63,6 +63,13 @@ def grid(layer: Any, bits: int = 8) -> torch.Tensor:
     return steps.expand_as(weight).reshape(layer.weight.shape).clone()
 
 
+def by_output(layer: Any, values: torch.Tensor) -> torch.Tensor:
+    """One value an output channel (of a convolution without groups, if transposed), shaped to go with the weight."""
+    shape = [1] * layer.weight.ndim
+    shape[1 if isinstance(layer, _TRANSPOSED) else 0] = -1
+    return values.reshape(shape)
+
+
 def snapped(layer: Any) -> torch.Tensor:
     """The weight on the INT8 grid that a build makes of it: the largest of a channel is on it, so the grid stays."""
     steps = grid(layer)

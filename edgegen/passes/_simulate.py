@@ -12,8 +12,9 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgegen import errors, onnx_graph, onnx_qdq
+from edgegen import errors, onnx_cost, onnx_graph, onnx_narrow, onnx_qdq
 from edgegen.passes import _flow, _scaling
 from edgegen.types import Graph, Model, PrecisionPlan
 
@@ -35,13 +36,15 @@ class Placement:
     """Where an INT8 build rounds. points: torch call (-1 - i: network input i) -> name of the graph node, or input.
 
     ranges: name -> (low, high) of its 256 steps. layers: paths of layers with INT8 weights. missing: tensors that the
-    build rounds and torch has no call for.
+    build rounds and torch has no call for. steps: path of a layer whose weight is stored in 4 bits -> step of its 15
+    levels, one an output channel, shaped to go with the weight.
     """
 
     points: dict[int, str]
     ranges: dict[str, tuple[float, float]]
     layers: tuple[str, ...]
     missing: tuple[str, ...]
+    steps: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def placement(
@@ -77,7 +80,9 @@ def placement(
             missing.append(name)
         else:
             points[index], ranges[name] = name, span
-    return Placement(points, ranges, _layers(quantized, module), tuple(missing))
+    layers = _layers(quantized, module)
+    steps = {path: step for path, step in layers.items() if step is not None}
+    return Placement(points, ranges, tuple(layers), tuple(missing), steps)
 
 
 def _outputs(model: onnx.ModelProto) -> set[str]:
@@ -129,14 +134,21 @@ def _find(value: np.ndarray, node: str, calls: Sequence[_flow.Call]) -> int | No
     return next((call.index for call in (*own, *same)), None)
 
 
-def _layers(quantized: onnx.ModelProto, module: nn.Module) -> tuple[str, ...]:
-    """Paths of layers whose weight the file stores in INT8."""
-    consts = {t.name for t in quantized.graph.initializer}
-    stored = {n.output[0] for n in quantized.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in consts}
-    paths = dict(module.named_modules())
-    names = (node.name.rpartition("/")[0] for node in quantized.graph.node if len(node.input) > 1
-             and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in stored)
-    return tuple(dict.fromkeys(name for name in names if name in paths))
+def _layers(quantized: onnx.ModelProto, module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Path of each layer whose weight the file stores as integers -> the steps where these have 4 bits, else None."""
+    consts = onnx_cost.constants(quantized)
+    makers = {name: node for node in quantized.graph.node for name in node.output}
+    found: dict[str, torch.Tensor | None] = {}
+    for node in quantized.graph.node:
+        path, dequantize = node.name.rpartition("/")[0], makers.get(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type not in onnx_cost.WEIGHTED or dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        weight, layer = onnx_cost.weight_of(node, consts, makers), dict(module.named_modules()).get(path)
+        if weight and layer is not None and path not in found:
+            steps = torch.from_numpy(numpy_helper.to_array(consts[dequantize.input[1]]).copy())
+            narrow = consts[weight].data_type == onnx.TensorProto.INT4
+            found[path] = _scaling.by_output(layer, steps) if narrow else None
+    return found
 
 
 def rounded(x: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
@@ -151,8 +163,13 @@ def _through(x: torch.Tensor) -> torch.Tensor:
     return x + (x.round() - x).detach()
 
 
-def fake_weight(layer: Any, weight: torch.Tensor) -> torch.Tensor:
-    """The weight on the INT8 grid of its largest magnitudes by output channel; differentiable in the weight."""
+def fake_weight(layer: Any, weight: torch.Tensor, steps: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight on the INT8 grid of its largest magnitudes by output channel; differentiable in the weight.
+
+    steps: of 15 levels, for a weight stored in 4 bits; then differentiable in the steps too.
+    """
+    if steps is not None:
+        return torch.clamp(_through(weight / steps), -onnx_narrow.LEVELS, onnx_narrow.LEVELS) * steps
     steps = _scaling.grid(layer)
     return weight + ((weight / steps).round().clamp(-127, 127) * steps - weight).detach()
 
@@ -179,22 +196,25 @@ class Rounding(_flow.Counting):
 def run(
     module: nn.Module, inputs: Sequence[torch.Tensor], found: Placement,
     ranges: Mapping[str, tuple[Any, Any]] | None = None, *, weights: bool = True,
+    steps: Mapping[str, torch.Tensor] | None = None,
 ) -> Any:  # fmt: skip
     """The network's output as an INT8 build gives it; biases keep their float values."""
     mode = Rounding(found.points, found.ranges if ranges is None else ranges)
     given = [mode.apply(-1 - i, value) for i, value in enumerate(inputs)]
-    with int8_weights(module, found.layers if weights else ()), mode:
+    with int8_weights(module, found.layers if weights else (), found.steps if steps is None else steps), mode:
         return module(*given)
 
 
 @contextmanager
-def int8_weights(module: nn.Module, layers: Sequence[str]) -> Any:
+def int8_weights(
+    module: nn.Module, layers: Sequence[str], steps: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> Any:
     """The named layers compute with rounded weights inside; gradients reach the weights themselves."""
     held = {name: module.get_submodule(name) for name in layers}
     weights = {name: layer.get_parameter("weight") for name, layer in held.items()}
     try:
         for name, layer in held.items():
-            value = fake_weight(layer, weights[name])
+            value = fake_weight(layer, weights[name], steps.get(name))
             del layer._parameters["weight"]
             layer.__dict__["weight"] = value
         yield

@@ -33,6 +33,7 @@ def quantize(
     float_layers: Sequence[str] = (),
     float_types: Sequence[str] = (),
     rest: str = "fp32",
+    weights: Sequence[str] = ("int8",),
     weights_only: Sequence[str] = (),
     sensitivity: str = "",
     budget: str = "",
@@ -46,6 +47,8 @@ def quantize(
             plan names one only if it is the only one; `notes` has them all.
         float_layers: layers (or graph nodes, `path/Type`) left in `rest`; float_types: ONNX types left in it.
         rest: precision of what is not quantized: fp32, or fp16 or bf16 where the target has it.
+        weights: how INT8 builds store their weights: int8, int4 (15 levels an output channel, half of the file and the
+            same kernels; ONNX Runtime and OpenVINO have it). Quality suffers: see `weights` of quantize_aware.
         weights_only: builds with narrow weights and float arithmetic to try beside INT8, where a runtime has them:
             int8, int4 (block-wise). They shrink matrix products; time they gain only where reading weights takes it.
         sensitivity: measure what each layer, operation type and block costs in INT8, by the "output" (signal to noise;
@@ -69,9 +72,11 @@ def quantize(
     for kind in float_types:
         if not onnx.defs.has(kind):
             raise RecipeError(f"float_types: {kind!r} is no ONNX operation; name one such as Conv, Gemm, MatMul")
-    _check(weights_only, sensitivity, budget, samples, last_layer)
+    _check(weights, weights_only, sensitivity, budget, samples, last_layer)
     names = _plans.node_names(float_layers, model)
-    notes: dict[str, Any] = {"formats": list(formats)} | ({"weights_only": list(weights_only)} if weights_only else {})
+    notes: dict[str, Any] = {"formats": list(formats), "weights": list(weights)} | (
+        {"weights_only": list(weights_only)} if weights_only else {}
+    )
     names = tuple(dict.fromkeys((*names, *_output_layer(model, job))) if last_layer else names)
     if sensitivity or budget:
         names, told = _measured(model, job, names, tuple(float_types), rest, sensitivity or "output", budget, samples)
@@ -93,7 +98,11 @@ def quantize(
     return PassResult(dataclasses.replace(model, plan=plan), changed, skipped, notes)
 
 
-def _check(weights_only: Sequence[str], sensitivity: str, budget: str, samples: int, last_layer: str) -> None:
+def _check(
+    weights: Sequence[str], weights_only: Sequence[str], sensitivity: str, budget: str, samples: int, last_layer: str
+) -> None:
+    if not weights or any(name not in WEIGHTS for name in weights):
+        raise RecipeError(f"weights must name at least one of {', '.join(WEIGHTS)}, got {list(weights)}")
     if any(name not in WEIGHTS for name in weights_only):
         raise RecipeError(f"weights_only may name {', '.join(WEIGHTS)}, got {list(weights_only)}")
     if sensitivity and sensitivity not in _sensitivity.MEASURES:

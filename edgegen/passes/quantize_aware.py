@@ -11,6 +11,7 @@ calibrating. No module with rounding in it is ever exported.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from edgegen.passes.correct_bias import error
 from edgegen.passes.equalize import batches
 from edgegen.types import Job, Model, PassResult
 
-_RATE_OF_RANGES = 10.0  # they are logarithms: a step of lr is that share of the range
+WEIGHTS = ("int8", "int4")
+_RATE_OF_RANGES = 10.0  # they are logarithms, as steps are: lr is the share by which a range moves
 
 
 def quantize_aware(
@@ -35,8 +37,11 @@ def quantize_aware(
     batch: int = 8,
     lr: float = 1e-4,
     samples: int = 32,
+    output: float = 1.0,
     labels: float = 0.0,
     reference: float = 0.0,
+    reference_psnr: float = 0.0,
+    weights: str = "int8",
     crop: int | None = None,
     temperature: float = 4.0,
     learn_ranges: bool = True,
@@ -49,7 +54,10 @@ def quantize_aware(
 
     Args:
         samples: how many inputs the first ranges are calibrated on.
-        labels, reference: weight of the cross entropy to labels, of the difference to reference images; 0: without.
+        output, labels, reference, reference_psnr: weights of the difference to the teacher's output, of the cross
+            entropy to labels, of the difference to reference images and of its PSNR in bel; 0: without.
+        weights: how the build stores them: int8, or int4, whose steps are learned too (Esser et al.); `quantize` must
+            ask for the same.
         crop: train on random squares of this many input pixels (not for classification).
         temperature: of softened logits. learn_ranges: or keep those of calibration.
         precision: of the training: fp32; bf16 rounds coarser than INT8 does, so it blurs what is learned.
@@ -61,11 +69,12 @@ def quantize_aware(
         ValueError: an option out of range, a loss without its data, a network that cannot be INT8.
         PassError: the loss was never finite.
     """
-    _check(model, batch, samples, steps, labels, reference, crop, temperature)
+    wanted = {"output": output, "labels": labels, "reference": reference, "reference_psnr": reference_psnr}
+    _check(model, batch, samples, steps, wanted, weights, crop, temperature)
     inputs, _ = batches(model, job, samples, "quantize_aware")
     batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
-        lesson = _Lesson(model, job, inputs, batch_at(0), labels, reference, temperature, learn_ranges)
+        lesson = _Lesson(model, job, inputs, batch_at(0), wanted, weights, temperature, learn_ranges)
         before = lesson.error(inputs)
     result = training.train(
         lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, precision=precision,
@@ -80,31 +89,39 @@ def quantize_aware(
         after = lesson.error(inputs)
         network, ranges = lesson.finished()
     scales = tuple((name, *ranges[name]) for name in lesson.found.points.values())
-    changed = {
-        name: "trained, weights on the INT8 grid" if name in lesson.found.layers else "trained, stays in float"
-        for name in graph.layers(network)
-    }  # fmt: skip
+    changed = {name: _told(name, lesson.found) for name in graph.layers(network)}
     notes = {
         "inputs": source, **_lessons.told(result), "ranges": len(scales),
         "calibrated_by_the_build": list(lesson.found.missing),
         "output_error_before": before, "output_error_after": after,
     }  # fmt: skip
-    if after > before and not labels and not reference:  # it has reached what its float teacher allows already
+    alone = not labels and not reference and not reference_psnr
+    if after > before and alone:  # it has reached what its float teacher allows already
         why = f"the INT8 output's error rose from {before:.3g} to {after:.3g}: left as it was; try a smaller lr"
         return PassResult(model, {}, dict.fromkeys(graph.layers(network), why), notes)
     plan = dataclasses.replace(model.plan, scales=scales)
     return PassResult(dataclasses.replace(model.with_module(network), plan=plan), changed, {}, notes)
 
 
+def _told(name: str, found: _simulate.Placement) -> str:
+    if name not in found.layers:
+        return "trained, stays in float"
+    return f"trained, weights on the {'INT4' if name in found.steps else 'INT8'} grid"
+
+
 def _check(
-    model: Model, batch: int, samples: int, steps: int, labels: float, reference: float, crop: int | None,
+    model: Model, batch: int, samples: int, steps: int, wanted: Mapping[str, float], weights: str, crop: int | None,
     temperature: float,
 ) -> None:  # fmt: skip
-    if min(batch, samples, steps) < 1 or labels < 0 or reference < 0 or not temperature > 0:
+    if min(batch, samples, steps) < 1 or not temperature > 0:
         raise ValueError(
-            f"batch, samples, steps and temperature must be positive, labels and reference 0 or more, got {batch},"
-            f" {samples}, {steps}, {temperature}, {labels}, {reference}"
+            f"batch, samples, steps and temperature must be positive, got {batch}, {samples}, {steps}, {temperature}"
         )
+    if min(wanted.values()) < 0 or not any(wanted.values()):
+        told = ", ".join(f"{name} {weight}" for name, weight in wanted.items())
+        raise ValueError(f"weights of losses must be 0 or more, and one of them above, got {told}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if crop is not None and (crop < 1 or model.task == "classification"):
         raise ValueError(f"crop must be at least 1 pixel, and not for classification, got {crop} for {model.task}")
 
@@ -114,6 +131,10 @@ class _Learner(nn.Module):
 
     def __init__(self, network: nn.Module, found: _simulate.Placement, learn: bool) -> None:
         super().__init__()
+        self.paths = list(found.steps)
+        for i, step in enumerate(found.steps.values()):
+            self.register_buffer(f"first_step_{i}", step, persistent=False)
+            self.register_parameter(f"step_{i}", nn.Parameter(torch.zeros_like(step), requires_grad=learn))
         self.network, self.found = network, found
         self.names = list(found.ranges)
         for name, column in (("low", 0), ("high", 1)):
@@ -127,9 +148,14 @@ class _Learner(nn.Module):
         high = self.get_buffer("first_high") * self.get_parameter("high").exp()
         return {name: (low[i], high[i]) for i, name in enumerate(self.names)}
 
+    def steps(self) -> dict[str, torch.Tensor]:
+        """Layer whose weight is stored in 4 bits -> steps of its channels, with gradients."""
+        return {path: self.get_buffer(f"first_step_{i}") * self.get_parameter(f"step_{i}").exp()
+                for i, path in enumerate(self.paths)}  # fmt: skip
+
     def forward(self, *inputs: torch.Tensor) -> Any:
         """The INT8 network's output."""
-        return _simulate.run(self.network, inputs, self.found, self.ranges())
+        return _simulate.run(self.network, inputs, self.found, self.ranges(), steps=self.steps())
 
     def train(self, mode: bool = True) -> _Learner:
         """The network itself stays in eval mode: dropped paths would shift the places where it is rounded."""
@@ -142,22 +168,23 @@ class _Lesson:
     """Student with rounding inside, teacher, and what is asked of the student."""
 
     def __init__(
-        self, model: Model, job: Job, inputs: Any, first: _lessons.Batch, labels: float, reference: float,
+        self, model: Model, job: Job, inputs: Any, first: _lessons.Batch, wanted: Mapping[str, float], weights: str,
         temperature: float, learn: bool,
     ) -> None:  # fmt: skip
         teacher = job.teacher.stage.module if job.teacher is not None else model.stage.module
         if teacher is None:
             raise ValueError("the teacher has no network (an ONNX file cannot teach); give the torch model")
-        for name, weight in (("label", labels), ("reference", reference)):
-            if weight and first[name] is None:
-                raise ValueError(f"the loss {name} needs samples with a {name}, and this data has none; leave it at 0")
-        self.task, self.temperature, self.labels, self.reference = model.task, temperature, labels, reference
+        for name, needs in (("labels", "label"), ("reference", "reference"), ("reference_psnr", "reference")):
+            if wanted[name] and first[needs] is None:
+                raise ValueError(f"the loss {name} needs samples with a {needs}, and this data has none; leave it at 0")
+        self.task, self.temperature, self.wanted = model.task, temperature, wanted
         low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
         self.span = high - low
         network = graph.clone(model.stage.module).eval()
         with torch.no_grad():
             _flow.fold(network, inputs[0])
-            self.found = _simulate.placement(model, network, inputs)
+            plan = dataclasses.replace(_simulate.PLAN, weights="int4" if weights == "int4" else "")
+            self.found = _simulate.placement(model, network, inputs, plan)
         self.flags = [parameter.requires_grad for parameter in network.parameters()]
         network.requires_grad_(True)
         self.learner = _Learner(network, self.found, learn)
@@ -165,20 +192,25 @@ class _Lesson:
 
     def rates(self) -> dict[str, float]:
         """Factors of the learning rate."""
-        return dict.fromkeys(("low", "high"), _RATE_OF_RANGES) if self.learner.low.requires_grad else {}
+        learned = [name for name, parameter in self.learner.named_parameters(recurse=False) if parameter.requires_grad]
+        return dict.fromkeys(learned, _RATE_OF_RANGES)
 
     def losses(self, learner: nn.Module, batch: _lessons.Batch, step: int) -> dict[str, torch.Tensor]:
         """Name -> weighted loss of a batch."""
         found = graph.flatten(learner(*batch["input"]))
-        with torch.no_grad():
-            taught = graph.flatten(self.teacher(*batch["input"]))
-        parts = [self._compare(a, b) for a, b in zip(found, taught, strict=True)]
-        total = {"output": torch.stack(parts).mean()}
-        if self.labels:
-            total["labels"] = self.labels * nn_losses.cross_entropy(found[0], batch["label"])
-        if self.reference:
-            total["reference"] = self.reference * nn_losses.absolute(found[0], batch["reference"], self.span)
-        return total
+        total = {}
+        if self.wanted["output"]:
+            with torch.no_grad():
+                taught = graph.flatten(self.teacher(*batch["input"]))
+            parts = [self._compare(a, b) for a, b in zip(found, taught, strict=True)]
+            total["output"] = torch.stack(parts).mean()
+        if self.wanted["labels"]:
+            total["labels"] = nn_losses.cross_entropy(found[0], batch["label"])
+        if self.wanted["reference"]:
+            total["reference"] = nn_losses.absolute(found[0], batch["reference"], self.span)
+        if self.wanted["reference_psnr"]:
+            total["reference_psnr"] = nn_losses.decibels(found[0], batch["reference"], self.span)
+        return {name: self.wanted[name] * loss for name, loss in total.items()}
 
     def _compare(self, found: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         if self.task == "classification":
@@ -209,7 +241,8 @@ class _Lesson:
         with torch.no_grad():
             for name in self.found.layers:
                 layer = network.get_submodule(name)
-                layer.weight.data = _scaling.snapped(layer)
+                steps, weight = self.learner.steps().get(name), layer.get_parameter("weight")
+                weight.data = _scaling.snapped(layer) if steps is None else _simulate.fake_weight(layer, weight, steps)
             ranges = {name: (float(low), float(high)) for name, (low, high) in self.learner.ranges().items()}
         for parameter, flag in zip(network.parameters(), self.flags, strict=True):
             parameter.requires_grad_(flag)

@@ -1,11 +1,12 @@
-"""ONNX Runtime on the CPU: FP32, INT8 by Q/DQ with unsigned (u8s8) or symmetric signed (s8s8) activations, and FP32
-with the weights of matrix products in INT8 or INT4."""
+"""ONNX Runtime on the CPU: FP32, INT8 by Q/DQ with unsigned (u8s8) or symmetric signed (s8s8) activations, INT8 with
+weights stored in 4 bits, and FP32 with the weights of matrix products in INT8 or INT4."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import json
+import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from edgegen import errors, files, onnx_cost, onnx_files, onnx_qdq
 from edgegen.runtimes import _common, _weights_only
@@ -23,7 +25,9 @@ from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, T
 
 NAME = "onnxruntime"
 _PLANS = (PrecisionPlan("fp32"), PrecisionPlan("int8", "u8s8"), PrecisionPlan("int8", "s8s8"))
+_FOUR_BITS = (PrecisionPlan("int8", "u8s8", weights="int4"), PrecisionPlan("int8", "s8s8", weights="int4"))
 _NARROW = (PrecisionPlan("fp32", weights="int8"), PrecisionPlan("fp32", weights="int4"))
+_BITS: dict[int, int] = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT4: 4}  # of stored integer weights
 _INT8_KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"))
 
 # Two of ONNX Runtime's own rewrites spoil INT8 files (1.31.1). MatMulAddFusion makes a Gemm with a float bias of a
@@ -61,6 +65,11 @@ def weights_only(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPl
     return _common.allowed(_NARROW, target)
 
 
+def int8_from_int4(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
+    """INT8 plans whose weights are stored in 4 bits; built when a recipe asks for them, as they lose more quality."""
+    return _common.allowed(_FOUR_BITS, target)
+
+
 def supports(graph: Graph, target: Target) -> list[Problem]:
     """Operations without a CPU kernel, one problem at a time: ONNX Runtime names only the first it meets."""
     try:
@@ -87,7 +96,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.RuntimeFailed: ONNX Runtime fails, or the precision read back is not the promised one.
     """
     plan, count = graph.plan, _common.threads(target)
-    _common.check_plan(NAME, plan, (*_PLANS, *_NARROW), calibration)
+    _common.check_plan(NAME, plan, (*_PLANS, *_FOUR_BITS, *_NARROW), calibration)
     settings = {"threads": count, "execution": "sequential", "graph_optimization": "all"}
     if plan.precision == "int8":
         settings["disabled_optimizers"] = list(DISABLED)
@@ -143,7 +152,7 @@ def inspect(artifact: Artifact) -> Inspection:
     weights is of the file.
     """
     model = onnx.load(artifact.path)
-    if artifact.plan.weights:
+    if artifact.plan.weights and artifact.plan.precision != "int8":
         return _weights_only.inspect(model)
     with tempfile.TemporaryDirectory() as folder:
         options = _options(1)
@@ -152,13 +161,21 @@ def inspect(artifact: Artifact) -> Inspection:
         executed = onnx.load(Path(folder) / "optimized.onnx").graph.node
     integer = {re.sub(r"_token_\d+$", "", node.name) for node in executed if node.op_type in _INT8_KERNELS}
     total = onnx_cost.cost(model)
-    layers = {layer.name: "int8" if layer.name in integer else "fp32" for layer in total.layers}
-    macs = sum(layer.macs for layer in total.layers if layers[layer.name] == "int8")
-    weights = {layer.weight for layer in total.layers if layer.weight}
+    macs = sum(layer.macs for layer in total.layers if layer.name in integer)
     consts = onnx_cost.constants(model)
-    sizes = {name: len(onnx.numpy_helper.to_array(consts[name]).tobytes()) for name in weights}
-    stored = sum(size for name, size in sizes.items() if consts[name].data_type == onnx.TensorProto.INT8)
+    sizes = {layer.weight: _bytes(consts[layer.weight]) for layer in total.layers if layer.weight}
+    stored = sum(size for name, size in sizes.items() if consts[name].data_type in _BITS)
+    layers = {layer.name: "int8" if layer.name in integer else "fp32" for layer in total.layers}
+    for layer in total.layers:
+        if layer.weight and consts[layer.weight].data_type == onnx.TensorProto.INT4:
+            layers[layer.name] += " (weights int4)"
     return Inspection(layers, stored / max(1, sum(sizes.values())), macs / max(1, total.macs))
+
+
+def _bytes(tensor: onnx.TensorProto) -> float:
+    """What a constant takes in the file."""
+    width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    return math.prod(tensor.dims) * _BITS.get(tensor.data_type, width) / 8
 
 
 def layer_times(artifact: Artifact, feeds: Mapping[str, np.ndarray], iterations: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgegen import errors, files, onnx_cost, onnx_qdq
-from edgegen.runtimes import _common, _ir
+from edgegen import errors, files, onnx_cost, onnx_files, onnx_qdq
+from edgegen.runtimes import _common, _ir, _ov_narrow
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
 
 NAME = "openvino"
@@ -30,6 +30,7 @@ _PLANS = (
     PrecisionPlan("int8", rest="fp32", ranges="mean"),
     PrecisionPlan("int8", rest="fp32", ranges="minmax"),
 )
+_FOUR_BITS = tuple(dataclasses.replace(plan, weights="int4") for plan in _PLANS if plan.precision == "int8")
 _NARROW = tuple(
     PrecisionPlan(precision, weights=weights) for precision in ("bf16", "fp32") for weights in ("int8", "int4")
 )
@@ -60,9 +61,18 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
 
     BF16 only where the processor computes in it, and there as the rest of INT8 builds too: FP32 was never the faster.
     """
+    return _offered(_PLANS, target, cpu_flags)
+
+
+def int8_from_int4(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
+    """INT8 plans whose weights are stored in 4 bits; built when a recipe asks for them, as they lose more quality."""
+    return _offered(_FOUR_BITS, target, cpu_flags)
+
+
+def _offered(plans: Iterable[PrecisionPlan], target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
     native = bool(_BF16_FLAGS & cpu_flags)
     avoided = ("int8", "fp32") if native else ("int8", "bf16")
-    offered = (p for p in _PLANS if (p.precision, p.rest) != avoided and (native or p.precision != "bf16"))
+    offered = (p for p in plans if (p.precision, p.rest) != avoided and (native or p.precision != "bf16"))
     return _common.allowed(offered, target)
 
 
@@ -102,23 +112,21 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.RuntimeFailed: OpenVINO or NNCF fails, or the precision read back is not the promised one.
     """
     plan = graph.plan
-    _common.check_plan(NAME, plan, (*_PLANS, *_NARROW), calibration)
+    _common.check_plan(NAME, plan, (*_PLANS, *_FOUR_BITS, *_NARROW), calibration)
     small = "bf16" in (plan.precision, plan.rest if plan.precision == "int8" else "") or plan.precision == "fp16"
     options = {"threads": _common.threads(target), "performance_hint": "LATENCY", "inference_precision": _hint(plan)}
     packages = ("openvino", "nncf") if plan.quantized else ("openvino",)
     with files.whole(out) as folder:
         folder.mkdir()
         try:
-            model, promised = _ir.convert(graph.onnx), 0.0
+            promised = 0.0
             if plan.precision == "int8" and calibration is not None:
                 source = onnx.load(graph.onnx)
-                if plan.scales:
-                    model = _learned(source, graph, plan, calibration, folder)
-                else:
-                    model = _quantized(model, source, graph, plan, calibration)
                 promised = _promised(source, plan)
-            elif plan.weights:
-                model = _narrowed(model, onnx.load(graph.onnx), plan)
+                model = _integer(source, graph, plan, calibration, folder)
+            else:
+                model = _ir.convert(graph.onnx)
+                model = _narrowed(model, onnx.load(graph.onnx), plan) if plan.weights else model
             _ir.save(model, folder / "model.xml", graph.onnx, halve=small)
             built = _common.artifact(NAME, folder / "model.xml", graph, plan, options, packages)
             _common.check_promise(built, inspect(built), promised)
@@ -163,10 +171,10 @@ def inspect(artifact: Artifact) -> Inspection:
         precision = next((executed[name] for name in (layer.name, *layer.aliases) if name in executed), "unknown")
         halved = layer.weight_type == "f16" and precision == "fp32"
         got[layer.name] = f"fp16 weights, {precision}" if halved else precision
-        if artifact.plan.weights and layer.weight_type in _STORED:
+        if artifact.plan.weights and _STORED.get(layer.weight_type, precision) != precision:
             got[layer.name] = f"{precision} (weights {_STORED[layer.weight_type]})"
     total, stored = sum(layer.macs for layer in layers), sum(layer.weight_bytes for layer in layers)
-    macs = sum(layer.macs for layer in layers if got[layer.name] == "int8")
+    macs = sum(layer.macs for layer in layers if got[layer.name].startswith("int8"))
     small = sum(layer.weight_bytes for layer in layers if layer.weight_type in _STORED)
     return Inspection(got, small / max(1, stored), macs / max(1, total))
 
@@ -227,15 +235,25 @@ def _narrowed(model: Any, source: onnx.ModelProto, plan: PrecisionPlan) -> Any:
         return nncf.compress_weights(model, mode=mode, ignored_scope=ignored, **more)
 
 
-def _learned(source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path, folder: Path) -> Any:
-    """A model with the learned ranges of the plan: standard Q/DQ in the ONNX file, which OpenVINO reads."""
-    chosen = dataclasses.replace(plan, format="u8s8")
-    file = folder / "quantized.onnx"
+def _integer(source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path, folder: Path) -> Any:
+    """The INT8 model: learned ranges of the plan as standard Q/DQ in an ONNX file that OpenVINO reads, else NNCF's."""
+    four_bits = _ov_narrow.snap(source, plan) if plan.weights else {}
+    file = folder / "source.onnx"
     try:
-        onnx_qdq.insert_qdq(graph, file, calibration=calibration, plan=chosen, placement="openvino")
-        return _ir.convert(file)
+        if plan.scales:
+            chosen = dataclasses.replace(plan, format="u8s8")
+            onnx_qdq.insert_qdq(graph, file, calibration=calibration, plan=chosen, placement="openvino")
+            model = _ir.convert(file)
+        elif four_bits:
+            onnx_files.write(source, file)
+            model = _quantized(_ir.convert(file), source, graph, plan, calibration)
+        else:
+            model = _quantized(_ir.convert(graph.onnx), source, graph, plan, calibration)
     finally:
         file.unlink(missing_ok=True)
+    if four_bits:
+        _ov_narrow.store(model, four_bits)
+    return model
 
 
 def _quantized(model: Any, source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path) -> Any:
