@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from int8_builds import DATA, RUNTIMES, TARGET, built, job, needy, skip_without, wrong
+from int8_builds import DATA, RUNTIMES, TARGET, built, image_model, job, needy, out, skip_without, wrong
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgegen import errors, onnx_graph, onnx_narrow, onnx_qdq, registry
 from edgegen.passes import _simulate
 from edgegen.passes.quantize_aware import quantize_aware
+from edgegen.passes.round_adaptively import round_adaptively
 from edgegen.types import PrecisionPlan, Stage, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,3 +168,20 @@ def test_training_in_four_bits_hands_over_what_the_build_computes(runtime: str, 
     assert np.mean(np.abs(made - taught) > 1.5 * step) < 1e-3 and np.abs(made - taught).mean() < 0.1 * step
     plain = built(model, runtime, tmp_path / "untaught", plan)
     assert np.mean(np.abs(plain - taught) > 1.5 * step) > 0.3
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_rounding_is_chosen_in_four_bits_too(runtime: str, tmp_path: Path):
+    skip_without(runtime)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 3, 3)
+    model = image_model(nn.Sequential(*layers))
+    result = round_adaptively(model, job(), samples=16, steps=400, lr=3e-2, weights="int4")
+    assert result.changed and all("INT4 grid" in told for told in result.changed.values())
+    plan = next(iter(registry.module("runtimes", runtime).int8_from_int4(TARGET, frozenset())))
+    exact = np.concatenate([out(model, torch.from_numpy(image[None])) for image in DATA.images])
+    before, after = (
+        wrong(exact, built(each, runtime, tmp_path / name, plan))
+        for name, each in (("before", model), ("after", result.model))
+    )
+    assert after < 0.8 * before

@@ -3,19 +3,20 @@
 AdaRound: Nagel, Amjad, van Baalen, Louizos, Blankevoort, 2020, Up or Down? Adaptive Rounding for Post-Training
 Quantization, arXiv:2004.10568, section 3: min ||f(Wx) - f(W~x~)||^2 + l f_reg(V), W~ = s (floor(W / s) + h(V)), h a
 stretched sigmoid, the regularisation pulling h to 0 or 1 as its exponent falls. Layer after layer: x from the float
-network, x~ from the one whose earlier layers are rounded already. The weights end on the INT8 grid of the builds
-(largest magnitude / 127 for each output channel), so every runtime finds the same integers again.
+network, x~ from the one whose earlier layers are rounded already. The weights end on the grid of the builds (for
+INT8 largest magnitude / 127 for each output channel), so every runtime finds the same integers again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from edgegen import graph, registry, training
+from edgegen import graph, onnx_narrow, registry, training
 from edgegen.passes import _flow, _scaling, _simulate
 from edgegen.passes.correct_bias import channel_axis, error
 from edgegen.passes.equalize import batches
@@ -23,6 +24,8 @@ from edgegen.types import Job, Model, PassResult
 
 _LOW, _HIGH = -0.1, 1.1  # the sigmoid is stretched beyond 0 and 1, so that it reaches them
 _BETA = (20.0, 2.0)  # exponent of the regularisation, first and last
+WEIGHTS = ("int8", "int4")
+EIGHT_BITS = 127  # integers on each side of zero
 _FREE = 0.2  # share of the steps without regularisation
 
 
@@ -36,6 +39,7 @@ def round_adaptively(
     batch: int = 8,
     regularisation: float = 0.01,
     need: float = 45.0,
+    weights: str = "int8",
     layers: Sequence[str] = (),
 ) -> PassResult:
     """Choose the rounding of the weights of the layers that need it.
@@ -44,6 +48,7 @@ def round_adaptively(
         samples: how many inputs; each layer's inputs and outputs for all of them are in memory at once.
         steps, lr, batch: Adam on the rounding variables of one layer; inputs in one step.
         need: layers whose output keeps this signal to noise ratio in dB under rounding to nearest are left to that.
+        weights: how the build stores them: int8, or int4 (15 levels; `quantize` must ask for the same).
         layers: only these, whatever they need; none: all that need it.
     Returns:
         PassResult; `changed` has each layer's ratio for rounding to nearest and for the chosen rounding.
@@ -55,6 +60,8 @@ def round_adaptively(
             f"samples, steps, batch and lr must be positive and regularisation 0 or more, got {samples}, {steps},"
             f" {batch}, {lr}, {regularisation}"
         )
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     inputs, source = batches(model, job, samples, "round_adaptively")
     exact = graph.clone(model.stage.module).eval()
     with training.use_threads(job.threads), torch.random.fork_rng(devices=[]):
@@ -64,13 +71,16 @@ def round_adaptively(
         flags = [parameter.requires_grad for parameter in exact.parameters()]
         exact.requires_grad_(False)
         rough = graph.clone(exact)
-        names, skipped = _candidates(model, exact, inputs, layers)
+        plan = dataclasses.replace(_simulate.PLAN, weights="int4" if weights == "int4" else "")
+        with torch.no_grad():
+            found = _simulate.placement(model, exact, inputs[:1], plan)
+        names, skipped = _candidates(model, exact, inputs[0], found.layers, layers)
         stacked = [torch.cat(values) for values in zip(*inputs, strict=True)]
         changed: dict[str, str] = {}
         for number, (name, relu) in enumerate(names.items()):
             job.progress(name, number / len(names))
-            task = _Task(name, exact, rough, stacked, relu)
-            nearest = task.quality(_scaling.snapped(task.layer))
+            task = _Task(name, exact, rough, stacked, relu, found.steps.get(name))
+            nearest = task.quality(task.nearest())
             chosen = None
             if nearest < need or layers:
                 chosen = task.solve(steps, lr, batch, regularisation)
@@ -90,7 +100,7 @@ def round_adaptively(
 
 
 def _candidates(
-    model: Model, module: nn.Module, inputs: Sequence[tuple[torch.Tensor, ...]], asked: Sequence[str]
+    model: Model, module: nn.Module, sample: Sequence[torch.Tensor], eight: Sequence[str], asked: Sequence[str]
 ) -> tuple[dict[str, bool], dict[str, str]]:
     """({layer: whether a ReLU alone follows it} in the order in which they run, {other layer: why not})."""
     every = graph.layers(module)
@@ -98,11 +108,10 @@ def _candidates(
         if name not in every:
             raise ValueError(f"layers: no layer {name!r} in {model.name}{registry.near(name, tuple(every))}")
     with torch.no_grad():
-        found = _simulate.placement(model, module, inputs[:1])
-        calls = _flow.record(module, inputs[0])
+        calls = _flow.record(module, sample)
     chosen = {}
     for index, path in _flow.layers(module, calls).items():
-        if path in found.layers and (not asked or path in asked):
+        if path in eight and (not asked or path in asked):
             users = calls[index].users
             chosen[path] = len(users) == 1 and users[0] >= 0 and calls[users[0]].name == "relu"
     why = {name: "not asked for" if asked and name not in asked else "is not INT8 in a build, or runs more than once"
@@ -114,9 +123,11 @@ def _settle(task: _Task, nearest: float, chosen: torch.Tensor | None, changed: d
     """Put the better rounding into the rough network; why it is rounding to nearest, or "" and a line in `changed`."""
     found = task.quality(chosen) if chosen is not None else -math.inf
     better = chosen is not None and found > nearest
-    task.layer.weight.data = chosen if chosen is not None and better else _scaling.snapped(task.layer)
+    task.layer.weight.data = chosen if chosen is not None and better else task.nearest()
     if better:
-        changed[task.name] = f"weights on the INT8 grid: {nearest:.1f} dB rounded to nearest, {found:.1f} dB as chosen"
+        kind = "INT8" if task.limit == EIGHT_BITS else "INT4"
+        told = f"{nearest:.1f} dB rounded to nearest, {found:.1f} dB as chosen"
+        changed[task.name] = f"weights on the {kind} grid: {told}"
         return ""
     tried = f", the chosen one {found:.1f}" if chosen is not None else ""
     return f"rounding to nearest keeps {nearest:.1f} dB{tried}"
@@ -126,9 +137,12 @@ class _Task:
     """One layer: what goes into it in the rough network, and what comes out in the exact one."""
 
     def __init__(
-        self, name: str, exact: nn.Module, rough: nn.Module, inputs: Sequence[torch.Tensor], relu: bool
-    ) -> None:
+        self, name: str, exact: nn.Module, rough: nn.Module, inputs: Sequence[torch.Tensor], relu: bool,
+        steps: torch.Tensor | None,
+    ) -> None:  # fmt: skip
         self.name, self.layer, self.relu = name, rough.get_submodule(name), relu
+        self.grid = _scaling.grid(self.layer) if steps is None else steps
+        self.limit = EIGHT_BITS if steps is None else onnx_narrow.LEVELS
         caught: dict[str, torch.Tensor] = {}
         handles = [
             self.layer.register_forward_pre_hook(lambda _, args: caught.update(x=args[0])),
@@ -150,18 +164,21 @@ class _Task:
         with torch.no_grad():
             return -10 * math.log10(max(1e-20, error([self.y], [self.output(weight, self.x)])))
 
+    def nearest(self) -> torch.Tensor:
+        """The weight on its grid, each to the nearest point."""
+        return (self.layer.get_parameter("weight").data / self.grid).round().clamp(-self.limit, self.limit) * self.grid
+
     def solve(self, steps: int, lr: float, batch: int, strength: float) -> torch.Tensor:
         """The weight on its grid with the rounding that reproduces the output best."""
-        grid = _scaling.grid(self.layer)
-        scaled = self.layer.get_parameter("weight").data / grid
-        floor = scaled.floor().clamp(-127, 127)
+        scaled = self.layer.get_parameter("weight").data / self.grid
+        floor = scaled.floor().clamp(-self.limit, self.limit)
         share = ((scaled - floor).clamp(1e-3, 1 - 1e-3) - _LOW) / (_HIGH - _LOW)
         variable = torch.log(share / (1 - share)).requires_grad_(True)
         optimizer = torch.optim.Adam([variable], lr=lr)
         for step in range(steps):
             rows = torch.randint(len(self.x), (min(batch, len(self.x)),))
             up = (torch.sigmoid(variable) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
-            wrong = self.output((floor + up).clamp(-127, 127) * grid, self.x[rows]) - self.y[rows]
+            wrong = self.output((floor + up).clamp(-self.limit, self.limit) * self.grid, self.x[rows]) - self.y[rows]
             loss = wrong.square().movedim(channel_axis(self.layer, wrong), 0).flatten(1).mean(1).sum()
             late = (step / steps - _FREE) / (1 - _FREE)
             if late > 0:
@@ -170,4 +187,4 @@ class _Task:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return ((floor + (variable.detach() > 0)).clamp(-127, 127) * grid)
+        return (floor + (variable.detach() > 0)).clamp(-self.limit, self.limit) * self.grid
