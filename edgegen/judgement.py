@@ -22,7 +22,7 @@ import onnx
 from edgegen import estimate, files, measuring, on_device, quality, registry, rewriting, samplers, serial
 from edgegen.candidates import Candidate, per_image
 from edgegen.devices import local
-from edgegen.errors import ModelError, RuntimeFailed, Unsupported, UsageError
+from edgegen.errors import ModelError, RuntimeFailed, UsageError
 from edgegen.runlog import RunLog
 from edgegen.types import Artifact, Graph, Inspection, Measurement, PrecisionPlan, Target
 
@@ -136,15 +136,10 @@ class Bench:
                 made, out, runtime=runtime, calibration=calibration, target=self.target, limits=self.limits
             )
 
-        try:
-            return build(graph)
-        except Unsupported:
-            file = self.folder / "graphs" / f"{out.name}.onnx"
-            cured = rewriting.cures(graph, runtime, self.target, feeds=feeds, out=file)
-            if cured.problems or not cured.changed:
-                raise
-            artifact = build(cured.graph)
-            return dataclasses.replace(artifact, options={**artifact.options, "rewritten": sorted(cured.changed)})
+        file = self.folder / "graphs" / f"{out.name}.onnx"
+        artifact, names = rewriting.built(build, graph, runtime, self.target, feeds=feeds, out=file)
+        told = {"rewritten": list(names)} if names else {}
+        return dataclasses.replace(artifact, options={**artifact.options, **told})
 
     def time(self, candidates: list[Candidate], baseline: Candidate | None, rounds: int) -> list[Candidate]:
         """Time all candidates that were built in one interleaved run; the ratio is to `baseline`, or the fastest.

@@ -74,13 +74,10 @@ def building(runtime: str, target: Target, limits: isolation.Limits) -> Iterator
         if told.is_file():
             return serial.from_json(Artifact, json.loads(told.read_text(encoding="utf-8")))
         calibration = _calibration(graph, out.parent) if graph.plan.precision == "int8" else None
-        try:
-            made = once(graph, out, calibration)
-        except errors.Unsupported:
-            cured = rewriting.cures(graph, runtime, target, feeds=feeds_of(graph), out=out.with_suffix(".cured"))
-            if cured.problems or not cured.changed:
-                raise
-            made = once(cured.graph, out, calibration)
+        made, _ = rewriting.built(
+            lambda taken: once(taken, out, calibration), graph, runtime, target,
+            feeds=feeds_of(graph), out=out.with_suffix(".cured"),
+        )  # fmt: skip
         files.write_json(told, serial.to_json(made))
         return made
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from edgegen import errors, onnx_files, onnx_graph, program, registry
-from edgegen.types import Graph, Problem, Stage, Target
+from edgegen.types import Artifact, Graph, Problem, Stage, Target
 
 KIND = "rewrites"
 OFFERS = (
@@ -98,6 +98,24 @@ def cures(
         changed |= found
         problems = tuple(module.supports(graph, target))
     return Cured(graph, changed, problems)
+
+
+def built(
+    build: Callable[[Graph], Artifact], graph: Graph, runtime: str, target: Target, *,
+    feeds: Mapping[str, np.ndarray], out: Path,
+) -> tuple[Artifact, tuple[str, ...]]:  # fmt: skip
+    """What `build` makes of the graph, and the rewrites that it took: none, unless the runtime refuses the graph.
+
+    Raises:
+        errors.Unsupported: no cure helps. errors.RuntimeFailed: the rewritten graph computes something else.
+    """
+    try:
+        return build(graph), ()
+    except errors.Unsupported:
+        cured = cures(graph, runtime, target, feeds=feeds, out=out)
+        if cured.problems or not cured.changed:
+            raise
+        return build(cured.graph), tuple(sorted(cured.changed))
 
 
 def rewritten(
