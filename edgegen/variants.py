@@ -13,7 +13,7 @@ import onnx
 from edgegen import files, onnx_graph, recipe, registry, rewriting, serial
 from edgegen.candidates import LEAST_GAIN, Candidate, is_faster
 from edgegen.devices import local
-from edgegen.errors import RuntimeFailed
+from edgegen.errors import RecipeError, RuntimeFailed
 from edgegen.run import SCREEN_ROUNDS, Run, model_key
 from edgegen.run_graphs import calibration_folder
 from edgegen.run_jobs import job_of, unquantized
@@ -157,7 +157,11 @@ def _quantized_plans(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, Prec
     """(runtime, plan) of INT8, with weights stored as the recipe asks, and of float arithmetic with narrow weights."""
     found = run.bench.plans(quantized=True) if "int8" in notes["weights"] else []
     if "int4" in notes["weights"]:
-        found = [*found, *_offered(run, "int8_from_int4")]
+        four_bits = _offered(run, "int8_from_int4")
+        if not four_bits:
+            where = f"{', '.join(run.target.runtimes)} of target {run.target.name}"
+            raise RecipeError(f"quantize: weights in int4 are for onnxruntime and openvino, not for {where}; use int8")
+        found = [*found, *four_bits]
     narrow = notes.get("weights_only", ())
     return [*found, *((name, plan) for name, plan in _offered(run, "weights_only") if plan.weights in narrow)]
 

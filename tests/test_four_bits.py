@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from int8_builds import DATA, RUNTIMES, TARGET, built, image_model, job, needy, 
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgegen import errors, onnx_graph, onnx_narrow, onnx_qdq, registry
+from edgegen import errors, onnx_graph, onnx_narrow, onnx_qdq, registry, variants
 from edgegen.passes import _simulate
 from edgegen.passes.quantize_aware import quantize_aware
 from edgegen.passes.round_adaptively import round_adaptively
@@ -185,3 +186,11 @@ def test_rounding_is_chosen_in_four_bits_too(runtime: str, tmp_path: Path):
         for name, each in (("before", model), ("after", result.model))
     )
     assert after < 0.8 * before
+
+
+def test_a_target_whose_runtimes_cannot_is_named():
+    run = SimpleNamespace(target=dataclasses.replace(TARGET, runtimes=("tensorrt",)))
+    with pytest.raises(errors.RecipeError, match="not for tensorrt of target testbed; use int8"):
+        variants._quantized_plans(run, {"weights": ["int4"]})
+    run.target = TARGET
+    assert {plan.weights for _, plan in variants._quantized_plans(run, {"weights": ["int4"]})} == {"int4"}
