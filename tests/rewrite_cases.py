@@ -248,6 +248,20 @@ def unfolded(
     return model(nodes, {"x": (2, 3, 8, 7)}, {**tables, "border": ints(0, 0, *pad, 0, 0, *pad), "out": ints(*out)})
 
 
+def folded(
+    kernel: tuple[int, int] = (3, 2), stride: int = 2, dilation: int = 1, pads: Sequence[int] = (1, 0, 1, 0),
+    image: tuple[int, int] = (8, 7), constant: bool = True,
+) -> onnx.ModelProto:  # fmt: skip
+    """torch's fold to (2, 3, *image), as it is exported. constant: whether the image's size is known."""
+    free = [size + pads[i] + pads[2 + i] - dilation * (kernel[i] - 1) - 1 for i, size in enumerate(image)]
+    shape = (2, 3 * kernel[0] * kernel[1], (free[0] // stride + 1) * (free[1] // stride + 1))
+    options: dict[str, Any] = {"strides": [stride] * 2, "dilations": [dilation] * 2, "pads": list(pads)}
+    nodes = [node("Col2Im", "x image taps" if constant else "x computed taps", **options)]
+    nodes = nodes if constant else [node("Add", "image image", "computed"), *nodes]
+    constants = {"image": ints(*(image if constant else (size // 2 for size in image))), "taps": ints(*kernel)}
+    return model(nodes, {"x": shape}, constants, result=(2, 3, *image))
+
+
 def rolled(index: np.ndarray, axis: int = 2) -> onnx.ModelProto:
     return model([node("Gather", "x index", axis=axis)], {"x": (2, 3, 5, 7)}, {"index": index})
 
@@ -340,6 +354,13 @@ UNFOLDED: list[dict[str, Any]] = [
     {"kernel": (1, 4), "stride": 3, "pad": (0, 2)},
     {"mode": "reflect"},
 ]
+FOLDED: list[dict[str, Any]] = [
+    {},
+    {"kernel": (3, 3), "pads": (1, 1, 1, 1), "image": (8, 8)},
+    {"kernel": (3, 3), "stride": 3, "pads": (0, 0, 0, 0)},
+    {"kernel": (2, 2), "stride": 1, "dilation": 3, "pads": (2, 1, 2, 1)},
+    {"kernel": (1, 4), "stride": 3, "pads": (0, 2, 1, 0)},
+]
 MOVED: list[tuple[Any, tuple[str, ...], tuple[str, ...]]] = [
     (((2, 12, 3, 5), (2, 3, 2, 2, 3, 5), (0, 1, 4, 2, 5, 3), (2, 3, 6, 10)), ("Transpose",), ("DepthToSpace",)),
     (((2, 12, 3, 5), (6, 2, 2, 3, 5), (0, 3, 1, 4, 2), (2, 3, 6, 10)), ("Transpose",), ("DepthToSpace",)),
@@ -398,6 +419,8 @@ CASES = [
       for equation, shapes in EINSUMS.items()),
     *(Case("unfold_to_convolution", str(options), lambda o=options: unfolded(**o), ("Gather",), ("Conv",))
       for options in UNFOLDED),
+    *(Case("fold_to_convolution", str(options), lambda o=options: folded(**o), ("Col2Im",), ("ConvTranspose",))
+      for options in FOLDED),
     *(Case("roll_to_slices", f"axis {axis}, by {by}", lambda a=axis, b=by: rotated(a, b), ("Gather",), ("Concat",))
       for axis, by in ((2, 2), (3, -3), (1, 1))),
     Case("decompose_pixel_shuffle", "CRD", lambda: shuffled("DepthToSpace", mode="CRD"), ("DepthToSpace",)),
@@ -435,6 +458,7 @@ LEFT = [
     Case("einsum_to_matmul", "diagonal", lambda: einsum("ii->i", (3, 3))),
     Case("einsum_to_matmul", "ellipsis", lambda: einsum("...ij,...jk->...ik", (2, 3, 4), (2, 4, 5))),
     Case("unfold_to_convolution", "no window", lambda: unfolded(twist=1)),
+    Case("fold_to_convolution", "computed size", lambda: folded(image=(8, 6), constant=False)),
     Case("roll_to_slices", "no rotation", lambda: rolled(ints(1, 0, 2, 3, 4))),
     Case("roll_to_slices", "identity", lambda: rolled(np.arange(5))),
     Case("roll_to_slices", "a part", lambda: rolled(ints(3, 4))),

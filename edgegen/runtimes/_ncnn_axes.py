@@ -12,6 +12,8 @@ import onnx
 
 from edgegen.runtimes._ncnn_draft import Draft, Made, attribute
 
+_PAIRS = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min"))
+
 
 def squeeze(node: onnx.NodeProto, draft: Draft) -> Made:
     """Squeeze, Unsqueeze and Flatten as Reshape with numbers, so that chains of them become one."""
@@ -49,20 +51,43 @@ def joined(node: onnx.NodeProto, draft: Draft) -> Made:
     return [*flat, together, draft.reshape(together.output[0], out, node.output[0])]
 
 
+def pairs(node: onnx.NodeProto, draft: Draft) -> Made:
+    """Sum, product and the like of too many axes, as Swin adds its mask: with axes merged that are broadcast alike."""
+    if node.op_type not in _PAIRS or any(math.prod(draft.shapes[name]) == 1 for name in node.input):
+        return None
+    out = draft.shapes[node.output[0]]
+    if len(out) <= (draft.most + 1 if out[0] == 1 else 4):
+        return None
+    sides = [(1,) * (len(out) - len(draft.shapes[name])) + draft.shapes[name] for name in node.input]
+    groups: list[list[int]] = []
+    for axis in (axis for axis, size in enumerate(out) if size > 1):
+        alike = groups and all((side[axis] > 1) == (side[groups[-1][0]] > 1) for side in sides)
+        groups[-1].append(axis) if alike else groups.append([axis])
+    if len(groups) > draft.most:
+        return None
+    merged = [(1, *(math.prod(side[axis] for axis in group) for group in groups)) for side in sides]
+    made = [draft.reshape(name, shape) for name, shape in zip(node.input, merged)]
+    both = draft.node(node.op_type, [part.output[0] for part in made])
+    return [*made, both, draft.reshape(both.output[0], out, node.output[0])]
+
+
 def transpose(node: onnx.NodeProto, draft: Draft) -> Made:
     """Transpose of five axes and more, or of a first axis that is no batch: with axes that stay neighbours merged.
 
-    What still has more than `draft.most` is done in steps of at most as many, where there are such steps.
+    What still has more than `draft.most` is done in steps of at most as many, where there are such steps. One that
+    moves but axes of 1 is a Reshape. That of a query of one token, as class attention has, must be: pnnx would make a
+    MultiHeadAttention of it, which takes the packed channels of a single row for rows and reads behind its memory.
     """
     if node.op_type != "Transpose" or node.input[0] in draft.consts:
         return None
     shape, out = draft.shapes[node.input[0]], draft.shapes[node.output[0]]
     order = [int(axis) for axis in attribute(node, "perm", range(len(shape))[::-1])]
-    if len(shape) <= 4 and shape[0] == 1 and order[0] == 0:
+    moved = [axis for axis in order if shape[axis] > 1]
+    real = sorted(moved)
+    if len(shape) <= 4 and shape[0] == 1 and order[0] == 0 and moved != real:
         return None
-    real = sorted(axis for axis in order if shape[axis] > 1)
     sizes = tuple(shape[axis] for axis in real)
-    steps = _steps(tuple(real.index(axis) for axis in order if shape[axis] > 1), draft.most)
+    steps = _steps(tuple(real.index(axis) for axis in moved), draft.most)
     if steps is None:
         return None
     made, value = [], node.input[0]

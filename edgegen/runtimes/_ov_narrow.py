@@ -5,7 +5,6 @@ OpenVINO's integer kernels take INT8: an INT4 constant converted straight to flo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,25 +45,21 @@ def store(model: Any, told: Levels) -> None:
         errors.Unsupported: none of them has an INT8 constant in the expected form.
     """
     ov = _ir.openvino()
-    done = 0
+    ops, done = ov.opset13, 0
     for operation in model.get_ordered_ops():
-        if operation.get_friendly_name() not in told:
-            continue
-        found = _dequantized(operation)
+        name = operation.get_friendly_name()
+        found = _dequantized(operation) if name in told else None
         if found is None:
             continue
         scaled, constant, scale = found
-        levels, steps = told[operation.get_friendly_name()]
-        if math.prod(constant.shape) != levels.size or scale.size not in (1, steps.size):
+        levels, steps = told[name]
+        if constant.size != levels.size or scale.size != steps.size:
             continue
-        levels = levels.reshape(constant.shape)
-        steps = steps.reshape(scale.shape if scale.size == steps.size else (*scale.shape, steps.size))
+        levels, steps = levels.reshape(constant.shape), steps.reshape(scale.shape).astype(np.float32)
         if np.abs(levels * steps - constant * scale).max() > np.abs(scale).max():
             continue  # another order of the weights than ONNX's: they stay as they are, and are read back so
-        ops = ov.opset13
-        stored = ops.constant(levels, dtype=ov.Type.i4)
-        wide = ops.convert(ops.convert(stored, "i8"), "f32")
-        value = ops.multiply(wide, ops.constant(steps.astype(np.float32)))
+        wide = ops.convert(ops.convert(ops.constant(levels, dtype=ov.Type.i4), "i8"), "f32")
+        value = ops.multiply(wide, ops.constant(steps))
         value.set_friendly_name(scaled.get_friendly_name())
         scaled.output(0).replace(value.output(0))
         done += 1
