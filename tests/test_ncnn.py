@@ -218,6 +218,71 @@ def test_windows_whose_batch_pnnx_loses(tmp_path: Path) -> None:
     assert gap(*answers(Windows, (1, 3, 16, 16), tmp_path)) < EXACT
 
 
+def test_shifted_windows_with_a_mask(tmp_path: Path) -> None:
+    """Swin's: the image is rolled, and which windows may look where is added to five axes, a constant of six times."""
+    import torch
+
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.qkv, self.out = torch.nn.Conv2d(3, 8, 2, 2), torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+            self.bias, self.mask = torch.nn.Parameter(torch.randn(2, 16, 16)), torch.randn(4, 16, 16)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.roll(self.patch(x).permute(0, 2, 3, 1), (-2, -2), (1, 2))
+            x = x.view(1, 2, 4, 2, 4, 8).permute(0, 1, 3, 2, 4, 5).reshape(4, 16, 8)
+            q, k, v = self.qkv(x).reshape(4, 16, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            seen = (q @ k.transpose(-2, -1) + self.bias).view(-1, 4, 2, 16, 16) + self.mask[None, :, None]
+            x = (seen.view(4, 2, 16, 16).softmax(-1) @ v).transpose(1, 2).reshape(4, 16, 8)
+            x = self.out(x).view(1, 2, 2, 4, 4, 8).permute(0, 1, 3, 2, 4, 5).reshape(1, 8, 8, 8)
+            return torch.roll(x, (2, 2), (1, 2))
+
+    assert gap(*answers(Shifted, (1, 3, 16, 16), tmp_path)) < EXACT
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_class_attention(width: int, tmp_path: Path) -> None:
+    """CaiT's and XCiT's one query: in pnnx's MultiHeadAttention its packed channels are rows, past its memory."""
+    import torch
+
+    class Query(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.q, self.k, self.v, self.out = torch.nn.Conv2d(3, width, 4, 4), *(
+                torch.nn.Linear(width, width) for _ in range(4)
+            )
+
+        def forward(self, x: Any) -> Any:
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            q = self.q(x[:, 0]).unsqueeze(1).reshape(1, 1, 2, width // 2).permute(0, 2, 1, 3)
+            k, v = (f(x).reshape(1, 16, 2, width // 2).permute(0, 2, 1, 3) for f in (self.k, self.v))
+            one = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 1, width)
+            return torch.cat([self.out(one), x[:, 1:]], 1)
+
+    assert gap(*answers(Query, (1, 3, 16, 16), tmp_path)) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("shape", "other", "least"),
+    [((1, 4, 3, 5, 5), (1, 4, 1, 5, 5), 4), ((2, 2, 3, 5, 2, 2), (3, 1, 1, 1), 4), ((2, 3, 1, 2, 5), (), 2)],
+    ids=["mask", "six-axes", "number"],
+)
+def test_operations_of_two_with_too_many_axes(
+    shape: tuple[int, ...], other: tuple[int, ...], least: int, tmp_path: Path
+) -> None:
+    """Axes that are broadcast alike become one; the operation is left with no more than it must have."""
+    flat = (1, int(np.prod(shape)))
+    nodes = [("Reshape", ["x", "r"], "v"), ("Sub", ["c", "v"], "w"), ("Reshape", ["w", "q"], "y")]
+    graph = graph_of(tmp_path / "g.onnx", nodes, flat, flat, r=I64(shape), q=I64(flat), c=noise(other))
+    value, made = noise(flat), tmp_path / "prepared.onnx"
+    onnx_files.write(_ncnn_prepare.prepare(onnx.load(graph.onnx), 3), made)
+    prepared = onnx.load(made)
+    shapes = onnx_cost.static_shapes(prepared)
+    assert max(len(shapes[name]) for node in prepared.graph.node for name in node.output) == least
+    assert gap(reference(graph, value), reference(dataclasses.replace(graph, onnx=made), value)) == 0
+    assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
+
+
 def test_plain_conversion_of_a_channel_mean_is_wrong(tmp_path: Path) -> None:
     """The reason for the rewrite, and proof that the check of outputs can fail."""
     nodes = [("ReduceMean", ["x", "a"], "y", KEEP)]

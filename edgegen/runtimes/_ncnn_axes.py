@@ -53,7 +53,7 @@ def joined(node: onnx.NodeProto, draft: Draft) -> Made:
 
 def pairs(node: onnx.NodeProto, draft: Draft) -> Made:
     """Sum, product and the like of too many axes, as Swin adds its mask: with axes merged that are broadcast alike."""
-    if node.op_type not in _PAIRS or any(math.prod(draft.shapes[name]) == 1 for name in node.input):
+    if node.op_type not in _PAIRS:
         return None
     out = draft.shapes[node.output[0]]
     if len(out) <= (draft.most + 1 if out[0] == 1 else 4):
@@ -65,9 +65,13 @@ def pairs(node: onnx.NodeProto, draft: Draft) -> Made:
         groups[-1].append(axis) if alike else groups.append([axis])
     if len(groups) > draft.most:
         return None
-    merged = [(1, *(math.prod(side[axis] for axis in group) for group in groups)) for side in sides]
-    made = [draft.reshape(name, shape) for name, shape in zip(node.input, merged)]
-    both = draft.node(node.op_type, [part.output[0] for part in made])
+    made, inputs = [], list(node.input)
+    for at, side in enumerate(sides):
+        if math.prod(side) > 1:
+            merged = (1, *(math.prod(side[axis] for axis in group) for group in groups))
+            made.append(draft.reshape(inputs[at], merged))
+            inputs[at] = made[-1].output[0]
+    both = draft.node(node.op_type, inputs)
     return [*made, both, draft.reshape(both.output[0], out, node.output[0])]
 
 
