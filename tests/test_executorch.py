@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import make_tiny
 
-from edgegen import errors, onnx_cost, onnx_graph, program
-from edgegen.runtimes import _executorch_file, _executorch_lower, _executorch_rewrite
+from edgegen import errors, onnx_cost, onnx_graph, program, rewriting
+from edgegen.runtimes import _executorch_axes, _executorch_file, _executorch_lower, _executorch_rewrite
 from edgegen.runtimes import executorch as runtime
 from edgegen.types import Graph, PrecisionPlan, Stage, Target, TensorSpec
 
@@ -67,6 +67,11 @@ def test_comparison_can_fail() -> None:
     assert min(gap(right, 2 * right), gap(right, 0 * right), gap(right, right[:2])) >= 1
 
 
+def _windows(x: Any) -> Any:
+    """Images to windows of 2 x 6 with the channels in front, over seven axes, as Swin has it."""
+    return x.reshape(1, 1, 3, 4, 2, 2, 6).permute(0, 3, 5, 1, 2, 4, 6).reshape(8, 3, 12)
+
+
 def _trained(norm: Any) -> Any:
     """With statistics that are not 0 and 1."""
     import torch
@@ -97,6 +102,7 @@ def _functions() -> dict[str, Any]:
         "matmul": lambda x: x @ x.transpose(-1, -2),
         "unbind": lambda x: x.unbind(2)[1] + x.unbind(2)[3],
         "select": lambda x: x[:, :, -1],
+        "windows": _windows,
         "expand": lambda x: x.expand(1, -1, -1, -1) * 2,
     }
 
@@ -122,7 +128,7 @@ def test_rewrites_for_the_delegate_are_exact(name: str) -> None:
         before = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
         assert _executorch_rewrite.rewrite(traced)
         after = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
-        assert before - after or name in ("crop", "softmax_of_an_image")  # the same operation on another shape
+        assert before - after or name in ("crop", "softmax_of_an_image", "windows")  # on another shape
         assert gap(module(value).numpy(), traced(value).numpy()) < 1e-5
 
 
@@ -143,6 +149,40 @@ def test_large_norms_are_means_of_means(last: bool) -> None:
         assert len(means) == 4
         assert max(areas) < 1000 < 4 * 160 * 160
         assert gap(module(value).numpy(), again(value).numpy()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "wanted"),
+    [
+        ((2, 3, 4), (0, 1, 2), ([24], [0])),
+        ((2, 3, 4), (2, 0, 1), ([6, 4], [1, 0])),
+        ((1, 8, 8, 1, 8, 2, 32), (0, 1, 3, 5, 2, 4, 6), ([8, 64, 2, 32], [0, 2, 1, 3])),
+        ((3, 4, 8, 4, 8, 2, 32), (0, 1, 3, 5, 2, 4, 6), ([12, 8, 4, 8, 2, 32], [0, 2, 4, 1, 3, 5])),
+        ((1, 1), (1, 0), ([], [])),
+    ],
+)
+def test_axes_that_stay_neighbours_are_one(shape: Any, order: Any, wanted: Any) -> None:
+    import torch
+
+    assert _executorch_axes._joined(list(shape), list(order)) == wanted
+    value, (sizes, places) = torch.arange(float(np.prod(shape))), wanted
+    turned = value.reshape(sizes).permute(places).reshape([shape[axis] for axis in order])
+    assert torch.equal(turned, value.reshape(shape).permute(order))
+
+
+def test_windows_have_no_more_axes_than_the_delegate() -> None:
+    import torch
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return _windows(x) * 2
+
+    with _executorch_lower.quiet():
+        traced = torch.export.export(Net(), (torch.zeros(IMAGE),)).module()
+        assert not all(map(_executorch_axes.fits, traced.graph.nodes))
+        assert _executorch_rewrite.rewrite(traced)
+        again = torch.export.export(traced, (torch.zeros(IMAGE),)).module()
+    assert all(map(_executorch_axes.fits, again.graph.nodes))
 
 
 def test_what_needs_no_rewrite_is_left_alone() -> None:
@@ -245,6 +285,57 @@ def test_operations_that_fail_when_they_run_are_refused(tmp_path: Path) -> None:
     graph = graph_of(stage_of(seeded(lambda: nn.Sequential(nn.Conv3d(2, 2, 1))), (1, 2, 3, 3, 3)), tmp_path)
     (problem,) = runtime.supports(graph, HERE)
     assert (problem.op, problem.layer) == ("conv3d", "0")
+
+
+def _folding() -> Any:
+    from torch import nn
+
+    return seeded(lambda: nn.Sequential(nn.Unfold(3, padding=1, stride=2), nn.Fold((8, 12), 3, padding=1, stride=2)))
+
+
+def test_fold_with_padding_is_refused(tmp_path: Path) -> None:
+    """ExecuTorch cuts the padding off by padding with less than nothing, which fails when it runs."""
+    (problem,) = runtime.supports(graph_of(stage_of(_folding()), tmp_path), HERE)
+    assert (problem.op, problem.layer) == ("col2im", "1")
+    assert rewriting.cures_for("executorch", [problem])[0] == "fold_to_convolution"
+
+
+@pytest.mark.slow
+def test_fold_with_padding_is_cured(tmp_path: Path) -> None:
+    made = _folding()
+    graph, feeds = graph_of(stage_of(made), tmp_path), {"input": np.load(tmp_path / "input.npy")[:1]}
+    cured = rewriting.cures(graph, "executorch", HERE, feeds=feeds, out=tmp_path / "cured.pt2")
+    assert (list(cured.changed), cured.problems) == (["fold_to_convolution"], ())
+    artifact = runtime.build(cured.graph, tmp_path / "out", calibration=None, target=HERE)
+    with runtime.load(artifact) as run:
+        assert gap(made(_tensor(feeds["input"])).numpy(), next(iter(run(feeds).values()))) < 1e-6
+
+
+@pytest.mark.slow
+def test_more_axes_than_the_delegate_has_stay_outside_of_it(tmp_path: Path) -> None:
+    """XNNPACK has six: with more in it a file is built without a word, and cannot be loaded."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            apart = (x + 1).reshape(1, 3, 2, 2, 2, 2, 2, 3)
+            return (apart * 2).permute(0, 7, 6, 5, 4, 3, 2, 1).reshape(1, 3, 8, 12) + x
+
+    graph = graph_of(stage_of(Net()), tmp_path)
+    artifact = runtime.build(graph, tmp_path / "out", calibration=None, target=HERE)
+    assert {row["op"] for row in artifact.options["undelegated"]} >= {"permute_copy"}
+    feeds = {"input": np.load(tmp_path / "input.npy")[:1]}
+    with runtime.load(artifact) as run:
+        assert gap(Net()(_tensor(feeds["input"])).numpy(), next(iter(run(feeds).values()))) < 1e-6
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(errors.RuntimeFailed, match="cannot load"):
+        patch.setattr(_executorch_axes, "fits", lambda node: True)
+        runtime.build(graph, tmp_path / "wrong", calibration=None, target=HERE)
+
+
+def _tensor(value: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(value)
 
 
 @pytest.mark.slow

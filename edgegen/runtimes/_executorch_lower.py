@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from edgegen import errors, onnx_qdq, program
-from edgegen.runtimes import _executorch_names, _executorch_rewrite
+from edgegen.runtimes import _executorch_axes, _executorch_names, _executorch_rewrite
 from edgegen.types import Graph
 
 DELEGATES = ("xnnpack", "vulkan", "coreml")
@@ -141,9 +141,7 @@ def _partitioner(delegate: str, precision: str, minimum: str, single: bool = Fal
             return _coreml(half, minimum)
     except ImportError as error:
         raise errors.RuntimeFailed(f"executorch: the {delegate} delegate cannot be used here: {error}") from error
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    return XnnpackPartitioner(per_op_mode=single)
+    return _executorch_axes.partitioner(per_op_mode=single)
 
 
 def _coreml(half: bool, minimum: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from edgegen.runtimes import _executorch_names
+from edgegen.runtimes import _executorch_axes, _executorch_names
 
 _LARGE = 2**16  # values; means of more are taken in two steps
 _WIDEST = 32  # slices of a border; wider ones are left as they are
@@ -287,4 +287,6 @@ _RULES = {
     "adaptive_max_pool2d": _global_max,
     "unbind": _unbind,
     "expand": _expand,
+    "permute": _executorch_axes.permute,
+    **dict.fromkeys(_executorch_axes.RESHAPES, _executorch_axes.reshape),
 }

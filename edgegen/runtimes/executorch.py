@@ -58,6 +58,9 @@ def supports(graph: Graph, target: Target) -> list[Problem]:
         if _executorch_names.operator(node) in _FAILING:
             cure = "write it with operations on images (two axes): its kernels fail when they run"
             found.append(Problem(_executorch_names.operator(node), _executorch_names.path(node), cure))
+        if _executorch_names.operator(node) == "col2im" and any(node.args[4]):
+            cure = "write fold as a transposed convolution with a constant kernel: the cut of its padding fails"
+            found.append(Problem("col2im", _executorch_names.path(node), cure))
         value = node.meta.get("val")
         shapes = [v.shape for v in (value if isinstance(value, (tuple, list)) else [value]) if hasattr(v, "shape")]
         if any(not isinstance(size, int) for shape in shapes for size in shape):
