@@ -203,6 +203,27 @@ def test_the_simulated_build_is_the_build(tmp_path: Path):
     assert wrong(simulated, made) < 0.5 * wrong(exact, made)  # the float network is further away than that
 
 
+def test_gradients_of_rounding_are_those_of_its_parts():
+    """Rounding passes gradients (Bengio et al., 2013); all else is differentiated as it stands."""
+
+    def parts(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        through = lambda v: v + (v.round() - v).detach()  # noqa: E731
+        step = (high - low) / 255
+        zero = through(-low / step)
+        return (torch.clamp(through(x / step) + zero, 0, 255) - zero) * step
+
+    values = torch.linspace(-2, 2, 1001, dtype=torch.float64)
+    found = []
+    for function in (parts, _simulate.rounded):
+        x, low, high = (torch.as_tensor(v, dtype=torch.float64).clone().requires_grad_() for v in (values, -1.3, 1.9))
+        y = function(x, low, high)
+        (y * values.cos()).sum().backward()
+        found.append([y.detach(), x.grad, low.grad, high.grad])
+    for wanted, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+    assert 0 < int((found[0][1] == 0).sum()) < len(values)  # some lie outside
+
+
 def test_training_hands_over_what_the_build_computes(tmp_path: Path):
     model = needy()
     result = quantize_aware(model, job(teacher=model), steps=60, batch=4, lr=2e-3, samples=8)
