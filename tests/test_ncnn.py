@@ -283,6 +283,24 @@ def test_operations_of_two_with_too_many_axes(
     assert gap(reference(graph, value), run(built(graph, tmp_path / "out"), value)) < EXACT
 
 
+@pytest.mark.parametrize("pool", ["max", "mean", "all"])
+def test_convolutions_of_each_head(pool: str, tmp_path: Path) -> None:
+    """MViT's: heads stand where the batch was, and share their weights."""
+    import torch
+
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.each = torch.nn.Conv2d(3, 12, 2, 2), torch.nn.Conv2d(4, 6, 3, 2, 1, groups=2)
+            self.pool = {"max": torch.nn.MaxPool2d(2), "mean": torch.nn.AvgPool2d(2), "all": torch.nn.Identity()}[pool]
+
+        def forward(self, x: Any) -> Any:
+            x = self.pool(self.each(self.body(x).reshape(3, 4, 8, 8)))
+            return x.mean((2, 3)).reshape(1, 18) if pool == "all" else x.reshape(1, 18, 2, 2)
+
+    assert gap(*answers(Heads, (1, 3, 16, 16), tmp_path)) < EXACT
+
+
 def test_plain_conversion_of_a_channel_mean_is_wrong(tmp_path: Path) -> None:
     """The reason for the rewrite, and proof that the check of outputs can fail."""
     nodes = [("ReduceMean", ["x", "a"], "y", KEEP)]
@@ -312,6 +330,9 @@ REFUSED = [
     pytest.param([("Pow", ["x", "p"], "y")], S, {"p": np.float32(11)}, "Pow", "below zero", id="power"),
     pytest.param([("Resize", ["x", "", "s"], "y", {"mode": "linear", "antialias": 1})], (1, 16, 4, 6),
                  {"s": np.float32([1, 1, 0.5, 0.5])}, "Resize", "antialias", id="antialias"),
+    pytest.param([("Reshape", ["x", "r"], "v"), ("Conv", ["v", "w"], "u"), ("Reshape", ["u", "q"], "y")],
+                 (1, 18432, 12), {"r": I64([8, 16, 1, 12]), "q": I64([1, 18432, 12]),
+                                  "w": np.zeros((2304, 16, 1, 1), np.float32)}, "Conv", "8 images", id="many-images"),
 ]  # fmt: skip
 
 

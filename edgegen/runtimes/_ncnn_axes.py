@@ -13,6 +13,8 @@ import onnx
 from edgegen.runtimes._ncnn_draft import Draft, Made, attribute
 
 _PAIRS = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min"))
+_IMAGES = frozenset(("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"))
+_MOST_WEIGHTS = 1 << 18  # a megabyte a layer
 
 
 def squeeze(node: onnx.NodeProto, draft: Draft) -> Made:
@@ -73,6 +75,26 @@ def pairs(node: onnx.NodeProto, draft: Draft) -> Made:
             inputs[at] = made[-1].output[0]
     both = draft.node(node.op_type, inputs)
     return [*made, both, draft.reshape(both.output[0], out, node.output[0])]
+
+
+def images(node: onnx.NodeProto, draft: Draft) -> Made:
+    """Convolution or pooling of several images, as MViT's of each head: as groups of one image of all their channels.
+
+    The weights are stored once an image; where that is too much the refusals tell.
+    """
+    if node.op_type not in _IMAGES or draft.shapes[node.input[0]][0] == 1:
+        return None
+    shape, out = draft.shapes[node.input[0]], draft.shapes[node.output[0]]
+    weighted = node.op_type == "Conv"
+    if len(node.output) > 1 or (weighted and shape[0] * math.prod(draft.shapes[node.input[1]]) > _MOST_WEIGHTS):
+        return None
+    first = draft.reshape(node.input[0], (1, shape[0] * shape[1], *shape[2:]))
+    stored = [draft.node("Concat", [name] * shape[0], axis=0) for name in node.input[1:] if weighted and name]
+    options = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    if weighted:
+        options["group"] = shape[0] * int(options.get("group", 1))
+    both = draft.node(node.op_type, [first.output[0], *(part.output[0] for part in stored)], **options)
+    return [first, *stored, both, draft.reshape(both.output[0], out, node.output[0])]
 
 
 def transpose(node: onnx.NodeProto, draft: Draft) -> Made:

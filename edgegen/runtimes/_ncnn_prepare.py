@@ -298,5 +298,5 @@ def _softplus(node: onnx.NodeProto, draft: Draft) -> Made:
 _RULES: tuple[Rule, ...] = (
     _softplus, _reduce, _instances, _power, _steps, _tile, _gather, _wrap,
     _ncnn_axes.squeeze, _ncnn_axes.leading, _ncnn_axes.joined, _ncnn_axes.pairs,
-    _ncnn_axes.transpose, _ncnn_axes.chain,
+    _ncnn_axes.images, _ncnn_axes.transpose, _ncnn_axes.chain,
 )  # fmt: skip

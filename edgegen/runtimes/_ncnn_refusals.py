@@ -107,6 +107,13 @@ def _pad(node: onnx.NodeProto, draft: Draft) -> str:
     return "" if half == 4 and not (pads[1] or pads[half + 1]) else "pad height and width of images only"
 
 
+def _image(node: onnx.NodeProto, draft: Draft) -> str:
+    many = draft.shapes.get(node.input[0], (1,))[:1]
+    if many in ((1,), *(draft.shapes.get(value.name, (1,))[:1] for value in draft.model.graph.input)):
+        return ""  # one image, or told once of the input
+    return f"give it one image at a time: ncnn has no batch axis, this one has {many[0]} images"
+
+
 def _resize(node: onnx.NodeProto, draft: Draft) -> str:
     mode, place = attribute(node, "mode", b"nearest"), attribute(node, "coordinate_transformation_mode", b"half_pixel")
     if attribute(node, "antialias", 0) or attribute(node, "exclude_outside", 0):
@@ -121,5 +128,6 @@ def _resize(node: onnx.NodeProto, draft: Draft) -> str:
 
 
 _CHECKS: dict[str, Callable[[onnx.NodeProto, Draft], str]] = {
-    "Gather": _gather, "Pow": _pow, "Slice": _slice, "Pad": _pad, "Resize": _resize,
+    "Gather": _gather, "Pow": _pow, "Slice": _slice, "Pad": _pad, "Resize": _resize, "Conv": _image,
+    "ConvTranspose": _image, "MaxPool": _image, "AveragePool": _image,
 }  # fmt: skip
