@@ -331,6 +331,8 @@ def test_problems_are_cured_by_the_rewrites_that_they_name(
         ("aten.upsample_bicubic2d.vec", ("bicubic_to_convolutions", "bicubic_to_products")),
         ("aten::roll", ("roll_to_slices",)),
         ("Einsum", ("einsum_to_matmul",)),
+        ("Col2Im", ("fold_to_convolution",)),
+        ("aten.col2im.default", ("fold_to_convolution",)),
     ],
 )
 def test_a_cure_is_found_by_the_operation_that_it_removes(op: str, wanted: tuple[str, ...]) -> None:
