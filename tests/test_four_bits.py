@@ -194,3 +194,10 @@ def test_a_target_whose_runtimes_cannot_is_named():
         variants._quantized_plans(run, {"weights": ["int4"]})
     run.target = TARGET
     assert {plan.weights for _, plan in variants._quantized_plans(run, {"weights": ["int4"]})} == {"int4"}
+
+
+def test_a_rewritten_network_is_not_stored_in_four_bits():
+    """Its kernels were added up: those of the network itself are on the grid that they were trained for."""
+    plan = PrecisionPlan("int8", "u8s8", weights="int4")
+    assert variants._taken_form("net", "onnxruntime", plan, [])
+    assert not variants._taken_form(f"net{variants.REWRITTEN}", "onnxruntime", plan, [])
