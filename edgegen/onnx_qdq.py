@@ -168,8 +168,7 @@ def insert_qdq(
 ) -> Graph:
     """Write the graph with Q/DQ nodes around what the plan puts in INT8.
 
-    With `plan.weights` "int4" large weights have 15 levels, and ONNX Runtime's file stores them in 4 bits
-    (`onnx_narrow`); in other placements they are INT8 with these levels, for a converter to narrow.
+    With `plan.weights` "int4" large weights have 15 levels, and the file stores them in 4 bits (`onnx_narrow`).
 
     Args:
         graph: float32, simplified (see `onnx_graph.to_onnx`).
@@ -211,7 +210,7 @@ def insert_qdq(
     quantized = quantizer.quantize_model()
     _free_outputs(quantized)
     made = onnx_files.tidy(quantized)
-    if narrow and placement == "onnxruntime":
+    if narrow:
         made = onnx_narrow.store(made)
     sha256 = onnx_files.write(made, out)
     return dataclasses.replace(graph, onnx=out, plan=plan, sha256=sha256)

@@ -7,6 +7,7 @@ as additions at indices (slow, and ExecuTorch's fail when they run).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def _rewrite(net: _net.Net, node: onnx.NodeProto) -> str:
 
 
 def windows(
-    image: list[int], kernel: tuple[int, int], dilation: list[int], borders: list[int], stride: list[int]
+    image: list[int], kernel: Sequence[int], dilation: list[int], borders: list[int], stride: list[int]
 ) -> tuple[list[int], list[int]]:
     """(windows, pixels behind the last window) of each axis. borders: padding of both sides together."""
     free = [image[i] + borders[i] - dilation[i] * (kernel[i] - 1) - 1 for i in (0, 1)]

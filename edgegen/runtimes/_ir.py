@@ -63,7 +63,16 @@ def quiet() -> Iterator[None]:
 
 def convert(path: Path) -> Any:
     """An ONNX file as an OpenVINO model; the operation that does a weighted ONNX node's work bears the node's name."""
-    model = openvino().convert_model(str(path))
+    return _named(openvino().convert_model(str(path)), path)
+
+
+def read(path: Path) -> Any:
+    """What a file holds, as it holds it: a conversion would widen weights of 4 bits. Names as `convert` gives them."""
+    model = core().read_model(path)
+    return _named(model, path) if path.suffix == ".onnx" else model
+
+
+def _named(model: Any, path: Path) -> Any:
     source = onnx.load(path, load_external_data=False)
     for node in source.graph.node:
         if node.op_type in WEIGHTED:

@@ -100,6 +100,8 @@ def supports(graph: Graph, target: Target) -> list[Problem]:
 def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) -> Artifact:
     """Build the folder `out` with model.xml and model.bin, whole or not at all, as `graph.plan` says.
 
+    An INT8 build with learned ranges and weights in 4 bits is a Q/DQ model.onnx, which OpenVINO reads as well.
+
     BF16 and FP16 plans store FP16 weights; what FP16 does not hold stays FP32. INT8 stores INT8 weights.
 
     Args:
@@ -119,20 +121,24 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
     with files.whole(out) as folder:
         folder.mkdir()
         try:
-            promised = 0.0
+            promised, file = 0.0, folder / "model.xml"
             if plan.precision == "int8" and calibration is not None:
                 source = onnx.load(graph.onnx)
                 promised = _promised(source, plan)
-                model = _integer(source, graph, plan, calibration, folder)
+                if plan.scales and plan.weights:  # not in OpenVINO's own format: a fifth of it would be XML (taef2)
+                    file = folder / "model.onnx"
+                    _insert_qdq(graph, file, plan, calibration)
+                else:
+                    _ir.save(_integer(source, graph, plan, calibration, folder), file, graph.onnx, halve=small)
             else:
                 model = _ir.convert(graph.onnx)
                 model = _narrowed(model, onnx.load(graph.onnx), plan) if plan.weights else model
-            _ir.save(model, folder / "model.xml", graph.onnx, halve=small)
-            built = _common.artifact(NAME, folder / "model.xml", graph, plan, options, packages)
+                _ir.save(model, file, graph.onnx, halve=small)
+            built = _common.artifact(NAME, file, graph, plan, options, packages)
             _common.check_promise(built, inspect(built), promised)
         except _errors("int8" if plan.quantized else "") as error:
             raise errors.RuntimeFailed(f"{NAME} {plan.label}: {_line(error)}") from error
-    return _common.artifact(NAME, out / "model.xml", graph, plan, options, packages)
+    return _common.artifact(NAME, out / file.name, graph, plan, options, packages)
 
 
 @contextmanager
@@ -164,7 +170,7 @@ def inspect(artifact: Artifact) -> Inspection:
 
     With FP16 weights and FP32 arithmetic a layer reads "fp16 weights, fp32".
     """
-    layers = _ir.weighted_layers(_ir.core().read_model(artifact.path))
+    layers = _ir.weighted_layers(_ir.read(artifact.path))
     executed = _ir.executed(_compiled(artifact))
     got = {}
     for layer in layers:
@@ -187,7 +193,7 @@ def layer_times(artifact: Artifact, feeds: Mapping[str, np.ndarray], iterations:
     """
     compiled = _compiled(artifact, {"PERF_COUNT": True})
     weighted: dict[str, str] = {}
-    for layer in _ir.weighted_layers(_ir.core().read_model(artifact.path)):
+    for layer in _ir.weighted_layers(_ir.read(artifact.path)):
         weighted |= dict.fromkeys((layer.name, *layer.aliases), layer.name)
     made_of = {}
     for operation in compiled.get_runtime_model().get_ordered_ops():
@@ -236,24 +242,27 @@ def _narrowed(model: Any, source: onnx.ModelProto, plan: PrecisionPlan) -> Any:
 
 
 def _integer(source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path, folder: Path) -> Any:
-    """The INT8 model: learned ranges of the plan as standard Q/DQ in an ONNX file that OpenVINO reads, else NNCF's."""
-    four_bits = _ov_narrow.snap(source, plan) if plan.weights else {}
+    """The INT8 model: by learned ranges of the plan, else NNCF's."""
     file = folder / "source.onnx"
     try:
         if plan.scales:
-            chosen = dataclasses.replace(plan, format="u8s8")
-            onnx_qdq.insert_qdq(graph, file, calibration=calibration, plan=chosen, placement="openvino")
-            model = _ir.convert(file)
-        elif four_bits:
-            onnx_files.write(source, file)
-            model = _quantized(_ir.convert(file), source, graph, plan, calibration)
-        else:
-            model = _quantized(_ir.convert(graph.onnx), source, graph, plan, calibration)
+            _insert_qdq(graph, file, plan, calibration)
+            return _ir.convert(file)
+        if not plan.weights:
+            return _quantized(_ir.convert(graph.onnx), source, graph, plan, calibration)
+        four_bits = _ov_narrow.snap(source, plan)
+        onnx_files.write(source, file)
+        model = _quantized(_ir.convert(file), source, graph, plan, calibration)
     finally:
         file.unlink(missing_ok=True)
-    if four_bits:
-        _ov_narrow.store(model, four_bits)
+    _ov_narrow.store(model, four_bits)
     return model
+
+
+def _insert_qdq(graph: Graph, out: Path, plan: PrecisionPlan, calibration: Path) -> None:
+    """Learned ranges as standard Q/DQ in an ONNX file, which OpenVINO reads."""
+    chosen = dataclasses.replace(plan, format="u8s8")
+    onnx_qdq.insert_qdq(graph, out, calibration=calibration, plan=chosen, placement="openvino")
 
 
 def _quantized(model: Any, source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibration: Path) -> Any:
@@ -304,7 +313,8 @@ def _compiled(artifact: Artifact, more: Mapping[str, Any] = MappingProxyType({})
         "INFERENCE_PRECISION_HINT": options["inference_precision"],
         **more,
     }
-    return _ir.core().compile_model(str(artifact.path), "CPU", config)
+    model = _ir.read(artifact.path) if artifact.path.suffix == ".onnx" else str(artifact.path)
+    return _ir.core().compile_model(model, "CPU", config)
 
 
 def _errors(precision: str) -> tuple[type[Exception], ...]:
