@@ -10,6 +10,7 @@ from edgegen import graph, registry
 from edgegen.errors import RecipeError
 from edgegen.types import Job, Model
 
+WEIGHTS = ("int8", "int4")  # how they can be stored
 # torch layer -> ONNX operation types that it can become
 TYPES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv1d: ("Conv",), nn.Conv2d: ("Conv",), nn.Conv3d: ("Conv",), nn.ConvTranspose1d: ("ConvTranspose",),

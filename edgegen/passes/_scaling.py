@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgegen import onnx_narrow
+
+EIGHT_BITS = 127  # integers on each side of zero
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -70,7 +73,11 @@ def by_output(layer: Any, values: torch.Tensor) -> torch.Tensor:
     return values.reshape(shape)
 
 
-def snapped(layer: Any) -> torch.Tensor:
-    """The weight on the INT8 grid that a build makes of it: the largest of a channel is on it, so the grid stays."""
-    steps = grid(layer)
-    return (layer.weight.data / steps).round().clamp(-127, 127) * steps
+def snapped(layer: Any, steps: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight on the INT8 grid that a build makes of it: the largest of a channel is on it, so the grid stays.
+
+    steps: of 15 levels, for a weight stored in 4 bits.
+    """
+    most = EIGHT_BITS if steps is None else onnx_narrow.LEVELS
+    steps = grid(layer) if steps is None else steps
+    return (layer.weight.data / steps).round().clamp(-most, most) * steps

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from edgegen import errors, onnx_cost, onnx_graph, onnx_narrow, onnx_qdq
-from edgegen.passes import _flow, _scaling
+from edgegen.passes import _flow, _plans, _scaling
 from edgegen.types import Graph, Model, PrecisionPlan
 
 PLAN = PrecisionPlan("int8", "u8s8")
@@ -45,6 +45,17 @@ class Placement:
     layers: tuple[str, ...]
     missing: tuple[str, ...]
     steps: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def plan_of(weights: str) -> PrecisionPlan:
+    """The plan of an INT8 build that stores its weights so: one of _plans.WEIGHTS.
+
+    Raises:
+        ValueError: another one.
+    """
+    if weights not in _plans.WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(_plans.WEIGHTS)}, got {weights!r}")
+    return dataclasses.replace(PLAN, weights="" if weights == "int8" else weights)
 
 
 def placement(
@@ -138,12 +149,13 @@ def _layers(quantized: onnx.ModelProto, module: nn.Module) -> dict[str, torch.Te
     """Path of each layer whose weight the file stores as integers -> the steps where these have 4 bits, else None."""
     consts = onnx_cost.constants(quantized)
     makers = {name: node for node in quantized.graph.node for name in node.output}
+    modules = dict(module.named_modules())
     found: dict[str, torch.Tensor | None] = {}
     for node in quantized.graph.node:
         path, dequantize = node.name.rpartition("/")[0], makers.get(node.input[1]) if len(node.input) > 1 else None
         if node.op_type not in onnx_cost.WEIGHTED or dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue
-        weight, layer = onnx_cost.weight_of(node, consts, makers), dict(module.named_modules()).get(path)
+        weight, layer = onnx_cost.weight_of(node, consts, makers), modules.get(path)
         if weight and layer is not None and path not in found:
             steps = torch.from_numpy(numpy_helper.to_array(consts[dequantize.input[1]]).copy())
             narrow = consts[weight].data_type == onnx.TensorProto.INT4

@@ -19,7 +19,6 @@ from edgegen.passes import _allocate, _plans, _sensitivity
 from edgegen.types import Job, Model, PassResult, PrecisionPlan
 
 FORMATS = ("u8s8", "s8s8")
-WEIGHTS = ("int8", "int4")
 LAST = ("", "float")
 _TIGHTENINGS = 6  # costs of single layers do not quite add up: the sum is checked, and allowed less the next time
 
@@ -101,10 +100,10 @@ def quantize(
 def _check(
     weights: Sequence[str], weights_only: Sequence[str], sensitivity: str, budget: str, samples: int, last_layer: str
 ) -> None:
-    if not weights or any(name not in WEIGHTS for name in weights):
-        raise RecipeError(f"weights must name at least one of {', '.join(WEIGHTS)}, got {list(weights)}")
-    if any(name not in WEIGHTS for name in weights_only):
-        raise RecipeError(f"weights_only may name {', '.join(WEIGHTS)}, got {list(weights_only)}")
+    if not weights or any(name not in _plans.WEIGHTS for name in weights):
+        raise RecipeError(f"weights must name at least one of {', '.join(_plans.WEIGHTS)}, got {list(weights)}")
+    if any(name not in _plans.WEIGHTS for name in weights_only):
+        raise RecipeError(f"weights_only may name {', '.join(_plans.WEIGHTS)}, got {list(weights_only)}")
     if sensitivity and sensitivity not in _sensitivity.MEASURES:
         raise RecipeError(f"sensitivity must be one of {', '.join(_sensitivity.MEASURES)}, got {sensitivity!r}")
     if samples < 1:

@@ -23,9 +23,8 @@ from edgegen.nn import losses as nn_losses
 from edgegen.passes import _flow, _lessons, _scaling, _simulate
 from edgegen.passes.correct_bias import error
 from edgegen.passes.equalize import batches
-from edgegen.types import Job, Model, PassResult
+from edgegen.types import Job, Model, PassResult, PrecisionPlan
 
-WEIGHTS = ("int8", "int4")
 _RATE_OF_RANGES = 10.0  # they are logarithms, as steps are: lr is the share by which a range moves
 
 
@@ -70,11 +69,12 @@ def quantize_aware(
         PassError: the loss was never finite.
     """
     wanted = {"output": output, "labels": labels, "reference": reference, "reference_psnr": reference_psnr}
-    _check(model, batch, samples, steps, wanted, weights, crop, temperature)
+    _check(model, batch, samples, steps, wanted, crop, temperature)
+    plan = _simulate.plan_of(weights)
     inputs, _ = batches(model, job, samples, "quantize_aware")
     batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
-        lesson = _Lesson(model, job, inputs, batch_at(0), wanted, weights, temperature, learn_ranges)
+        lesson = _Lesson(model, job, inputs, batch_at(0), wanted, plan, temperature, learn_ranges)
         before = lesson.error(inputs)
     result = training.train(
         lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, precision=precision,
@@ -99,8 +99,8 @@ def quantize_aware(
     if after > before and alone:  # it has reached what its float teacher allows already
         why = f"the INT8 output's error rose from {before:.3g} to {after:.3g}: left as it was; try a smaller lr"
         return PassResult(model, {}, dict.fromkeys(graph.layers(network), why), notes)
-    plan = dataclasses.replace(model.plan, scales=scales)
-    return PassResult(dataclasses.replace(model.with_module(network), plan=plan), changed, {}, notes)
+    learned = dataclasses.replace(model.plan, scales=scales)
+    return PassResult(dataclasses.replace(model.with_module(network), plan=learned), changed, {}, notes)
 
 
 def _told(name: str, found: _simulate.Placement) -> str:
@@ -110,7 +110,7 @@ def _told(name: str, found: _simulate.Placement) -> str:
 
 
 def _check(
-    model: Model, batch: int, samples: int, steps: int, wanted: Mapping[str, float], weights: str, crop: int | None,
+    model: Model, batch: int, samples: int, steps: int, wanted: Mapping[str, float], crop: int | None,
     temperature: float,
 ) -> None:  # fmt: skip
     if min(batch, samples, steps) < 1 or not temperature > 0:
@@ -120,8 +120,6 @@ def _check(
     if min(wanted.values()) < 0 or not any(wanted.values()):
         told = ", ".join(f"{name} {weight}" for name, weight in wanted.items())
         raise ValueError(f"weights of losses must be 0 or more, and one of them above, got {told}")
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if crop is not None and (crop < 1 or model.task == "classification"):
         raise ValueError(f"crop must be at least 1 pixel, and not for classification, got {crop} for {model.task}")
 
@@ -168,8 +166,8 @@ class _Lesson:
     """Student with rounding inside, teacher, and what is asked of the student."""
 
     def __init__(
-        self, model: Model, job: Job, inputs: Any, first: _lessons.Batch, wanted: Mapping[str, float], weights: str,
-        temperature: float, learn: bool,
+        self, model: Model, job: Job, inputs: Any, first: _lessons.Batch, wanted: Mapping[str, float],
+        plan: PrecisionPlan, temperature: float, learn: bool,
     ) -> None:  # fmt: skip
         teacher = job.teacher.stage.module if job.teacher is not None else model.stage.module
         if teacher is None:
@@ -183,7 +181,6 @@ class _Lesson:
         network = graph.clone(model.stage.module).eval()
         with torch.no_grad():
             _flow.fold(network, inputs[0])
-            plan = dataclasses.replace(_simulate.PLAN, weights="int4" if weights == "int4" else "")
             self.found = _simulate.placement(model, network, inputs, plan)
         self.flags = [parameter.requires_grad for parameter in network.parameters()]
         network.requires_grad_(True)
@@ -239,10 +236,10 @@ class _Lesson:
         """The float network with its INT8 weights on their grid, and the learned ranges."""
         network = self.learner.network.eval()
         with torch.no_grad():
+            steps = self.learner.steps()
             for name in self.found.layers:
                 layer = network.get_submodule(name)
-                steps, weight = self.learner.steps().get(name), layer.get_parameter("weight")
-                weight.data = _scaling.snapped(layer) if steps is None else _simulate.fake_weight(layer, weight, steps)
+                layer.get_parameter("weight").data = _scaling.snapped(layer, steps.get(name))
             ranges = {name: (float(low), float(high)) for name, (low, high) in self.learner.ranges().items()}
         for parameter, flag in zip(network.parameters(), self.flags, strict=True):
             parameter.requires_grad_(flag)

@@ -9,7 +9,6 @@ INT8 largest magnitude / 127 for each output channel), so every runtime finds th
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -24,8 +23,6 @@ from edgegen.types import Job, Model, PassResult
 
 _LOW, _HIGH = -0.1, 1.1  # the sigmoid is stretched beyond 0 and 1, so that it reaches them
 _BETA = (20.0, 2.0)  # exponent of the regularisation, first and last
-WEIGHTS = ("int8", "int4")
-EIGHT_BITS = 127  # integers on each side of zero
 _FREE = 0.2  # share of the steps without regularisation
 
 
@@ -60,8 +57,7 @@ def round_adaptively(
             f"samples, steps, batch and lr must be positive and regularisation 0 or more, got {samples}, {steps},"
             f" {batch}, {lr}, {regularisation}"
         )
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    plan = _simulate.plan_of(weights)
     inputs, source = batches(model, job, samples, "round_adaptively")
     exact = graph.clone(model.stage.module).eval()
     with training.use_threads(job.threads), torch.random.fork_rng(devices=[]):
@@ -71,7 +67,6 @@ def round_adaptively(
         flags = [parameter.requires_grad for parameter in exact.parameters()]
         exact.requires_grad_(False)
         rough = graph.clone(exact)
-        plan = dataclasses.replace(_simulate.PLAN, weights="int4" if weights == "int4" else "")
         with torch.no_grad():
             found = _simulate.placement(model, exact, inputs[:1], plan)
         names, skipped = _candidates(model, exact, inputs[0], found.layers, layers)
@@ -125,7 +120,7 @@ def _settle(task: _Task, nearest: float, chosen: torch.Tensor | None, changed: d
     better = chosen is not None and found > nearest
     task.layer.weight.data = chosen if chosen is not None and better else task.nearest()
     if better:
-        kind = "INT8" if task.limit == EIGHT_BITS else "INT4"
+        kind = "INT8" if task.steps is None else "INT4"
         told = f"{nearest:.1f} dB rounded to nearest, {found:.1f} dB as chosen"
         changed[task.name] = f"weights on the {kind} grid: {told}"
         return ""
@@ -141,8 +136,8 @@ class _Task:
         steps: torch.Tensor | None,
     ) -> None:  # fmt: skip
         self.name, self.layer, self.relu = name, rough.get_submodule(name), relu
-        self.grid = _scaling.grid(self.layer) if steps is None else steps
-        self.limit = EIGHT_BITS if steps is None else onnx_narrow.LEVELS
+        self.steps, self.grid = steps, _scaling.grid(self.layer) if steps is None else steps
+        self.limit = _scaling.EIGHT_BITS if steps is None else onnx_narrow.LEVELS
         caught: dict[str, torch.Tensor] = {}
         handles = [
             self.layer.register_forward_pre_hook(lambda _, args: caught.update(x=args[0])),
@@ -166,7 +161,7 @@ class _Task:
 
     def nearest(self) -> torch.Tensor:
         """The weight on its grid, each to the nearest point."""
-        return (self.layer.get_parameter("weight").data / self.grid).round().clamp(-self.limit, self.limit) * self.grid
+        return _scaling.snapped(self.layer, self.steps)
 
     def solve(self, steps: int, lr: float, batch: int, strength: float) -> torch.Tensor:
         """The weight on its grid with the rounding that reproduces the output best."""
