@@ -107,8 +107,7 @@ def half_weights(model: Any, inputs: Inputs, wanted: Any) -> float:
         _flow.fold(rounded, inputs)
     for parameter in rounded.parameters():
         parameter.data = parameter.data.half().to(parameter.dtype)
-    other = dataclasses.replace(model, stages=(dataclasses.replace(model.stage, module=rounded),))
-    return difference(reference(other, inputs), wanted)
+    return difference(reference(model.with_module(rounded), inputs), wanted)
 
 
 def difference(found: Any, wanted: Any) -> float:

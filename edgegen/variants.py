@@ -173,8 +173,9 @@ def _quantized_plans(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, Prec
             where = f"{', '.join(run.target.runtimes)} of target {run.target.name}"
             raise RecipeError(f"quantize: weights in int4 are for onnxruntime and openvino, not for {where}; use int8")
         found = [*found, *four_bits]
-    narrow = notes.get("weights_only", ())
-    return [*found, *((name, plan) for name, plan in _offered(run, "weights_only") if plan.weights in narrow)]
+    if narrow := notes.get("weights_only"):
+        found = [*found, *(pair for pair in _offered(run, "weights_only") if pair[1].weights in narrow)]
+    return found
 
 
 def _offered(run: Run, what: str) -> list[tuple[str, PrecisionPlan]]:

@@ -17,7 +17,7 @@ RESHAPES = ("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 def fits(node: Any) -> bool:
     """Whether a node's outputs and inputs have no more axes than XNNPACK takes."""
-    return all(len(shape) <= MOST for one in (node, *node.all_input_nodes) for shape in _shapes(one))
+    return all(len(shape) <= MOST for one in (node, *node.all_input_nodes) for shape in shapes(one))
 
 
 def partitioner(**options: Any) -> Any:
@@ -55,7 +55,7 @@ def reshape(build: Any, node: Any) -> Any:
 
 def _origin(node: Any) -> Any:
     """What was reshaped to a tensor of more than six axes; the node itself where it is no such reshape."""
-    while _executorch_names.operator(node) in RESHAPES and any(len(shape) > MOST for shape in _shapes(node)):
+    while _executorch_names.operator(node) in RESHAPES and any(len(shape) > MOST for shape in shapes(node)):
         node = node.args[0]
     return node
 
@@ -74,7 +74,7 @@ def _joined(shape: list[int], order: list[int]) -> tuple[list[int], list[int]]:
     return [math.prod(shape[axis] for axis in run) for run in first], [first.index(run) for run in runs]
 
 
-def _shapes(node: Any) -> list[Any]:
+def shapes(node: Any) -> list[Any]:
     """Shapes of the tensors that a node makes."""
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from edgegen import errors, files, onnx_cost, onnx_graph, program
-from edgegen.runtimes import _common, _executorch_file, _executorch_lower, _executorch_names, _outputs
+from edgegen.runtimes import _common, _executorch_axes, _executorch_file, _executorch_lower, _executorch_names, _outputs
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
 
 NAME = "executorch"
@@ -61,9 +61,7 @@ def supports(graph: Graph, target: Target) -> list[Problem]:
         if _executorch_names.operator(node) == "col2im" and any(node.args[4]):
             cure = "write fold as a transposed convolution with a constant kernel: the cut of its padding fails"
             found.append(Problem("col2im", _executorch_names.path(node), cure))
-        value = node.meta.get("val")
-        shapes = [v.shape for v in (value if isinstance(value, (tuple, list)) else [value]) if hasattr(v, "shape")]
-        if any(not isinstance(size, int) for shape in shapes for size in shape):
+        if any(not isinstance(size, int) for shape in _executorch_axes.shapes(node) for size in shape):
             cure = "fix the input shapes, and take no shapes from data (nonzero, boolean masks)"
             op = _executorch_names.operator(node) or node.op
             found.append(Problem(op, _executorch_names.path(node) or node.name, cure))
