@@ -17,7 +17,6 @@ M ?= not slow
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder wheel clean train-mnist-ddpm train-cifar-ddpm

@@ -244,7 +244,10 @@ def _facts(
         ("build", both(lambda side, _: bundle.artifacts(side)[0].label)),
         ("MACs", both(lambda _, report: text.count(report["result"]["macs"]))),
         ("parameters", both(lambda _, report: text.count(report["result"]["params"]))),
-        ("weights in INT8", both(lambda _, report: text.share(report["result"]["precision"]["int8_weight_share"]))),
+        (
+            "weights in INT8 or less",
+            both(lambda _, report: text.share(report["result"]["precision"]["int8_weight_share"])),
+        ),
         ("MACs in INT8", both(lambda _, report: text.share(report["result"]["precision"]["int8_macs_share"]))),
         ("passes kept", both(lambda _, report: _passes(report))),
     ]
