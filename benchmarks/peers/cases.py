@@ -55,15 +55,14 @@ CASES = {
              best=("--recipe", str(RECIPES / "style.toml"), "--min-psnr", "25.6")),
         Case("rlfn", _file("rlfn", "rlfn"), "rlfn-x4.pth", "photos/train", str(ASSETS / "kodak24"), enlarge=512),
         Case("taef2-decoder", _file("taef2", "decoder"), "taef2-decoder.pth", "taef2/train.npz", "taef2/eval.npz",
-             best=("--recipe", str(RECIPES / "taef2.toml"))),
+             best=("--recipe", str(RECIPES / "taef2-four-bits.toml"))),
         Case("mobilenet_v2", _file("mobilenet_v2", "mobilenet_v2"), "mobilenet_v2-imagenet.safetensors", **_IMAGENET),
         Case("mobilenet_v1", _file("mobilenet_v1", "mobilenet_v1_025"), "mobilenet_v1_025-imagenet.safetensors",
              **_IMAGENET),
         Case("edsr", "edsr", "", **_PHOTOS, best=("--recipe", "balanced")),
         Case("dcgan", "dcgan", "", best=("--recipe", "gan")),
         Case("efficientformer_l1", "timm:efficientformer_l1", "", **_IMAGENET, trained=False),
-        Case("deit_tiny", "timm:deit_tiny_patch16_224", "", **_IMAGENET, trained=False,
-             best=("--recipe", str(RECIPES / "vit.toml"))),
+        Case("deit_tiny", "timm:deit_tiny_patch16_224", "", **_IMAGENET, trained=False),
     )
 }  # fmt: skip
 
