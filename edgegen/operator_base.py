@@ -2,8 +2,8 @@
 
 The coefficients are non-negative and of each kind, d of all kinds together; they are fitted to the relative errors of
 whole sums and pulled towards what all kinds have in common (a kind that few networks hold must not explain their whole
-error). No kernel may beat the best rate of the whole table; MACs are those of full blocks of channels; a whole network
-counts as several small ones. Plain numpy, deterministic.
+error). No kernel may beat the best rate of the whole table; MACs are those of full blocks of channels. Plain numpy,
+deterministic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ Array = np.ndarray
 _WIDTH = 5  # columns of the base
 _PULL = 0.05  # of the common coefficients: an error of this size for a coefficient twice as large
 _OUTLIER = 0.3  # relative errors of the base beyond this count less
-_WHOLE = 3.0  # weight of a whole network's relative error
 _BLOCK = 16  # channels that are computed together
 _FASTER = 1.5  # no kernel is more than this times faster a MAC than the fastest network of the table
 
@@ -56,8 +55,11 @@ def group(kernel: Kernel) -> str:
     return "depthwise, wide" if kernel.kind == "depthwise" and kernel.kernel[0] > 5 else kernel.kind
 
 
-def rates(samples: Sequence[Sample]) -> dict[str, Array]:
-    """Coefficients of each group that is there, and "of all": one set for all together, for those that are not."""
+def rates(samples: Sequence[Sample], trust: float = 1.0) -> dict[str, Array]:
+    """Coefficients of each group that is there, and "of all": one set for all together, for those that are not.
+
+    trust: weight of a whole network's relative error, where a small one has 1.
+    """
     groups = sorted({group(kernel) for sample in samples for kernel in sample.kernels})
     table = np.zeros((len(samples), len(groups) + 1, _WIDTH))  # the last: curved elements, at the same cost anywhere
     for row, sample in enumerate(samples):
@@ -67,10 +69,12 @@ def rates(samples: Sequence[Sample]) -> dict[str, Array]:
             table[row, -1, -1] += work[-1]
     times = np.array([sample.ms for sample in samples])
     floors = _floors(groups, table, times)
-    sure = np.array([(_WHOLE if sample.whole else 1.0) / (1 + sample.spread / 0.1) for sample in samples])
+    sure = np.array([(trust if sample.whole else 1.0) / (1 + sample.spread / 0.1) for sample in samples])
     whole = table[:, [name != "run" for name in (*groups, "")]].sum(1)
     common = _robust(whole, times, np.zeros(_WIDTH), sure, np.zeros(_WIDTH))
-    prior = np.tile(common, len(groups) + 1)
+    pulled = common.copy()  # a byte of weights is a byte: not free, and never without a pull
+    pulled[3] = max(common[3], common[2], float((times / np.maximum(table[:, :, 2].sum(1), 1)).min()))
+    prior = np.tile(pulled, len(groups) + 1)
     found = floors + _robust(table.reshape(len(samples), -1), times, floors.ravel(), sure, prior).reshape(-1, _WIDTH)
     found[:-1, -1] = found[-1, -1]
     return {**dict(zip(groups, found)), "of all": common}

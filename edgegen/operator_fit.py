@@ -26,23 +26,24 @@ from edgegen.operator_base import Sample
 from edgegen.operators import KINDS, Kernel
 
 Array = np.ndarray
-Shape = tuple[float, float, float]
+Shape = tuple[float, float, float, float]
 _Blocks = list[tuple[Array, Array, Array]]
 LEAST = 8
 """Networks that a fit needs."""
 _FOLDS = 5
 _SCALES = (2.0, 4.0)  # length scales in octaves of the features
 _HEIGHTS = (0.25, 0.5)  # standard deviation of what depends on the features, in log time
-_NOISES = (0.03, 0.1, 0.2)  # of a measurement and of what features do not tell
+_NOISES = (0.03, 0.1)  # of a measurement and of what features do not tell; what is off by more gets noise of its own
+_TRUSTS = (1.0, 3.0)  # of the base in whole networks: many small ones tell more than they, few do not
 _OF_ALL, _OF_KIND = 0.1, 0.25  # standard deviations of what all kernels, and all of one kind, have in common
-_STEPS = 3  # of Gauss and Newton, as shares depend on g
+_STEPS = 4  # of Gauss and Newton, as shares and noises depend on g
 
 
 @dataclass(frozen=True)
 class Fit:
     """What `predict` needs. rates: kind -> ms of each of the base's columns. points, kinds: kernels
-    of the table as features; weights: of the process at them. shape: length scale, height and noise of the process.
-    error: relative, on networks left out (median, p90); nan where the shape was given."""
+    of the table as features; weights: of the process at them. shape: length scale, height and noise of the process,
+    and the base's trust in whole networks. error: relative, on networks left out (median, p90)."""
 
     rates: dict[str, Array]
     points: Array
@@ -52,18 +53,16 @@ class Fit:
     error: tuple[float, float]
 
 
-def fit(samples: Sequence[Sample], shape: Shape | None = None) -> Fit:
+def fit(samples: Sequence[Sample]) -> Fit:
     """Fit timed networks of one runtime in one precision.
 
-    Args:
-        shape: of the process; None: what has the least error on networks left out.
     Raises:
         UsageError: fewer than `LEAST` networks, or one without a positive time.
     """
     if len(samples) < LEAST or not all(sample.ms > 0 and math.isfinite(sample.ms) for sample in samples):
         raise errors.UsageError(f"a fit needs at least {LEAST} networks with positive times, got {len(samples)}")
     with _one_thread():
-        return _fit(samples, shape)
+        return _fit(samples)
 
 
 def _one_thread() -> contextlib.AbstractContextManager[Any]:
@@ -75,24 +74,24 @@ def _one_thread() -> contextlib.AbstractContextManager[Any]:
     return threadpoolctl.threadpool_limits(1)
 
 
-def _fit(samples: Sequence[Sample], shape: Shape | None) -> Fit:
-    whole = _Data.of(samples)
-    (scale, height, noise), error = (shape, (math.nan, math.nan)) if shape else _shaped(samples)
+def _fit(samples: Sequence[Sample]) -> Fit:
+    (scale, height, noise, trust), error = _shaped(samples)
+    whole = _Data.of(samples, operator_base.rates(samples, trust))
     weights = _posterior(_blocks(whole.points, whole.kinds, whole.points, whole.kinds, scale), whole, height, noise)
-    return Fit(whole.rates, whole.points, whole.kinds, weights, (scale, height, noise), error)
+    return Fit(whole.rates, whole.points, whole.kinds, weights, (scale, height, noise, trust), error)
 
 
 def _shaped(samples: Sequence[Sample]) -> tuple[Shape, tuple[float, float]]:
     """The shape with the least error on networks left out, and that error (median, p90)."""
-    folds = _folds(samples)
-    best, off, chosen = math.inf, np.zeros(0), (0.0, 0.0, 0.0)
-    for scale in _SCALES:
+    best, off, chosen = math.inf, np.zeros(0), (0.0, 0.0, 0.0, 0.0)
+    for trust, scale in itertools.product(_TRUSTS, _SCALES):
+        folds = _folds(samples, trust)
         shapes = [tuple(_blocks(one.points, one.kinds, a.points, a.kinds, scale) for one in (a, b)) for a, b in folds]
         for height, noise in itertools.product(_HEIGHTS, _NOISES):
             lost = [_left_out(a, b, shape, height, noise) for (a, b), shape in zip(folds, shapes, strict=True)]
             missed = np.concatenate(lost)
             if (score := float(np.mean(np.abs(missed)))) < best - 1e-9:
-                best, off, chosen = score, np.abs(np.expm1(missed)), (scale, height, noise)
+                best, off, chosen = score, np.abs(np.expm1(missed)), (scale, height, noise, trust)
     return chosen, (float(np.median(off)), float(np.percentile(off, 90)))
 
 
@@ -109,8 +108,7 @@ class _Data:
     spread: Array
 
     @staticmethod
-    def of(samples: Sequence[Sample], rates: dict[str, Array] | None = None) -> _Data:
-        known = rates or operator_base.rates(samples)
+    def of(samples: Sequence[Sample], known: dict[str, Array]) -> _Data:
         counts = [_counted(sample.kernels) for sample in samples]
         every = [(kernel, number, row) for row, found in enumerate(counts) for kernel, number in found.items()]
         return _Data(
@@ -126,7 +124,7 @@ def _counted(kernels: Sequence[Kernel]) -> Counter[Kernel]:
     return Counter(dataclasses.replace(kernel, name="", fused=()) for kernel in kernels)
 
 
-def _folds(samples: Sequence[Sample]) -> list[tuple[_Data, _Data]]:
+def _folds(samples: Sequence[Sample], trust: float) -> list[tuple[_Data, _Data]]:
     """(the rest, one part) for every part of the whole networks, or of all where those are few; the rest alone makes
     the base, as it would for networks never seen."""
     whole = [row for row, sample in enumerate(samples) if sample.whole]
@@ -134,7 +132,8 @@ def _folds(samples: Sequence[Sample]) -> list[tuple[_Data, _Data]]:
     made = []
     for part in range(_FOLDS):
         out = set(asked[part::_FOLDS])
-        rest = _Data.of([sample for row, sample in enumerate(samples) if row not in out])
+        held = [sample for row, sample in enumerate(samples) if row not in out]
+        rest = _Data.of(held, operator_base.rates(held, trust))
         made.append((rest, _Data.of([samples[row] for row in sorted(out)], rest.rates)))
     return made
 
@@ -149,7 +148,7 @@ def predict(fitted: Fit, kernels: Sequence[Kernel]) -> Array:
     """Milliseconds of each kernel of a network; their sum is the network's."""
     base = np.array([operator_base.base(kernel, fitted.rates) for kernel in kernels])
     kinds = np.array([KINDS.index(kernel.kind) for kernel in kernels])
-    scale, height, _ = fitted.shape
+    scale, height, *_ = fitted.shape
     blocks = _blocks(_features(kernels, kernels), kinds, fitted.points, fitted.kinds, scale)
     return base * np.exp(_correction(blocks, fitted.weights, height, len(kernels)))
 
@@ -199,9 +198,12 @@ def _correction(blocks: _Blocks, weights: Array, height: float, count: int) -> A
 
 
 def _posterior(blocks: _Blocks, data: _Data, height: float, noise: float) -> Array:
-    """Weights of the process at the kernels."""
+    """Weights of the process at the kernels. A network that the others do not foretell gets what its time is off beyond
+    the process's own doubt as noise of its own (leaving one out: Rasmussen and Williams, section 5.4.2): one kernel
+    that a runtime computes oddly, or one bad timing, would else bend all others."""
     count = len(data.times)
     g, weights = np.zeros(len(data.base)), np.zeros(len(data.base))
+    known, own = noise**2 + data.spread**2, np.zeros(count)
     for _ in range(_STEPS):
         parts = data.base * np.exp(np.clip(g, -3, 3))
         total = np.bincount(data.owner, parts, count)
@@ -212,6 +214,9 @@ def _posterior(blocks: _Blocks, data: _Data, height: float, noise: float) -> Arr
             of = np.zeros((count, len(here)))
             of[data.owner[here], np.arange(len(here))] = share[here]
             seen += of @ (_OF_KIND**2 + height**2 * shape) @ of.T
-        weights = share * np.linalg.solve(seen + np.diag(noise**2 + data.spread**2), residual)[data.owner]
+        inverse = np.linalg.inv(seen + np.diag(known + own))
+        doubt = 1 / np.diag(inverse)
+        own = np.maximum(0, (inverse @ residual * doubt) ** 2 - (doubt - own))
+        weights = share * np.linalg.solve(seen + np.diag(known + own), residual)[data.owner]
         g = _correction(blocks, weights, height, len(g))
     return weights

@@ -105,6 +105,16 @@ def test_a_disturbed_timing_weighs_little() -> None:
     assert operator_fit.predict(operator_fit.fit(spoilt), one).sum() == pytest.approx(sum(map(truth, one)), rel=0.1)
 
 
+def test_networks_with_a_kernel_that_runs_oddly_do_not_bend_the_others() -> None:
+    """Five of a hundred take six times as long, steadily: no spread of theirs tells."""
+    odd = [dataclasses.replace(s, ms=6 * s.ms) if row % 20 == 7 else s for row, s in enumerate(samples())]
+    rng = np.random.default_rng(5)
+    nets = [net(rng, int(rng.integers(2, 12))) for _ in range(40)]
+    found = operator_fit.fit(odd)
+    off = [abs(operator_fit.predict(found, one).sum() / sum(map(truth, one)) - 1) for one in nets]
+    assert np.mean(np.array(off) <= 0.1) >= 0.8
+
+
 @pytest.mark.parametrize("wrong", [samples()[:3], [*samples()[:20], Sample((Kernel("run"),), 0.0)]])
 def test_too_little_or_no_time_cannot_be_fitted(wrong: list[Sample]) -> None:
     with pytest.raises(errors.UsageError, match="at least 8 networks with positive times"):

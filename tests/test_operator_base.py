@@ -55,14 +55,31 @@ def test_windows_without_fast_kernels_are_groups_of_their_own() -> None:
     assert group("depthwise", 7, 1) == "depthwise, wide"
 
 
-def test_a_whole_network_counts_more_than_a_small_one() -> None:
+def test_whole_networks_count_more_where_they_are_trusted_more() -> None:
     """Twelve networks of the same kernel: small ones say 1 ms, whole ones 2."""
-    def rate(whole: bool) -> float:
-        many = [Sample((Kernel("run"), conv(32)), 1.0)] * 8 + [Sample((Kernel("run"), conv(32)), 2.0, 0.0, whole)] * 4
-        found = operator_base.rates(many)
+    many = [Sample((Kernel("run"), conv(32)), 1.0)] * 8 + [Sample((Kernel("run"), conv(32)), 2.0, 0.0, True)] * 4
+
+    def rate(trust: float) -> float:
+        found = operator_base.rates(many, trust)
         return operator_base.base(conv(32), found) + operator_base.base(Kernel("run"), found)
 
-    assert 1.0 <= rate(False) < rate(True) <= 2.0
+    assert 1.0 <= rate(1.0) < rate(3.0) <= 2.0
+
+
+def test_one_network_alone_does_not_set_the_price_of_a_byte_of_weights() -> None:
+    """Its only transposed convolution was slow; one with 60 times the weights and as many MACs is not slower still."""
+    def transposed(into: int, out: int, size: int) -> Kernel:
+        weights = 16 * into * out
+        return Kernel("transposed", weights * size**2, 4 * into * size**2, 4 * weights, 16 * out * size**2, into, out,
+                      size, size, (4, 4), 2)  # fmt: skip
+
+    rng = np.random.default_rng(0)
+    nets = [(Kernel("run"), *(conv(int(out)) for out in rng.integers(16, 512, 4))) for _ in range(40)]
+    many = [Sample(net, 0.01 + sum(4e-9 * k.macs + 7e-9 * k.bytes_moved for k in net[1:])) for net in nets]
+    slow, large = transposed(8, 16, 64), transposed(256, 32, 8)
+    assert large.bytes_weights > 60 * slow.bytes_weights and large.macs == slow.macs
+    found = operator_base.rates([*many, Sample((Kernel("run"), slow), 1.0)])
+    assert operator_base.base(large, found) < 1.5 * operator_base.base(slow, found)
 
 
 def test_curved_elements_cost_the_same_in_every_kind() -> None:
