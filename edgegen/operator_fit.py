@@ -84,12 +84,16 @@ def _fit(samples: Sequence[Sample]) -> Fit:
 def _shaped(samples: Sequence[Sample]) -> tuple[Shape, tuple[float, float]]:
     """The shape with the least error on networks left out, and that error (median, p90)."""
     best, off, chosen = math.inf, np.zeros(0), (0.0, 0.0, 0.0, 0.0)
-    for trust, scale in itertools.product(_TRUSTS, _SCALES):
-        folds = _folds(samples, trust)
-        shapes = [tuple(_blocks(one.points, one.kinds, a.points, a.kinds, scale) for one in (a, b)) for a, b in folds]
-        for height, noise in itertools.product(_HEIGHTS, _NOISES):
-            lost = [_left_out(a, b, shape, height, noise) for (a, b), shape in zip(folds, shapes, strict=True)]
-            missed = np.concatenate(lost)
+    trusts = _TRUSTS if any(sample.whole for sample in samples) else _TRUSTS[:1]
+    folds = {trust: _folds(samples, trust) for trust in trusts}
+    for scale in _SCALES:
+        shapes = [  # of features alone, which no trust changes
+            tuple(_blocks(one.points, one.kinds, a.points, a.kinds, scale) for one in (a, b))
+            for a, b in folds[trusts[0]]
+        ]
+        for trust, height, noise in itertools.product(trusts, _HEIGHTS, _NOISES):
+            pairs = zip(folds[trust], shapes, strict=True)
+            missed = np.concatenate([_left_out(a, b, shape, height, noise) for (a, b), shape in pairs])
             if (score := float(np.mean(np.abs(missed)))) < best - 1e-9:
                 best, off, chosen = score, np.abs(np.expm1(missed)), (scale, height, noise, trust)
     return chosen, (float(np.median(off)), float(np.percentile(off, 90)))
