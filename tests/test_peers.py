@@ -3,6 +3,7 @@ fail. No peer is installed or run here."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import scaling  # noqa: E402
 import startup  # noqa: E402
-from peers import cases, environments, launch, report  # noqa: E402
+from peers import cases, environments, judge, launch, report  # noqa: E402
 from peers import lane as lane_module  # noqa: E402
+from peers import run as peer_run  # noqa: E402
 
 PEERS = environments.names()
 
@@ -249,6 +251,39 @@ def test_cells_of_a_peer_that_cannot_be_installed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(environments, "python", refuse)
     found = launch.cell(cases.CASES["resnet20"], "olive_onnx", "default", {}, tmp_path, tmp_path / "out")
     assert (found["exit"], found["failure"]) == ("cannot install", "no such version")
+
+
+def test_a_timing_is_never_taken_without_its_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine a finished case stays as it is, and a case with a new cell makes all its artifacts again."""
+    ran: list[str] = []
+
+    def fake_cell(case: cases.Case, peer: str, setting: str, given: object, folder: Path, out: Path) -> dict:
+        ran.append(peer)
+        (tmp_path / peer).touch()
+        return {"case": case.name, "peer": peer, "setting": setting, "exit": "ok", "path": peer}
+
+    monkeypatch.setattr(cases, "ROOT", tmp_path)
+    monkeypatch.setattr(cases, "prepare", lambda case, out: out)
+    monkeypatch.setattr(launch, "cell", fake_cell)
+    monkeypatch.setattr(peer_run, "now", lambda: f"run {len(ran)}")
+    monkeypatch.setattr(judge, "measure", lambda folder, ready, **given: {"rounds": given["rounds"], "of": len(ready)})
+    output = tmp_path / "peers.jsonl"
+    old = {"kind": "cell", "case": "resnet20", "setting": "default", "exit": "ok", "date": "2026-01-01"}
+    peer_run.append(output, {**old, "peer": "nncf_onnx", "path": "gone"})
+    peer_run.append(output, {"kind": "timing", "case": "resnet20", "rounds": 3, "of": 1,
+                             "made": [["nncf_onnx", "default", "2026-01-01"]]})  # fmt: skip
+    options = argparse.Namespace(output=output, peer=["nncf_onnx"], setting=["default"], again=False, no_timing=False,
+                                 rounds=3, threads=1, seconds=0.1)  # fmt: skip
+    peer_run.run_case(cases.CASES["resnet20"], options)
+    assert ran == []
+    options.peer = ["nncf_onnx", "olive_onnx"]
+    peer_run.run_case(cases.CASES["resnet20"], options)
+    assert ran == ["nncf_onnx", "olive_onnx"]
+    assert report.read(output)["resnet20",]["of"] == 2
+    (tmp_path / "nncf_onnx").unlink()
+    options.peer, options.again = ["olive_onnx"], True
+    with pytest.raises(ValueError, match="no timing without the artifacts of nncf_onnx default"):
+        peer_run.run_case(cases.CASES["resnet20"], options)
 
 
 def test_files_with_integer_inputs_get_integers() -> None:

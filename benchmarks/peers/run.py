@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,39 @@ def now() -> str:
 
 
 def run_case(case: cases.Case, options: argparse.Namespace) -> None:
-    """The cells of a case that are not done yet, then its timing when a cell changed."""
+    """The cells of a case that are not done yet, then its timing when a cell changed.
+
+    A timing needs all artifacts of its case: where one is not here any more (another machine), its cell runs again.
+    """
     folder = cases.prepare(case, environments.WORK / "cases" / case.name)
     rows = report.read(options.output)
-    for peer in options.peer:
-        for setting in options.setting:
-            given = launch.options(case, peer, setting)
-            if (case.name, peer, setting) in rows and not options.again:
-                continue
-            print(f"{case.name}: {peer} {setting} ...", file=sys.stderr, flush=True)
-            out = environments.WORK / "made" / case.name / f"{peer}-{setting}"
-            row = {"kind": "cell", **launch.cell(case, peer, setting, given, folder, out), "date": now()}
-            append(options.output, row)
-            print(f"  {row['exit']} {row.get('failure', '')} {row.get('seconds', '')} s", file=sys.stderr, flush=True)
-    time_case(case, folder, options)
+    wanted = [(peer, setting) for peer in options.peer for setting in options.setting]
+    if timed(case, rows, options) and not options.again and all((case.name, *cell) in rows for cell in wanted):
+        return
+    for peer, setting in wanted:
+        row = rows.get((case.name, peer, setting))
+        if row and not options.again and (row["exit"] != "ok" or (cases.ROOT / row["path"]).exists()):
+            continue
+        given = launch.options(case, peer, setting)
+        print(f"{case.name}: {peer} {setting} ...", file=sys.stderr, flush=True)
+        out = environments.WORK / "made" / case.name / f"{peer}-{setting}"
+        row = {"kind": "cell", **launch.cell(case, peer, setting, given, folder, out), "date": now()}
+        append(options.output, row)
+        print(f"  {row['exit']} {row.get('failure', '')} {row.get('seconds', '')} s", file=sys.stderr, flush=True)
+    if not options.no_timing:
+        time_case(case, folder, options)
+
+
+def made(case: cases.Case, rows: Mapping[tuple[str, ...], dict[str, Any]]) -> list[list[str]]:
+    """[peer, setting, date] of every cell of a case that gave an artifact."""
+    cells = (row for row in rows.values() if row["kind"] == "cell" and row["case"] == case.name)
+    return sorted([row["peer"], row["setting"], row["date"]] for row in cells if row["exit"] == "ok")
+
+
+def timed(case: cases.Case, rows: Mapping[tuple[str, ...], dict[str, Any]], options: argparse.Namespace) -> bool:
+    """Whether the newest timing of a case is of the newest artifacts."""
+    before = rows.get((case.name,), {})
+    return options.no_timing or (before.get("made") == made(case, rows) and before["rounds"] == options.rounds)
 
 
 def finished(case: cases.Case, options: argparse.Namespace) -> bool:
@@ -79,21 +99,25 @@ def finished(case: cases.Case, options: argparse.Namespace) -> bool:
 
 
 def time_case(case: cases.Case, folder: Path, options: argparse.Namespace) -> None:
-    """All artifacts of the case in one interleaved run."""
+    """All artifacts of the case in one interleaved run.
+
+    Raises:
+        ValueError: an artifact is not here.
+    """
     from peers import judge
 
     rows = report.read(options.output)
-    cells = [row for row in rows.values() if row["kind"] == "cell" and row["case"] == case.name]
-    ready = [row for row in cells if row["exit"] == "ok" and (cases.ROOT / row["path"]).exists()]
-    made = sorted([row["peer"], row["setting"], row["date"]] for row in ready)
-    before = rows.get((case.name,), {})
-    if options.no_timing or (before.get("made") == made and before["rounds"] == options.rounds):
+    if timed(case, rows, options):
         return
+    ready = [row for row in rows.values()
+             if row["kind"] == "cell" and row["case"] == case.name and row["exit"] == "ok"]  # fmt: skip
+    gone = [f"{row['peer']} {row['setting']}" for row in ready if not (cases.ROOT / row["path"]).exists()]
+    if gone:
+        raise ValueError(f"no timing without the artifacts of {', '.join(gone)}: run the case with all peers")
     print(f"{case.name}: quality and latency of {len(ready)} artifacts ...", file=sys.stderr, flush=True)
     told = judge.measure(folder, ready, threads=options.threads, rounds=options.rounds, seconds=options.seconds)
-    load = os.getloadavg()
-    append(options.output, {"kind": "timing", "case": case.name, "made": made, "date": now(), "load": load,
-                            "versions": installed(), **told})  # fmt: skip
+    append(options.output, {"kind": "timing", "case": case.name, "made": made(case, rows), "date": now(),
+                            "load": os.getloadavg(), "versions": installed(), **told})  # fmt: skip
 
 
 def installed() -> dict[str, str]:
