@@ -60,6 +60,7 @@ bench: $(STAMP)
 # One case: make bench-peers CASES=resnet20
 CASES ?=
 bench-peers: $(STAMP)
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[all]'
 	$(BIN)/python benchmarks/prepare_data.py
 	$(BIN)/python benchmarks/peers/run.py $(if $(CASES),--case $(CASES))
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import scaling  # noqa: E402
 import startup  # noqa: E402
-from peers import cases, environments, judge, launch, report  # noqa: E402
+from peers import cases, environments, inside, judge, launch, report  # noqa: E402
 from peers import lane as lane_module  # noqa: E402
 from peers import run as peer_run  # noqa: E402
 
@@ -293,6 +293,19 @@ def test_files_with_integer_inputs_get_integers() -> None:
     assert lane_module.decode(codes, 0.05, 3)[1:4] == pytest.approx([-0.25, 0.0, 0.5])
     assert lane_module.encode(x, np.float32, 0.0, 0) is x
     assert lane_module.decode(x, 0.0, 0) is x
+
+
+def test_inputs_are_matched_by_name_else_by_place() -> None:
+    assert lane_module.matched(["sample", "timestep"], ["timestep", "sample"]) == ["sample", "timestep"]
+    assert lane_module.matched(["sample", "timestep"], ["x", "t"]) == ["x", "t"]
+    with pytest.raises(ValueError, match=r"\['sample', 'timestep'\], the file \['x'\]"):
+        lane_module.matched(["sample", "timestep"], ["x"])
+
+
+def test_samples_of_a_network_of_two_inputs_have_batch_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", sample=np.zeros((3, 1, 4, 4), np.float32), timestep=np.arange(3, dtype=np.float32))
+    found = inside.Source(tmp_path, {"inputs": ["sample", "timestep"]}).samples(tmp_path / "c.npz")
+    assert [(s["sample"].shape, s["timestep"].tolist()) for s in found] == [((1, 1, 4, 4), [i]) for i in range(3)]
 
 
 def test_edgegen_never_sees_the_images_of_the_table(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ CASES = {
              **_IMAGENET),
         Case("edsr", "edsr", "", **_PHOTOS, best=("--recipe", "balanced")),
         Case("dcgan", "dcgan", "", best=("--recipe", "gan")),
+        Case("ddpm_unet", "ddpm_unet", ""),
         Case("efficientformer_l1", "timm:efficientformer_l1", "", **_IMAGENET, trained=False),
         Case("deit_tiny", "timm:deit_tiny_patch16_224", "", **_IMAGENET, trained=False),
     )
@@ -132,10 +133,20 @@ def dataset(model: Any, path: Path | None, seed: int, length: int) -> Any:
     return data.Dataset(data.open_source(path), model) if path else data.Dataset(None, model, seed=seed, length=length)
 
 
-def stack(found: Any) -> dict[str, np.ndarray]:
-    """{"x": inputs, "y": labels or references where there are any}."""
-    samples = [found[i] for i in range(len(found))]
-    arrays = {"x": np.stack([s.input for s in samples]).astype(np.float32)}
+def stack(model: Any, found: Any, count: int) -> dict[str, np.ndarray]:
+    """Input name -> samples, and "y": labels or references where there are any.
+
+    A denoiser's are those of its own way from noise to images, over all of its steps and 32 latents.
+    """
+    from edgegen import samplers
+    from edgegen.nn import diffusion
+
+    settings = samplers.of(model.options)
+    samples = [found[i] for i in range(len(found) if settings is None else min(32, len(found)))]
+    inputs = np.stack([s.input for s in samples]).astype(np.float32)
+    if settings is not None:
+        return samplers.trajectory(settings, diffusion.runner(model.stage.module), inputs, count)
+    arrays = {model.stage.inputs[0].name: inputs}
     if samples[0].reference is not None:
         arrays["y"] = np.stack([s.reference for s in samples]).astype(np.float32)
     elif samples[0].label is not None:
@@ -146,8 +157,8 @@ def stack(found: Any) -> dict[str, np.ndarray]:
 def prepare(case: Case, out: Path) -> Path:
     """All files of a case in the folder `out`, whole or not at all; a finished one is kept.
 
-    model.onnx; state.pt and case.json (how to make the module); calibration-inputs.npz and held-inputs.npz (x as the
-    network takes it; y labels or references); the images of the three parts as edgegen takes them.
+    model.onnx; state.pt and case.json (how to make the module); calibration-inputs.npz and held-inputs.npz (each input
+    by its name; y labels or references); the images of the three parts as edgegen takes them.
     """
     if (out / "case.json").is_file():
         return out
@@ -164,12 +175,13 @@ def prepare(case: Case, out: Path) -> Path:
     paths = datasets(case, partial)
     for number, name in enumerate(("calibration", "held")):
         length = case.calibration if name == "calibration" else 500
-        np.savez(partial / f"{name}-inputs.npz", **stack(dataset(model, paths[name], number, length)))
+        found = dataset(model, paths[name], number, length)
+        np.savez(partial / f"{name}-inputs.npz", **stack(model, found, length))
     told = {
-        "name": case.name, "model": case.model, "task": model.task, "input": graph.inputs[0].name,
-        "output": graph.outputs[0].name, "input_shape": list(graph.inputs[0].shape),
+        "name": case.name, "model": case.model, "task": model.task, "inputs": [spec.name for spec in graph.inputs],
+        "input_shapes": [list(spec.shape) for spec in graph.inputs], "output": graph.outputs[0].name,
         "output_shape": list(graph.outputs[0].shape), "value_range": graph.outputs[0].value_range,
-        "data": {name: path.name if path else None for name, path in paths.items()}, "macs": graph.macs,
+        "denoiser": model.options.get("sampler") is not None, "data": {name: path.name if path else None for name, path in paths.items()}, "macs": graph.macs,
         "params": graph.params,
     }  # fmt: skip
     (partial / "case.json").write_text(json.dumps(told, indent=1), encoding="utf-8")

@@ -29,9 +29,17 @@ class Source:
         return self.folder / "model.onnx"
 
     @property
-    def input(self) -> str:
-        """Name of the ONNX file's only input."""
-        return str(self.told["input"])
+    def inputs(self) -> list[str]:
+        """Names of the ONNX file's inputs; a denoiser has two, the sample and the time."""
+        return list(self.told["inputs"])
+
+    def samples(self, calibration: Path) -> list[dict[str, Any]]:
+        """The calibration samples: input name -> array of batch 1."""
+        import numpy as np
+
+        with np.load(calibration) as file:
+            arrays = {name: file[name] for name in self.inputs}
+        return [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(len(arrays[self.inputs[0]]))]
 
     def module(self) -> Any:
         """The trained torch module in eval mode."""

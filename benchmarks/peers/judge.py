@@ -48,10 +48,10 @@ def artifacts(folder: Path, cells: list[Mapping[str, Any]], threads: int) -> tup
 
 
 def _described(path: Path, runtime: str, told: Mapping[str, Any], threads: int) -> Artifact:
-    given = TensorSpec(told["input"], tuple(told["input_shape"]))
+    given = tuple(TensorSpec(name, tuple(shape)) for name, shape in zip(told["inputs"], told["input_shapes"]))
     out = TensorSpec(told["output"], tuple(told["output_shape"]))
     options = {"lane": True, "threads": threads, "delegate": "xnnpack"}
-    return Artifact(runtime, path, (path,), PrecisionPlan(), launch.size(path), (given,), (out,), options)
+    return Artifact(runtime, path, (path,), PrecisionPlan(), launch.size(path), given, (out,), options)
 
 
 def measure(
@@ -70,15 +70,17 @@ def measure(
             print(f"  {label}", file=sys.stderr, flush=True)
             try:
                 worker = stack.enter_context(measuring.Worker(artifact, module=MODULE))
-                result = worker.run_many({artifact.inputs[0].name: held["x"]})
-                outputs[label] = result[artifact.outputs[0].name].reshape(len(held["x"]), *told["output_shape"][1:])
+                result = worker.run_many({spec.name: held[spec.name] for spec in artifact.inputs})
+                made = result[artifact.outputs[0].name]
+                outputs[label] = made.reshape(len(made), *told["output_shape"][1:])
             except (errors.EdgegenError, ValueError) as error:
                 lanes[label]["failure"] = environments.one_line(str(error))
             else:
                 workers |= {} if label in twins else {label: worker}
         timed = list(workers)
         took = measuring.time_interleaved(
-            [workers[label] for label in timed], [{found[label].inputs[0].name: held["x"][:1]} for label in timed],
+            [workers[label] for label in timed],
+            [{spec.name: held[spec.name][:1] for spec in found[label].inputs} for label in timed],
             rounds=rounds, seconds=seconds, module=MODULE,
         )  # fmt: skip
     figure, higher, samples = score(told, held.get("y"), outputs, CASES[told["name"]].trained)
@@ -106,12 +108,12 @@ def score(
 ) -> tuple[str, bool, dict[str, np.ndarray]]:
     """(figure, whether higher is better, label -> the figure of each image (N,)).
 
-    Top-1 in % with labels; PSNR to the reference, else to the unquantized network's own output; for random weights the
-    relative output error.
+    Top-1 in % with labels; PSNR to the reference, else to the unquantized network's own output; for random weights, and
+    for denoisers, whose outputs have no range, the relative output error.
     """
     teacher = outputs[TEACHER].astype(np.float64)
     axes = tuple(range(1, teacher.ndim))
-    if not trained:
+    if not trained or told["denoiser"]:
         norm = np.maximum(np.sqrt((teacher**2).sum(axes)), 1e-12)
         return "relative output error", False, {
             label: np.nan_to_num(np.sqrt(((found - teacher) ** 2).sum(axes)) / norm, nan=np.inf)

@@ -6,7 +6,7 @@
 
 Every peer runs in an environment of its own under out/peers/<peer>/venv, made from its requirements.txt. A finished
 cell is a line of benchmarks/results/peers.jsonl and is not run again; neither is the timing of a case whose cells have
-not changed. A crash is a line too. Needs benchmarks/prepare_data.py and ../shared/assets.
+not changed. A crash is a line too. Needs benchmarks/prepare_data.py, ../shared/assets and edgegen[all].
 """
 
 from __future__ import annotations
@@ -166,9 +166,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def without() -> list[str]:
+    """The runtimes of this host that are not installed: edgegen would be shown without them."""
+    packages = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert",
+                "executorch": "executorch", "ncnn": "ncnn"}  # fmt: skip
+    return [name for name, package in packages.items() if importlib.util.find_spec(package) is None]
+
+
 def main() -> None:
     """What is not done yet, then the page."""
     options = parse()
+    if without() and not (options.table or options.install):
+        sys.exit(f"not installed: {', '.join(without())}; pip install 'edgegen[all]'")
     if options.install:
         for peer in options.peer:
             try:

@@ -12,25 +12,24 @@ def compress(source, calibration, out, options):
     """model.mlpackage and twin.onnx in the folder `out`."""
     # user: begin
     import coremltools as ct
-    import numpy as np
     import torch
     from coremltools.optimize.torch import palettization, quantization
 
-    x = torch.from_numpy(np.load(calibration)["x"][:1])
+    sample = {name: torch.from_numpy(array) for name, array in source.samples(calibration)[0].items()}
+    given = tuple(sample.values())
     if options["palette"]:
         settings = palettization.PostTrainingPalettizerConfig.from_dict({"global_config": {"n_bits": 6}})
         model = palettization.PostTrainingPalettizer(source.module(), settings).compress()
     else:
         settings = quantization.PostTrainingQuantizerConfig.from_dict({"global_config": {"weight_dtype": "int8"}})
         model = quantization.PostTrainingQuantizer(source.module(), settings).compress()
-    traced = torch.jit.trace(model.eval(), x)
-    package = ct.convert(
-        traced, inputs=[ct.TensorType(source.input, x.shape)], minimum_deployment_target=ct.target.iOS18
-    )
+    traced = torch.jit.trace(model.eval(), given)
+    types = [ct.TensorType(name, x.shape) for name, x in sample.items()]
+    package = ct.convert(traced, inputs=types, minimum_deployment_target=ct.target.iOS18)
     package.save(str(out / "model.mlpackage"))
     # user: end
     torch.onnx.export(
-        model, (x,), str(out / "twin.onnx"), dynamo=True, external_data=False, input_names=[source.input],
+        model, given, str(out / "twin.onnx"), dynamo=True, external_data=False, input_names=source.inputs,
         output_names=["output"],
     )  # fmt: skip
     return {"path": out / "model.mlpackage", "twin": str(out / "twin.onnx")}

@@ -10,7 +10,6 @@ SETTINGS = {"default": {"is_per_channel": False}, "best": {"is_per_channel": Tru
 def compress(source, calibration, out, options):
     """model.pte in the folder `out`."""
     # user: begin
-    import numpy as np
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -20,13 +19,13 @@ def compress(source, calibration, out, options):
     from executorch.exir import to_edge_transform_and_lower
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    images = torch.from_numpy(np.load(calibration)["x"])
-    example = (images[:1],)
+    samples = [tuple(map(torch.from_numpy, sample.values())) for sample in source.samples(calibration)]
+    example = samples[0]
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**options))
     prepared = prepare_pt2e(torch.export.export(source.module(), example).module(), quantizer)
     with torch.no_grad():
-        for x in images:
-            prepared(x[None])
+        for sample in samples:
+            prepared(*sample)
     exported = torch.export.export(convert_pt2e(prepared), example)
     lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     (out / "model.pte").write_bytes(lowered.to_executorch().buffer)

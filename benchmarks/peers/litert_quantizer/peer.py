@@ -11,15 +11,16 @@ def compress(source, calibration, out, options):
     """model.tflite in the folder `out`."""
     # user: begin
     import litert_torch
-    import numpy as np
     import torch
     from ai_edge_quantizer import quantizer, recipe
 
-    images = np.load(calibration)["x"]
-    litert_torch.convert(source.module(), (torch.from_numpy(images[:1]),)).export(str(out / "float.tflite"))
+    samples = source.samples(calibration)
+    example = tuple(map(torch.from_numpy, samples[0].values()))
+    litert_torch.convert(source.module(), example).export(str(out / "float.tflite"))
     if options["static"]:
         tool = quantizer.Quantizer(str(out / "float.tflite"), recipe.static_wi8_ai8())
-        ranges = tool.calibrate({"serving_default": [{"args_0": x[None]} for x in images]})
+        named = [{f"args_{i}": x for i, x in enumerate(sample.values())} for sample in samples]
+        ranges = tool.calibrate({"serving_default": named})
         tool.quantize(ranges).export_model(str(out / "model.tflite"))
     else:
         tool = quantizer.Quantizer(str(out / "float.tflite"), recipe.dynamic_wi8_afp32())

@@ -14,7 +14,8 @@ def compress(source, calibration, out, options):
     import numpy as np
     from modelopt.onnx.quantization import quantize
 
-    images = {source.input: np.load(calibration)["x"]}
-    quantize(str(source.onnx), "int8", images, calibration_eps=["cpu"], output_path=str(out / "model.onnx"), **options)
+    samples = source.samples(calibration)
+    arrays = {name: np.concatenate([sample[name] for sample in samples]) for name in source.inputs}
+    quantize(str(source.onnx), "int8", arrays, calibration_eps=["cpu"], output_path=str(out / "model.onnx"), **options)
     # user: end
     return {"path": out / "model.onnx"}

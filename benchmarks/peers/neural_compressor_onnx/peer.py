@@ -10,20 +10,18 @@ SETTINGS = {"default": {}, "best": {"per_channel": True, "qdq": True}}
 def compress(source, calibration, out, options):
     """model.onnx in the folder `out`."""
     # user: begin
-    import numpy as np
     from onnx_neural_compressor.quantization import QuantFormat, config, quantize
 
     class Reader:
         def __init__(self):
-            self.data = np.load(calibration)["x"]
+            self.data = source.samples(calibration)
             self.rewind()
 
         def get_next(self):
-            image = next(self.images, None)
-            return None if image is None else {source.input: image[None]}
+            return next(self.samples, None)
 
         def rewind(self):
-            self.images = iter(self.data)
+            self.samples = iter(self.data)
 
         def __iter__(self):
             return iter(self.get_next, None)

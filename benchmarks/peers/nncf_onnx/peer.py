@@ -12,17 +12,15 @@ def compress(source, calibration, out, options):
     """Q/DQ model.onnx in the folder `out`."""
     # user: begin
     import nncf
-    import numpy as np
     import onnx
 
-    images = np.load(calibration)["x"]
+    samples = source.samples(calibration)
     model = onnx.load(source.onnx)
     more = {}
     if options["accurate"]:
         more = {"preset": nncf.QuantizationPreset.MIXED}
         if any(node.op_type == "Softmax" for node in model.graph.node):
             more["model_type"] = nncf.ModelType.TRANSFORMER
-    dataset = nncf.Dataset([{source.input: x[None]} for x in images])
-    onnx.save(nncf.quantize(model, dataset, subset_size=len(images), **more), out / "model.onnx")
+    onnx.save(nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), **more), out / "model.onnx")
     # user: end
     return {"path": out / "model.onnx"}

@@ -11,17 +11,16 @@ def compress(source, calibration, out, options):
     """model.xml and model.bin in the folder `out`."""
     # user: begin
     import nncf
-    import numpy as np
     import openvino
 
-    images = np.load(calibration)["x"]
+    samples = source.samples(calibration)
     model = openvino.convert_model(source.onnx)
     more = {}
     if options["accurate"]:
         more = {"preset": nncf.QuantizationPreset.MIXED, "fast_bias_correction": False}
         if any(op.get_type_name() == "Softmax" for op in model.get_ops()):
             more["model_type"] = nncf.ModelType.TRANSFORMER
-    model = nncf.quantize(model, nncf.Dataset([x[None] for x in images]), subset_size=len(images), **more)
+    model = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), **more)
     openvino.save_model(model, out / "model.xml")
     # user: end
     return {"path": out / "model.xml"}

@@ -14,19 +14,18 @@ SETTINGS = {
 def compress(source, calibration, out, options):
     """model.onnx in the folder `out`."""
     # user: begin
-    import numpy as np
     import olive
     from olive.data.registry import Registry
 
     class Images:
         def __init__(self):
-            self.x = np.load(calibration)["x"]
+            self.samples = source.samples(calibration)
 
         def __len__(self):
-            return len(self.x)
+            return len(self.samples)
 
         def __getitem__(self, index):
-            return {source.input: self.x[index]}, 0
+            return {name: array[0] for name, array in self.samples[index].items()}, 0
 
     Registry.register_dataset("calibration_images")(lambda **_: Images())
     quantize = {"type": "OnnxStaticQuantization", "data_config": "images", **options["passes"]["quantize"]}

@@ -10,17 +10,15 @@ SETTINGS = {"default": {"per_channel": False, "prepare": False}, "best": {"per_c
 def compress(source, calibration, out, options):
     """Q/DQ model.onnx in the folder `out`."""
     # user: begin
-    import numpy as np
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self.images = iter(np.load(calibration)["x"])
+            self.samples = iter(source.samples(calibration))
 
         def get_next(self):
-            image = next(self.images, None)
-            return None if image is None else {source.input: image[None]}
+            return next(self.samples, None)
 
     model = str(source.onnx)
     if options["prepare"]:

@@ -22,15 +22,17 @@ def compress(source, calibration, out, options):
 
     torch.manual_seed(0)
     data = np.load(calibration)
-    x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"]) if "y" in data else None
+    inputs = [torch.from_numpy(data[name]) for name in source.inputs]
+    example = tuple(x[:1] for x in inputs)
+    y = torch.from_numpy(data["y"]) if "y" in data else None
     teacher = source.module()
     model = copy.deepcopy(teacher)
     with torch.no_grad():
-        output = teacher(x[:1])
+        output = teacher(*example)
     kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
     last = [layer for layer in model.modules() if isinstance(layer, kinds)][-1]
     pruner = tp.pruner.MagnitudePruner(
-        model, x[:1], importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=options["ratio"],
+        model, example, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=options["ratio"],
         ignored_layers=[last], round_to=8, global_pruning=options["isomorphic"], isomorphic=options["isomorphic"],
     )  # fmt: skip
     pruner.step()
@@ -39,21 +41,22 @@ def compress(source, calibration, out, options):
     size = 32 if output[0].numel() < 10_000 else 4
     model.train()
     for _ in range(options["steps"]):
-        chosen = torch.randint(0, len(x), (size,))
-        found = model(x[chosen])
+        chosen = torch.randint(0, len(inputs[0]), (size,))
+        batch = [x[chosen] for x in inputs]
+        found = model(*batch)
         if y is not None and output.ndim == 2:
             loss = torch.nn.functional.cross_entropy(found, y[chosen])
         else:
             with torch.no_grad():
-                wanted = teacher(x[chosen])
+                wanted = teacher(*batch)
             loss = torch.nn.functional.mse_loss(found, wanted) / wanted.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     torch.onnx.export(
-        model.eval(), (x[:1],), str(out / "model.onnx"), dynamo=True, external_data=False,
-        input_names=[source.input], output_names=["output"],
+        model.eval(), example, str(out / "model.onnx"), dynamo=True, external_data=False,
+        input_names=source.inputs, output_names=["output"],
     )  # fmt: skip
     # user: end
     return {"path": out / "model.onnx"}
