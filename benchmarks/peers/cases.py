@@ -181,8 +181,8 @@ def prepare(case: Case, out: Path) -> Path:
         "name": case.name, "model": case.model, "task": model.task, "inputs": [spec.name for spec in graph.inputs],
         "input_shapes": [list(spec.shape) for spec in graph.inputs], "output": graph.outputs[0].name,
         "output_shape": list(graph.outputs[0].shape), "value_range": graph.outputs[0].value_range,
-        "denoiser": model.options.get("sampler") is not None, "data": {name: path.name if path else None for name, path in paths.items()}, "macs": graph.macs,
-        "params": graph.params,
+        "denoiser": model.options.get("sampler") is not None, "macs": graph.macs, "params": graph.params,
+        "data": {name: path.name if path else None for name, path in paths.items()},
     }  # fmt: skip
     (partial / "case.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
