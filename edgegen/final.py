@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgegen import files, judgement, measuring, samplers
+from edgegen import files, judgement, measuring, quality, samplers
 from edgegen.candidates import Candidate
 from edgegen.errors import RuntimeFailed
 from edgegen.run import FINAL_ROUNDS, Run
@@ -35,7 +35,6 @@ class Final:
     chosen: Candidate
     reference: Candidate
     memory: dict[str, int]
-    teacher: tuple[Measurement, ...]
     throughput: Mapping[str, Measurement] = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
 
@@ -53,12 +52,18 @@ def final_figures(
     timed.setdefault(reference.label, reference)
     key = files.key("memory", [c.key for c in rows])
     memory = run.log.once(key, lambda: {c.label: _peak_memory(run, c) for c in rows})
-    teacher: tuple[Measurement, ...] = ()
     if found is not None:
-        teacher = run.bench.teacher_figures(found.test, "test")
-        timed = {k: run.bench.score(c, found.test, run.gate, "test") for k, c in timed.items()}
+        timed = {k: _scored(run, c, reference, found) for k, c in timed.items()}
     end = timed[chosen.label].judged(chosen.verdict, chosen.reason)
-    return Final(timed[baseline.label], end, timed[reference.label], memory, teacher)
+    return Final(timed[baseline.label], end, timed[reference.label], memory)
+
+
+def _scored(run: Run, candidate: Candidate, reference: Candidate, found: Evaluations) -> Candidate:
+    """The candidate with its figures on `test`; those of the FP32 reference are the teacher's, which it gave."""
+    if candidate.key != reference.key or candidate.verdict:
+        return run.bench.score(candidate, found.test, run.gate, "test")
+    teacher = run.bench.teacher_figures(found.test, "test")
+    return dataclasses.replace(candidate, figures=teacher, drop=quality.drop(run.model, run.gate, teacher, teacher))
 
 
 def _peak_memory(run: Run, candidate: Candidate) -> int:

@@ -142,6 +142,7 @@ def _points(
 ) -> dict[str, Any]:
     folder, sizes = samples
     points: list[tuple[int, Any]] = []
+    only = _figure(chosen.figures).name
     spent, last = 0.0, chosen.build_s
     for place, size in enumerate(sizes):
         if spent + last > limit:
@@ -157,7 +158,7 @@ def _points(
                 raise RuntimeFailed(made.reason)
             with tempfile.TemporaryDirectory(dir=run.folder) as scratch:
                 outputs = run.bench.outputs(made, evaluation.data, Path(scratch) / "outputs.npy")
-                points.append((size, serial.to_json(_figure(evaluation.figures(outputs)))))
+                points.append((size, serial.to_json(_figure(evaluation.figures(outputs, only)))))
         except RuntimeFailed as error:
             return {"points": points, "reason": f"with {size} samples: {error}"}
         last = time.monotonic() - began

@@ -225,15 +225,19 @@ class Bench:
         return out
 
     def score(self, candidate: Candidate, evaluation: quality.Evaluation, gate: quality.Gate, where: str) -> Candidate:
-        """The candidate with its figures and its drop on `evaluation`; a crash becomes its verdict."""
-        teacher = self.teacher_figures(evaluation, where)
+        """The candidate with its figures and its drop on `evaluation`; a crash becomes its verdict.
+
+        where: "test", which reports all figures, or "select", where the deciding one is enough.
+        """
+        only = gate.figure if where == "select" else ""
+        teacher = self.teacher_figures(evaluation, where, only)
         key = files.key("score", candidate.key, where)
 
         def work() -> Any:
             try:
                 with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
                     outputs = self.outputs(candidate, evaluation.data, Path(scratch) / "outputs.npy")
-                    return [serial.to_json(m) for m in evaluation.figures(outputs)]
+                    return [serial.to_json(m) for m in evaluation.figures(outputs, only)]
             except RuntimeFailed as error:
                 return {"failure": str(error)}
 
@@ -244,12 +248,13 @@ class Bench:
         lost = quality.drop(evaluation.model, gate, teacher, figures)
         return dataclasses.replace(candidate, figures=figures, drop=lost)
 
-    def teacher_figures(self, evaluation: quality.Evaluation, where: str) -> tuple[Measurement, ...]:
+    def teacher_figures(self, evaluation: quality.Evaluation, where: str, only: str = "") -> tuple[Measurement, ...]:
         """The figures of the teacher itself (its FP32 build) on the same data."""
-        found = self.log.once(
-            files.key("teacher", where), lambda: [serial.to_json(m) for m in evaluation.figures(evaluation.teacher)]
-        )
-        return tuple(serial.from_json(Measurement, value) for value in found)
+
+        def work() -> list[Any]:
+            return [serial.to_json(m) for m in evaluation.figures(evaluation.teacher, only)]
+
+        return tuple(serial.from_json(Measurement, value) for value in self.log.once(files.key("teacher", where), work))
 
 
 def _unusable(module: Any, here: bool) -> str | None:

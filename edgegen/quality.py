@@ -31,6 +31,7 @@ from edgegen.types import Measurement, Model
 CHUNK = 32
 CEILING_DB = 50.0
 KID_CHANGE = "KID change from the teacher"
+PERCEPTUAL = "perceptual distance to the teacher"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def gate(model: Model, labelled: bool, unit: str = "") -> Gate:
                 f"a quality drop in % is for image-to-image, super-resolution and restoration, got task {model.task};"
                 " give a plain number"
             )
-        return Gate("perceptual distance to the teacher", "% of perceptual distance to the teacher", 5.0)
+        return Gate(PERCEPTUAL, f"% of {PERCEPTUAL}", 5.0)
     return {
         "classification": Gate("top-1", "points of top-1", 0.5)
         if labelled
@@ -102,13 +103,16 @@ class Evaluation:
     fresh: Path | None = None
     kept: dict[str, Rows] = field(default_factory=dict, repr=False, compare=False)
 
-    def figures(self, outputs: Path) -> tuple[Measurement, ...]:
-        """All figures of one candidate, the deciding one of its task among them."""
+    def figures(self, outputs: Path, only: str = "") -> tuple[Measurement, ...]:
+        """All figures of one candidate, the deciding one of its task among them.
+
+        only: the name of one figure of an image network; the others take longer than it (half of a run's evaluation).
+        """
         if self.model.task == "classification":
             return self._classification(outputs)
         if self.model.task == "unconditional":
             return self._unconditional(outputs)
-        return self._images(outputs)
+        return self._images(outputs, only)
 
     def _classification(self, outputs: Path) -> tuple[Measurement, ...]:
         found = [_metric("agreement")(rows(self.teacher), rows(outputs), seed=self.seed)]
@@ -117,19 +121,20 @@ class Evaluation:
             found.insert(0, _metric("top1")(labels, rows(outputs), seed=self.seed))
         return tuple(_renamed(m, {"top1": "top-1"}.get(m.name, m.name)) for m in found)
 
-    def _images(self, outputs: Path) -> tuple[Measurement, ...]:
+    def _images(self, outputs: Path, only: str) -> tuple[Measurement, ...]:
         found = []
         for against, images in (("reference", self._references), ("teacher", lambda: self._images_of(self.teacher))):
             if against == "reference" and self.data[0].reference is None:
                 continue
             for name in ("psnr", "ssim"):
-                value = _metric(name)(images(), self._images_of(outputs), seed=self.seed)
-                found.append(_renamed(value, f"{name.upper()} to the {against}"))
-        if self.features is not None:
+                title = f"{name.upper()} to the {against}"
+                if only in ("", title):
+                    found.append(_renamed(_metric(name)(images(), self._images_of(outputs), seed=self.seed), title))
+        if self.features is not None and only in ("", PERCEPTUAL):
             distance = _metric("perceptual")
             pair = (self._images_of(self.teacher), self._images_of(outputs))
             value = distance(*pair, features=self.features, seed=self.seed)
-            found.append(_renamed(value, "perceptual distance to the teacher"))
+            found.append(_renamed(value, PERCEPTUAL))
         return tuple(found)
 
     def _unconditional(self, outputs: Path) -> tuple[Measurement, ...]:

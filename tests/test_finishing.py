@@ -58,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def found(run: Any) -> Any:
-    def figures(outputs: Path) -> tuple[Measurement, ...]:
+    def figures(outputs: Path, only: str) -> tuple[Measurement, ...]:
         return (Measurement("PSNR to the teacher", "dB", 30.0 + math.log2(run.bench.built[-1])),)
 
     return SimpleNamespace(test=SimpleNamespace(data=None, figures=figures))
@@ -125,7 +125,7 @@ def test_why_throughput_is_not_measured(run: Any, monkeypatch: pytest.MonkeyPatc
         made = dataclasses.replace(final, **changes)
         return finishing.throughput(run, made)["original: fake int8 (u8s8, rest fp32)"]
 
-    final = Final(candidate(), candidate(), candidate(), {"original: fake int8 (u8s8, rest fp32)": 10**9}, ())
+    final = Final(candidate(), candidate(), candidate(), {"original: fake int8 (u8s8, rest fp32)": 10**9})
     monkeypatch.setattr(finishing, "_free_bytes", lambda: 10**9)
     assert "2 processes of each build need 2.0 GB, and 1.0 GB are free" in told().reason
     assert "one run takes 400 ms" in told(chosen=candidate(ms=400.0), baseline=candidate(ms=400.0)).reason
@@ -145,7 +145,7 @@ def test_runs_of_a_denoiser_are_told_by_image(run: Any, monkeypatch: pytest.Monk
     made = Measurement("throughput", "1/s", 100.0, (90.0, 120.0), (100.0,), "higher", {"streams": 2})
     monkeypatch.setattr(finishing.streams, "throughput", lambda artifacts, feeds, **more: [made] * len(artifacts))
     one = candidate(sampler=settings)
-    rate = finishing.throughput(run, Final(one, one, one, {}, ()))[one.label]
+    rate = finishing.throughput(run, Final(one, one, one, {}))[one.label]
     assert (rate.value, rate.interval, rate.samples) == (25.0, (22.5, 30.0), (25.0,))
     assert rate.conditions["nfe"] == 4
     assert per_image(Measurement("latency", "ms", 2.0), settings).value == 8.0

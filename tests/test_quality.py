@@ -78,6 +78,16 @@ def test_the_teacher_is_perfect_against_itself_and_zeros_and_doubles_are_not(tmp
         assert quality.find(found, "SSIM to the teacher").value < 0.9
 
 
+def test_one_figure_alone_is_the_same_as_among_all(tmp_path):
+    images = np.random.default_rng(0).uniform(0.2, 0.5, (5, 3, 16, 16)).astype(np.float32)
+    judged = evaluation(tmp_path, images)
+    np.save(tmp_path / "off.npy", images + 0.01)
+    whole = judged.figures(tmp_path / "off.npy")
+    assert len(whole) == 4
+    for figure in whole:
+        assert judged.figures(tmp_path / "off.npy", figure.name) == (figure,)
+
+
 def test_the_value_range_of_the_output_is_taken_out_before_comparing(tmp_path):
     images = np.random.default_rng(0).uniform(0, 255, (4, 3, 16, 16)).astype(np.float32)
     judged = evaluation(tmp_path, images, (0.0, 255.0))

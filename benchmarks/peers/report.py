@@ -186,8 +186,8 @@ def _plain(cell: Row, name: str) -> str:
     return f"{cell[name]:g}" if name in cell else ""
 
 
-def markdown(rows: Mapping[tuple[str, ...], Row], machine: Mapping[str, Any]) -> str:
-    """The whole page."""
+def markdown(rows: Mapping[tuple[str, ...], Row], machine: Mapping[str, Any], notes: str = "") -> str:
+    """The whole page; notes: what was learnt of the figures, written by hand."""
     cases = list(dict.fromkeys(row["case"] for row in rows.values()))
     lines = ["# edgegen and its peers", "",
              "Made by `make bench-peers`; a case that edgegen loses stays. All lanes of a case were timed in one "
@@ -197,6 +197,7 @@ def markdown(rows: Mapping[tuple[str, ...], Row], machine: Mapping[str, Any]) ->
         lines += [f"## Goals, edgegen's {setting} setting", "", "| case | shown | met |", "|---|---|---|"]
         words = {True: "yes", False: "**no**", None: "cannot be told"}
         lines += [f"| {case} | {text} | {words[met]} |" for case, text, met in checks(rows, setting)] + [""]
+    lines += [notes] if notes else []
     versions: dict[str, set[str]] = {}
     for row in rows.values():
         for name, version in row.get("versions", {}).items():

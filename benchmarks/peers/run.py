@@ -139,7 +139,8 @@ def write(options: argparse.Namespace) -> None:
     """The page and the plot."""
     rows = report.read(options.output)
     page, drawn = options.output.with_suffix(".md"), options.output.with_suffix(".svg")
-    page.write_text(report.markdown(rows, machine()), encoding="utf-8")
+    notes = (HERE / "notes.md").read_text(encoding="utf-8")
+    page.write_text(report.markdown(rows, machine(), notes), encoding="utf-8")
     print(page)
     if importlib.util.find_spec("matplotlib") is None:
         print("no plot: it needs matplotlib, pip install 'edgegen[report]'", file=sys.stderr)
