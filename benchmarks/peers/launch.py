@@ -78,7 +78,9 @@ def cell(case: Case, peer: str, setting: str, given: Mapping[str, Any], folder: 
 def portable(told: Any) -> Any:
     """Without the place of the project on this machine, in every text."""
     if isinstance(told, str):
-        inside = told.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+        inside = told
+        for root in (ROOT, (ROOT / "out").resolve().parent):  # out/ may be a link
+            inside = inside.replace(f"{root}{os.sep}", "").replace(str(root), ".")
         return inside.replace(f"{ROOT.parent}{os.sep}", f"..{os.sep}") if ROOT.parent != Path(os.sep) else inside
     if isinstance(told, Mapping):
         return {name: portable(value) for name, value in told.items()}
