@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import onnx
 import pytest
 from conftest import TINY, make_tiny
 
-from edgegen import bundle_samples, errors, files, onnx_graph, program, registry
+from edgegen import bundle_samples, errors, files, onnx_graph, program, registry, serial
 from edgegen.bundle_loaders import LOADERS
 from edgegen.devices import local
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Stage, Target, TensorSpec
@@ -336,6 +337,26 @@ def test_no_telemetry_is_prepared(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nncf_builds_the_same_without_torch_in_its_process(exported: Any, tmp_path: Path) -> None:
+    """A worker that has not imported torch does not import it for nncf, and nncf's file is the same."""
+    source = exported["conv_chain"]
+    with_torch = fresh("openvino", source, PrecisionPlan("int8"), tmp_path / "with")
+    job = {"graph": serial.to_json(dataclasses.replace(source.graph, plan=PrecisionPlan("int8"))),
+           "target": serial.to_json(HERE)}  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    code = (
+        "import json, sys; from pathlib import Path; from edgegen import serial; from edgegen.types import *\n"
+        "from edgegen.runtimes import openvino\n"
+        "folder, calibration = map(Path, sys.argv[1:]); job = json.loads((folder / 'job.json').read_text())\n"
+        "graph, target = serial.from_json(Graph, job['graph']), serial.from_json(Target, job['target'])\n"
+        "openvino.build(graph, folder / 'without', calibration=calibration, target=target)\n"
+        "assert 'torch' not in sys.modules and 'nncf' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(source.calibration)], check=True)
+    for file in with_torch.files:
+        assert file.read_bytes() == (tmp_path / "without" / file.name).read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore")  # executorch and torchao warn at their import; the worker process does not mind
