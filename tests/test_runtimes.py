@@ -322,6 +322,20 @@ def test_outputs_are_not_overwritten_by_the_next_run(built: Any, exported: Any) 
         assert np.array_equal(first, copy)
 
 
+def test_onnxruntime_has_fp16_where_it_pays_and_says_what_computes(built: Any) -> None:
+    module = registry.module("runtimes", "onnxruntime")
+    host, pi = (dataclasses.replace(HERE, is_host=here) for here in (True, False))
+    offered = [
+        "fp16" in {plan.precision for plan in module.plans(target, flags)}
+        for target, flags in ((host, frozenset({"avx512f"})), (host, frozenset({"asimdhp"})), (pi, frozenset()))
+    ]
+    assert offered == [False, True, True]
+    half, whole = (built("onnxruntime", "conv_chain", PrecisionPlan(name)) for name in ("fp16", "fp32"))
+    assert half.size_bytes < 0.7 * whole.size_bytes
+    if not local.cpu_flags() & {"asimdhp"}:
+        assert set(module.inspect(half).layers.values()) == {"fp16 weights, fp32"}
+
+
 def test_nncf_is_silent(exported: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fresh("openvino", exported["conv_chain"], PrecisionPlan("int8"), tmp_path / "out")
     assert capfd.readouterr() == ("", "")

@@ -1,5 +1,5 @@
-"""ONNX Runtime on the CPU: FP32, INT8 by Q/DQ with unsigned (u8s8) or symmetric signed (s8s8) activations, INT8 with
-weights stored in 4 bits, and FP32 with the weights of matrix products in INT8 or INT4."""
+"""ONNX Runtime on the CPU: FP32, FP16, INT8 by Q/DQ with unsigned (u8s8) or symmetric signed (s8s8) activations, INT8
+with weights stored in 4 bits, and FP32 with the weights of matrix products in INT8 or INT4."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from edgegen import errors, files, onnx_cost, onnx_files, onnx_qdq
+from edgegen import errors, files, onnx_cost, onnx_files, onnx_fp16, onnx_qdq
 from edgegen.runtimes import _common, _weights_only
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
 
 NAME = "onnxruntime"
-_PLANS = (PrecisionPlan("fp32"), PrecisionPlan("int8", "u8s8"), PrecisionPlan("int8", "s8s8"))
+_INT8 = (PrecisionPlan("int8", "u8s8"), PrecisionPlan("int8", "s8s8"))
+_PLANS = (PrecisionPlan("fp32"), PrecisionPlan("fp16"), *_INT8)
+_FP16_FLAGS = frozenset(("asimdhp", "fphp"))  # Arm's FP16 arithmetic; on x86 its FP16 files run in FP32, between casts
 _FOUR_BITS = (PrecisionPlan("int8", "u8s8", weights="int4"), PrecisionPlan("int8", "s8s8", weights="int4"))
 _NARROW = (PrecisionPlan("fp32", weights="int8"), PrecisionPlan("fp32", weights="int4"))
 _BITS: dict[int, int] = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT4: 4}  # of stored integer weights
@@ -56,8 +58,12 @@ def _rivals() -> str | None:
 
 
 def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
-    """FP32 and the two INT8 formats, as far as the target's precisions go; the CPU's flags do not matter."""
-    return _common.allowed(_PLANS, target)
+    """FP32, FP16 and the two INT8 formats, as far as the target's precisions go.
+
+    FP16 on this host only where its processor computes in it: elsewhere such a file is half as large, and slower.
+    """
+    idle = target.is_host and not cpu_flags & _FP16_FLAGS
+    return tuple(plan for plan in _common.allowed(_PLANS, target) if not (idle and plan.precision == "fp16"))
 
 
 def weights_only(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
@@ -109,6 +115,8 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
                 # Signed activations are for other engines (TensorRT, Arm): on x86 ONNX Runtime runs many such layers
                 # in float, and forced to integers (session.qdqisint8allowed) takes twice as long. Told, not refused.
                 promised = _promised(graph, plan) if plan.format == "u8s8" else 0.0
+            elif plan.precision == "fp16":
+                onnx_fp16.to_fp16(graph, folder / "model.onnx", calibration=calibration)
             elif plan.weights:
                 source = onnx.load(graph.onnx)
                 onnx_qdq.check_layers(source, plan)
@@ -149,7 +157,8 @@ def inspect(artifact: Artifact) -> Inspection:
     """Precision of each weighted layer in the graph that ONNX Runtime makes of the file, which is what it executes.
 
     A layer counts as INT8 when an integer kernel runs it, not already when Q/DQ nodes surround it; the share of
-    weights is of the file.
+    weights is of the file. Where a kernel takes FP32 in place of the FP16 of the file, the layer reads "fp16 weights,
+    fp32".
     """
     model = onnx.load(artifact.path)
     if artifact.plan.weights and artifact.plan.precision != "int8":
@@ -158,18 +167,28 @@ def inspect(artifact: Artifact) -> Inspection:
         options = _options(1)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         _session(artifact.path, options, artifact.plan)
-        executed = onnx.load(Path(folder) / "optimized.onnx").graph.node
-    integer = {re.sub(r"_token_\d+$", "", node.name) for node in executed if node.op_type in _INT8_KERNELS}
+        executed = onnx.load(Path(folder) / "optimized.onnx").graph
+    integer = {_named(node) for node in executed.node if node.op_type in _INT8_KERNELS}
     total = onnx_cost.cost(model)
     macs = sum(layer.macs for layer in total.layers if layer.name in integer)
     consts = onnx_cost.constants(model)
     sizes = {layer.weight: _bytes(consts[layer.weight]) for layer in total.layers if layer.weight}
     stored = sum(size for name, size in sizes.items() if consts[name].data_type in _BITS)
+    halves = {tensor.name for tensor in executed.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    native = {_named(node) for node in executed.node if not halves.isdisjoint(node.input)}
     layers = {layer.name: "int8" if layer.name in integer else "fp32" for layer in total.layers}
     for layer in total.layers:
-        if layer.weight and consts[layer.weight].data_type == onnx.TensorProto.INT4:
+        kind = consts[layer.weight].data_type if layer.weight else 0
+        if kind == onnx.TensorProto.INT4:
             layers[layer.name] += " (weights int4)"
+        elif kind == onnx.TensorProto.FLOAT16:
+            layers[layer.name] = "fp16" if layer.name in native else "fp16 weights, fp32"
     return Inspection(layers, stored / max(1, sum(sizes.values())), macs / max(1, total.macs))
+
+
+def _named(node: onnx.NodeProto) -> str:
+    """The name that the file gives a node; ONNX Runtime numbers what it copies."""
+    return re.sub(r"_token_\d+$", "", node.name)
 
 
 def _bytes(tensor: onnx.TensorProto) -> float:
