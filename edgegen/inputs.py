@@ -25,7 +25,8 @@ DENOISER_CALIBRATION = ("trajectory", "naive")
 
 @dataclass(frozen=True)
 class RunData:
-    """train/select/test/calibration are `data.Dataset`; None under --latency-only. sources: text for the report.
+    """train/select/test/calibration are `data.Dataset`; None under --latency-only, but for calibration where images are
+    given. sources: text for the report.
 
     fresh: other latents of an unconditional generator, for select and for test: where there are no real images, the
     teacher's samples from them are the reference.
@@ -47,7 +48,7 @@ def prepare(request: Request, model: Model) -> RunData:
         DataError: no data for a task that needs it, unreadable data, or calibration that overlaps the evaluation data.
     """
     if request.latency_only:
-        return RunData(None, None, None, None, {"calibration": "random values (--latency-only)"})
+        return _unjudged(request, model)
     if model.task == "unconditional":
         return _latents(request, model)
     train_source, eval_source, names = _sources(request, model)
@@ -71,6 +72,19 @@ def prepare(request: Request, model: Model) -> RunData:
     calibration = _calibration(request, model, train, (select, test))
     broken = tuple(train_source.broken) + (tuple(eval_source.broken) if eval_source is not None else ())
     return RunData(train, select, test, calibration, names, broken)
+
+
+def _unjudged(request: Request, model: Model) -> RunData:
+    """The data of --latency-only: calibration on the images that are given, on random values without any."""
+    if request.eval_data is not None:
+        raise DataError(f"--eval-data {request.eval_data}: --latency-only judges no quality; leave out one of the two")
+    if model.task == "unconditional" or (request.data is None and not request.calibration):
+        return RunData(None, None, None, None, {"calibration": "random values (--latency-only)"})
+    source = data.open_source(request.data) if request.data is not None else None
+    train = data.Dataset(source, model, seed=request.seed) if source is not None else None
+    calibration = _calibration(request, model, train, ())
+    names = {"calibration": str(request.calibration or request.data)}
+    return RunData(None, None, None, calibration, names, tuple(source.broken) if source is not None else ())
 
 
 def _sources(request: Request, model: Model) -> tuple[Any, Any, dict[str, str]]:
@@ -134,7 +148,7 @@ def _learned(request: Request, judged: Any) -> Any:
     return source
 
 
-def _calibration(request: Request, model: Model, train: Any, held_out: tuple[Any, Any]) -> Any:
+def _calibration(request: Request, model: Model, train: Any, held_out: tuple[Any, ...]) -> Any:
     if samplers.of(model.options) is not None:
         if request.calibration not in ("", *DENOISER_CALIBRATION):
             raise DataError(

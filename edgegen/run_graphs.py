@@ -86,14 +86,15 @@ def wants_program(target: Target) -> bool:
 
 
 def feeds(run: Run, graph: Graph) -> dict[str, np.ndarray]:
-    """One real sample in every input; random values only under --latency-only."""
+    """One real sample in every input; random values only under --latency-only without data."""
     spec = graph.inputs[0]
-    if run.data.test is None:
+    samples = run.data.test if run.data.test is not None else run.data.calibration
+    if samples is None:
         shape = tuple(int(d) for d in spec.shape)
         low, high = spec.value_range or (-1.0, 1.0)
         values = np.random.default_rng(run.request.seed).uniform(low, high, shape).astype(np.float32)
     else:
-        values = run.data.test[0].input[None].astype(np.float32)
+        values = samples[0].input[None].astype(np.float32)
     settings = samplers.of(run.model.options)
     return {spec.name: values} if settings is None else samplers.feeds(settings, values)
 

@@ -148,7 +148,8 @@ def stamps(run: Run) -> list[str]:
     """Warnings that belong to every figure of the bundle."""
     found = []
     if run.request.latency_only:
-        found.append("not for accuracy: --latency-only, random calibration, no quality was measured")
+        drawn = "" if run.data.calibration is not None else " random calibration,"
+        found.append(f"not for accuracy: --latency-only,{drawn} no quality was measured")
     if not run.bench.measures:
         found.append(f"latency on {run.target.name} is not measured: no device; a latency beside it is an estimate")
     return found

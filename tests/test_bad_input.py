@@ -203,6 +203,11 @@ def test_an_output_folder_that_is_not_empty_is_refused(place, capsys, monkeypatc
     assert Path("used/mine.txt").read_text() == "keep me"
 
 
+def test_data_to_judge_on_is_refused_where_nothing_is_judged(place, capsys, monkeypatch):
+    said = refused(capsys, monkeypatch, *NET, "--eval-data", "images", "--latency-only")
+    assert "--eval-data images: --latency-only judges no quality" in said
+
+
 def test_random_data_for_calibration_is_refused_by_name(place, capsys, monkeypatch):
     assert "--latency-only" in refused(capsys, monkeypatch, *NET, "--data", "images", "--calibration", "random")
 

@@ -136,6 +136,15 @@ def test_latency_only_needs_no_data_and_stamps_the_bundle(compress):
 
 
 @pytest.mark.slow
+def test_latency_only_calibrates_on_the_images_that_it_is_given(compress):
+    report, path = compress("latency-data", *NET, "--data", "photos", *HERE, "--latency-only")
+    assert report["result"]["quality"] == []
+    assert "not for accuracy: --latency-only, no quality was measured" in report["stamps"]
+    assert report["data"]["calibration"]["count"] > 0
+    assert checking.verify(path) == []
+
+
+@pytest.mark.slow
 def test_a_broken_image_is_named_skipped_and_counted_and_a_drop_of_zero_still_ends_with_a_bundle(compress, place):
     shutil.copytree(place / "photos", place / "some-broken")
     (place / "some-broken" / "05.png").write_bytes(b"not a picture")

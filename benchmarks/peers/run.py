@@ -116,8 +116,9 @@ def time_case(case: cases.Case, folder: Path, options: argparse.Namespace) -> No
         raise ValueError(f"no timing without the artifacts of {', '.join(gone)}: run the case with all peers")
     print(f"{case.name}: quality and latency of {len(ready)} artifacts ...", file=sys.stderr, flush=True)
     told = judge.measure(folder, ready, threads=options.threads, rounds=options.rounds, seconds=options.seconds)
-    append(options.output, {"kind": "timing", "case": case.name, "made": made(case, rows), "date": now(),
-                            "load": os.getloadavg(), "versions": installed(), **told})  # fmt: skip
+    row = {"kind": "timing", "case": case.name, "made": made(case, rows), "date": now(), "load": os.getloadavg(),
+           "versions": installed(), **launch.portable(told)}  # fmt: skip
+    append(options.output, row)
 
 
 def installed() -> dict[str, str]:

@@ -18,7 +18,9 @@ def compress(source, calibration, out, options):
     data, folder = source.told["data"], source.folder
     command = ["--model", source.told["model"], *options["weights"], *(options["arguments"])]
     if data["calibration"]:
-        command += ["--data", str(folder / data["calibration"]), "--eval-data", str(folder / data["judge"])]
+        command += ["--data", str(folder / data["calibration"])]
+        if "--latency-only" not in command:  # random weights: there is nothing to judge
+            command += ["--eval-data", str(folder / data["judge"])]
         command += ["--calibration-images", str(options["calibration"])]
     environment = {**os.environ, "EDGEGEN_CACHE": str(out / "cache")}  # nothing that an earlier run has made
     # user: begin
