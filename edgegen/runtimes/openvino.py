@@ -247,7 +247,7 @@ def _integer(source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibra
     try:
         if plan.scales:
             _insert_qdq(graph, file, plan, calibration)
-            return _ir.convert(file)
+            return _ir.keep_reduced(_ir.convert(file))
         if not plan.weights:
             return _quantized(_ir.convert(graph.onnx), source, graph, plan, calibration)
         four_bits = _ov_narrow.snap(source, plan)
@@ -277,7 +277,7 @@ def _quantized(model: Any, source: onnx.ModelProto, graph: Graph, plan: Precisio
         estimator = nncf.quantization.range_estimator.RangeEstimatorParametersSet
         ranges = estimator.MINMAX if plan.ranges == "minmax" else None  # None: the mean of each sample's extremes
         return nncf.quantize(
-            model,
+            _ir.keep_reduced(model),
             nncf.Dataset(_Samples(graph, calibration)),
             subset_size=max(1, sum(1 for _ in onnx_qdq.calibration_feeds(graph.inputs, calibration))),
             preset=nncf.QuantizationPreset.MIXED if kinds & _TWO_SIDED and not transformer else None,
