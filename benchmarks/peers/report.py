@@ -212,7 +212,7 @@ def plot(rows: Mapping[tuple[str, ...], Row], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     timings = [row for row in rows.values() if row["kind"] == "timing"]
     if not timings:
@@ -231,6 +231,9 @@ def plot(rows: Mapping[tuple[str, ...], Row], out: Path) -> None:
                 axis.scatter(lane["p50_ms"], lane["quality"]["value"], color=colours[peer],
                              marker="*" if peer == OWN else "o", s=120 if peer == OWN else 30)  # fmt: skip
         axis.set(title=timing["case"], xlabel="p50 latency, ms", ylabel=timing["figure"], xscale="log")
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     dots = [pyplot.Line2D([], [], color=colours[p], marker="*" if p == OWN else "o", ls="", label=p) for p in peers]
     figure.legend(handles=dots, loc="lower center", ncols=4, fontsize=8)
     figure.tight_layout(rect=(0, 0.06 + 0.02 * (len(peers) // 4), 1, 1))
