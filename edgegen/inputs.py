@@ -75,10 +75,11 @@ def prepare(request: Request, model: Model) -> RunData:
 
 
 def _unjudged(request: Request, model: Model) -> RunData:
-    """The data of --latency-only: calibration on the images that are given, on random values without any."""
+    """The data of --latency-only: calibration on the images that are given; random values without any, or if asked."""
     if request.eval_data is not None:
         raise DataError(f"--eval-data {request.eval_data}: --latency-only judges no quality; leave out one of the two")
-    if model.task == "unconditional" or (request.data is None and not request.calibration):
+    images = request.calibration != "random" and (request.data is not None or request.calibration)
+    if model.task == "unconditional" or not images:
         return RunData(None, None, None, None, {"calibration": "random values (--latency-only)"})
     source = data.open_source(request.data) if request.data is not None else None
     train = data.Dataset(source, model, seed=request.seed) if source is not None else None

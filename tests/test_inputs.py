@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,15 @@ def test_real_images_that_judge_are_not_learned_from(generator: Model, tmp_path:
     mine, judged = photos(tmp_path / "a.npz", x[:8]), photos(tmp_path / "b.npz", x[6:])
     with pytest.raises(DataError, match="2 images are both in the training and in the evaluation data"):
         inputs.prepare(Request(model="g", data=mine, eval_data=judged, samples=8), generator)
+
+
+def test_without_judgement_calibration_is_on_what_is_given_and_random_where_that_is_asked(tmp_path: Path) -> None:
+    image = TensorSpec("x", (1, 3, 8, 8), value_range=(0.0, 1.0))
+    net = Model("net", "image-to-image", (Stage("main", None, (image,), (image,)),))
+    given = photos(tmp_path / "a.npz", RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
+    alone = Request(model="net", latency_only=True, calibration_images=4)
+    asked = [
+        inputs.prepare(dataclasses.replace(alone, **more), net).calibration
+        for more in ({}, {"calibration": "random"}, {"data": given}, {"calibration": str(given)})
+    ]
+    assert [found and len(found) for found in asked] == [None, None, 4, 4]
