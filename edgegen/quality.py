@@ -106,7 +106,7 @@ class Evaluation:
     def figures(self, outputs: Path, only: str = "") -> tuple[Measurement, ...]:
         """All figures of one candidate, the deciding one of its task among them.
 
-        only: the name of one figure of an image network; the others take longer than it (half of a run's evaluation).
+        only: the name of one figure of an image network; the others, which may take longer, are left out.
         """
         if self.model.task == "classification":
             return self._classification(outputs)

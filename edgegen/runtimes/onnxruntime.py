@@ -3,6 +3,7 @@ with weights stored in 4 bits, and FP32 with the weights of matrix products in I
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -27,7 +28,7 @@ NAME = "onnxruntime"
 _INT8 = (PrecisionPlan("int8", "u8s8"), PrecisionPlan("int8", "s8s8"))
 _PLANS = (PrecisionPlan("fp32"), PrecisionPlan("fp16"), *_INT8)
 _FP16_FLAGS = frozenset(("asimdhp", "fphp"))  # Arm's FP16 arithmetic; on x86 its FP16 files run in FP32, between casts
-_FOUR_BITS = (PrecisionPlan("int8", "u8s8", weights="int4"), PrecisionPlan("int8", "s8s8", weights="int4"))
+_FOUR_BITS = tuple(dataclasses.replace(plan, weights="int4") for plan in _INT8)
 _NARROW = (PrecisionPlan("fp32", weights="int8"), PrecisionPlan("fp32", weights="int4"))
 _BITS: dict[int, int] = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT4: 4}  # of stored integer weights
 _INT8_KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"))
@@ -168,14 +169,14 @@ def inspect(artifact: Artifact) -> Inspection:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         _session(artifact.path, options, artifact.plan)
         executed = onnx.load(Path(folder) / "optimized.onnx").graph
-    integer = {_named(node) for node in executed.node if node.op_type in _INT8_KERNELS}
+    integer = {_plain(node.name) for node in executed.node if node.op_type in _INT8_KERNELS}
     total = onnx_cost.cost(model)
     macs = sum(layer.macs for layer in total.layers if layer.name in integer)
     consts = onnx_cost.constants(model)
     sizes = {layer.weight: _bytes(consts[layer.weight]) for layer in total.layers if layer.weight}
     stored = sum(size for name, size in sizes.items() if consts[name].data_type in _BITS)
     halves = {tensor.name for tensor in executed.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
-    native = {_named(node) for node in executed.node if not halves.isdisjoint(node.input)}
+    native = {_plain(node.name) for node in executed.node if not halves.isdisjoint(node.input)}
     layers = {layer.name: "int8" if layer.name in integer else "fp32" for layer in total.layers}
     for layer in total.layers:
         kind = consts[layer.weight].data_type if layer.weight else 0
@@ -186,9 +187,9 @@ def inspect(artifact: Artifact) -> Inspection:
     return Inspection(layers, stored / max(1, sum(sizes.values())), macs / max(1, total.macs))
 
 
-def _named(node: onnx.NodeProto) -> str:
+def _plain(name: str) -> str:
     """The name that the file gives a node; ONNX Runtime numbers what it copies."""
-    return re.sub(r"_token_\d+$", "", node.name)
+    return re.sub(r"_token_\d+$", "", name)
 
 
 def _bytes(tensor: onnx.TensorProto) -> float:
@@ -211,7 +212,7 @@ def layer_times(artifact: Artifact, feeds: Mapping[str, np.ndarray], iterations:
         name = event.get("name", "")
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
-        name = re.sub(r"_token_\d+$", "", name.removesuffix("_kernel_time"))
+        name = _plain(name.removesuffix("_kernel_time"))
         row = {"name": name, "op": event["args"]["op_name"], "kernel": event["args"].get("provider", ""), "ms": []}
         found.setdefault(name, row)["ms"].append(event["dur"] / 1e3)
     return [{**row, "ms": row["ms"][3:]} for row in found.values()]  # the first ones warm up
