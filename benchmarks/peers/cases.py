@@ -164,7 +164,7 @@ def prepare(case: Case, out: Path) -> Path:
         return out
     import torch
 
-    from edgegen import onnx_graph
+    from edgegen import onnx_graph, samplers
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -181,7 +181,7 @@ def prepare(case: Case, out: Path) -> Path:
         "name": case.name, "model": case.model, "task": model.task, "inputs": [spec.name for spec in graph.inputs],
         "input_shapes": [list(spec.shape) for spec in graph.inputs], "output": graph.outputs[0].name,
         "output_shape": list(graph.outputs[0].shape), "value_range": graph.outputs[0].value_range,
-        "denoiser": model.options.get("sampler") is not None, "macs": graph.macs, "params": graph.params,
+        "denoiser": samplers.of(model.options) is not None, "macs": graph.macs, "params": graph.params,
         "data": {name: path.name if path else None for name, path in paths.items()},
     }  # fmt: skip
     (partial / "case.json").write_text(json.dumps(told, indent=1), encoding="utf-8")

@@ -55,11 +55,11 @@ def run_case(case: cases.Case, options: argparse.Namespace) -> None:
 
     A timing needs all artifacts of its case: where one is not here any more (another machine), its cell runs again.
     """
-    folder = cases.prepare(case, environments.WORK / "cases" / case.name)
     rows = report.read(options.output)
     wanted = [(peer, setting) for peer in options.peer for setting in options.setting]
     if timed(case, rows, options) and not options.again and all((case.name, *cell) in rows for cell in wanted):
         return
+    folder = cases.prepare(case, environments.WORK / "cases" / case.name)
     for peer, setting in wanted:
         row = rows.get((case.name, peer, setting))
         if row and not options.again and (row["exit"] != "ok" or (cases.ROOT / row["path"]).exists()):
@@ -70,8 +70,7 @@ def run_case(case: cases.Case, options: argparse.Namespace) -> None:
         row = {"kind": "cell", **launch.cell(case, peer, setting, given, folder, out), "date": now()}
         append(options.output, row)
         print(f"  {row['exit']} {row.get('failure', '')} {row.get('seconds', '')} s", file=sys.stderr, flush=True)
-    if not options.no_timing:
-        time_case(case, folder, options)
+    time_case(case, folder, options)
 
 
 def made(case: cases.Case, rows: Mapping[tuple[str, ...], dict[str, Any]]) -> list[list[str]]:
@@ -169,17 +168,18 @@ def parse() -> argparse.Namespace:
 
 
 def without() -> list[str]:
-    """The runtimes of this host that are not installed: edgegen would be shown without them."""
-    packages = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert",
-                "executorch": "executorch", "ncnn": "ncnn"}  # fmt: skip
-    return [name for name, package in packages.items() if importlib.util.find_spec(package) is None]
+    """Why runtimes of this host cannot be used: edgegen would be shown without them."""
+    from edgegen import registry
+
+    names = ("onnxruntime", "openvino", "litert", "executorch", "ncnn")
+    return [why for name in names if (why := registry.module("runtimes", name).missing())]
 
 
 def main() -> None:
     """What is not done yet, then the page."""
     options = parse()
-    if without() and not (options.table or options.install):
-        sys.exit(f"not installed: {', '.join(without())}; pip install 'edgegen[all]'")
+    if not (options.table or options.install) and (lacking := without()):
+        sys.exit("; ".join(lacking))
     if options.install:
         for peer in options.peer:
             try:
