@@ -28,7 +28,7 @@ from edgegen.metrics._common import feature_rows
 from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement, Model
 
-CHUNK = 32
+CHUNK, CHUNK_BYTES = 32, 2**24  # samples at a time, fewer of large ones
 CEILING_DB = 50.0
 KID_CHANGE = "KID change from the teacher"
 PERCEPTUAL = "perceptual distance to the teacher"
@@ -196,14 +196,21 @@ def find(figures: tuple[Measurement, ...], name: str) -> Measurement:
 
 
 def rows(file: Path) -> Iterator[np.ndarray]:
-    """A .npy file in blocks of `CHUNK` along its first axis, memory-mapped."""
+    """A .npy file in blocks of at most `CHUNK` samples and about `CHUNK_BYTES`, memory-mapped."""
     array = np.load(file, mmap_mode="r", allow_pickle=False)
-    return (np.asarray(array[i : i + CHUNK]) for i in range(0, len(array), CHUNK))
+    step = _at_once(array.nbytes // max(1, len(array)))
+    return (np.asarray(array[i : i + step]) for i in range(0, len(array), step))
+
+
+def _at_once(sample_bytes: int) -> int:
+    return max(1, min(CHUNK, CHUNK_BYTES // max(1, sample_bytes)))
 
 
 def _samples(dataset: Any) -> Iterator[list[Any]]:
-    for start in range(0, len(dataset), CHUNK):
-        yield [dataset[i] for i in range(start, min(start + CHUNK, len(dataset)))]
+    reference = dataset[0].reference
+    step = CHUNK if reference is None else _at_once(reference.nbytes)
+    for start in range(0, len(dataset), step):
+        yield [dataset[i] for i in range(start, min(start + step, len(dataset)))]
 
 
 def _metric(name: str) -> Callable[..., Measurement]:

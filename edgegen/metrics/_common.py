@@ -13,10 +13,11 @@ from edgegen.metrics._rows import Rows
 from edgegen.types import Measurement
 
 Batches = Iterable[np.ndarray]
+_VALUES_AT_ONCE = 3 * 256 * 256  # of a side: what figures are computed from is many times its size, and cache is small
 
 
 def paired(reference: Batches, candidate: Batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Equal-sized pairs of batches, whatever the batch sizes of the two streams are.
+    """Equal-sized pairs of batches, whatever the batch sizes of the two streams are; of large images, few at a time.
 
     Raises:
         DataError: one stream holds more samples than the other.
@@ -29,7 +30,7 @@ def paired(reference: Batches, candidate: Batches) -> Iterator[tuple[np.ndarray,
         b = b if b is not None and len(b) else _following(right)
         if a is None or b is None:
             break
-        n = min(len(a), len(b))
+        n = min(len(a), len(b), max(1, _VALUES_AT_ONCE // max(1, a[0].size)))
         yield a[:n], b[:n]
         a, b = a[n:], b[n:]
     if a is not None or b is not None:

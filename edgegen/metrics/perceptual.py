@@ -20,7 +20,6 @@ from edgegen.types import Measurement
 
 TAKES = "pairs"  # image by image, against the image at the same place
 _EPSILON = 1e-10
-_AT_ONCE = 16  # feature maps are much larger than images: this many images are compared at a time
 
 
 def perceptual(
@@ -43,10 +42,9 @@ def perceptual(
     for a, b in paired(reference, candidate):
         if a.shape != b.shape or a.ndim != 4:
             raise DataError(f"images of shape {a.shape} and {b.shape}; both must be (N, C, H, W) of one shape")
-        for i in range(0, len(a), _AT_ONCE):
-            maps_a, _ = features(np.asarray(a[i : i + _AT_ONCE], np.float32))
-            maps_b, _ = features(np.asarray(b[i : i + _AT_ONCE], np.float32))
-            samples += [float(v) for v in map_distance(maps_a, maps_b, learned)]
+        maps_a, _ = features(np.asarray(a, np.float32))
+        maps_b, _ = features(np.asarray(b, np.float32))
+        samples += [float(v) for v in map_distance(maps_a, maps_b, learned)]
     how = {"learned_weights": learned is not None, **feature_name(features)}
     return mean_of("perceptual", "", samples, seed=seed, direction="lower", **how)
 
