@@ -116,8 +116,9 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: the points, and the exponents of each kind with its goals."""
+    machines = sorted({row["machine"] for row in rows if row.get("machine")})
     lines = ["# How cost grows", "",
-             "Made by benchmarks/scaling.py: wall time and peak memory of the whole process.", "",
+             "Made by benchmarks/scaling.py: wall time and peak memory of the whole process.", *machines, "",
              "| kind | size | seconds | peak MB | ended |", "|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         figures = f"{row['seconds']:.1f} | {row['peak_mb']:.0f}"
@@ -133,6 +134,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             met = "yes" if max(whole, last) <= goal else "**no**"
             lines.append(f"| {kind} | {name} | {whole:.2f} | {last:.2f} | {goal} | {met} |")
     return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """The processor and its cores."""
+    from edgegen.devices import local
+
+    told = local.probe()
+    return f"{told.get('cpu_model') or 'processor unknown'}, {told.get('cores')} cores"
 
 
 def read(file: Path) -> dict[tuple[str, float], dict[str, Any]]:
@@ -157,7 +166,7 @@ def main() -> None:
             made = run(command(kind, size))
             ended = "ok" if made["code"] == 0 else f"{launch.ending(made['code'])}: {made['words']}"
             row = {"kind": kind, "size": size, "seconds": round(made["seconds"], 2), "ended": ended,
-                   "peak_mb": round(made["peak_bytes"] / 1e6, 1), "load": os.getloadavg(),
+                   "peak_mb": round(made["peak_bytes"] / 1e6, 1), "load": os.getloadavg(), "machine": machine(),
                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}  # fmt: skip
             done[kind, size] = row
             with options.output.open("a", encoding="utf-8") as sink:
