@@ -112,7 +112,7 @@ def test_outputs_are_collected_in_order_and_in_blocks(tmp_path):
 
 
 def test_large_images_are_judged_few_at_a_time_and_in_pairs(tmp_path):
-    """What SSIM and features need is many times an image: at 32 of 512 x 512 it was 2 GB."""
+    """What SSIM and features need is many times an image."""
     large = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1) * np.ones((1, 3, 640, 640), np.float32)
     np.save(tmp_path / "large.npy", large)
     blocks = list(quality.rows(tmp_path / "large.npy"))
