@@ -35,7 +35,7 @@ import goals
 
 ROOT = goals.ROOT
 OUT = Path("out") / "compression"
-FEATURES = ("--features", str(goals.ASSETS / "mobilenet_v1_025-imagenet.safetensors"))
+FEATURES = ("--features", f"mobilenet_v1_025:{goals.ASSETS / 'mobilenet_v1_025-imagenet.safetensors'}")
 KEEP = ("headline", "baseline", "result", "candidates", "steps", "machine", "versions", "data", "seed", "budget",
         "stamps", "date", "duration_s")  # fmt: skip
 
@@ -72,13 +72,13 @@ ROWS = (
     Row("style-3x", goals.user(*STYLE, "--min-psnr", "25.6"), 3.0),
     Row("style-6x", goals.user(*STYLE, "--min-psnr", "22"), 6.0, macs=10.0),
     Row("rlfn-2x", ("--model", f"{goals.NETWORKS / 'rlfn'}.py:rlfn", "--weights", str(goals.ASSETS / "rlfn-x4.pth"),
-                    "--data", str(goals.DATA / "photos/train"), "--eval-data", str(goals.ASSETS / "kodak24"),
+                    "--data", str(goals.DATA / "tiles/train"), "--eval-data", str(goals.ASSETS / "kodak24"),
                     "--max-quality-drop", "0.3"), 2.0),
     Row("taef2-3x", goals.user("taef2", "decoder", "taef2-decoder.pth", "taef2/train.npz", "taef2/eval.npz",
                                "--max-quality-drop", "0.5"), 3.0, recipe="taef2"),
     Row("vit-2x", ("--model", "vit", "--data", str(goals.DATA / "cifar/train-all.npz"), "--eval-data",
                    str(goals.DATA / "cifar/test.npz"), "--max-quality-drop", "0.5"), 2.0),
-    Row("denoiser-kv", ("--model", "dit", "--config", "size=64", "--latency-only"), 1.5),
+    Row("denoiser-kv", ("--model", "dit", "--config", "size=64,patch=2", "--latency-only"), 1.5),
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@
     cifar/train-all.npz     all 49,700 other ones
     cifar/test.npz          the 8,000 test images
     photos/train, eval      image folders: every fifth photo is for evaluation
+    tiles/train             100 pictures of 512 x 512, each four of the photos for training side by side
     imagenet/train, eval    .npz of the same photos, shorter side 256, centre 224; y = ImageNet class
     taef2/train, eval       .npz of the same photos, 256: x float32 latents (N, 32, 32, 32), y uint8 photos; the
                             centre, and for training 8 views of other places and scales, and 24 of each of kodak24
@@ -89,6 +90,15 @@ def photos(assets: Path, out: Path) -> None:
             shutil.copyfile(file, out / part / file.name)
 
 
+def tiles(assets: Path, out: Path) -> None:
+    """Image folder train/, for networks whose output is larger than a photo: enlarging one would blur it."""
+    (out / "train").mkdir()
+    files = split_photos(assets)["train"]
+    for number, four in enumerate(zip(*[iter(files)] * 4, strict=True)):
+        a, b, c, d = (centre(file, 256, 256) for file in four)
+        Image.fromarray(np.block([[[a], [b]], [[c], [d]]])).save(out / "train" / f"{number:03}.png")
+
+
 def imagenet(assets: Path, out: Path) -> None:
     """x uint8 (N, 224, 224, 3), y the class index 0..999 that the file name starts with."""
     for part, files in split_photos(assets).items():
@@ -135,7 +145,7 @@ def taef2(assets: Path, out: Path) -> None:
 
 
 Maker = Callable[[Path, Path], None]
-MAKERS: dict[str, Maker] = {"cifar": cifar, "photos": photos, "imagenet": imagenet, "taef2": taef2}
+MAKERS: dict[str, Maker] = {"cifar": cifar, "photos": photos, "tiles": tiles, "imagenet": imagenet, "taef2": taef2}
 
 
 def make(name: str, assets: Path, out: Path) -> Path:

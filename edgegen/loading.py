@@ -148,7 +148,8 @@ def _network(
     torch = origins.require("torch")
     shipped = registry.folder("models") / "weights" / f"{name}.safetensors"
     trained_by_factory = origin["kind"] == "file" and record.weights == "factory"
-    if weights is None and origin["kind"] == "builtin" and shipped.is_file():
+    other_sizes = latency_only and origin.get("config")  # the weights that ship are of the sizes that ship
+    if weights is None and origin["kind"] == "builtin" and shipped.is_file() and not other_sizes:
         weights = shipped
     if weights is None and not trained_by_factory and not latency_only:
         state_it = "; or state 'weights': 'factory' in RECORD when the factory returns a trained network"

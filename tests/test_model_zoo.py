@@ -260,3 +260,28 @@ def test_sizes_can_be_given_on_the_command_line():
     assert cli_options.config("") is None
     with pytest.raises(ModelError, match=r"'size' is not NAME=VALUE"):
         cli_options.config("size")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "into", "out"),
+    [
+        ("dit", {"size": 16, "patch": 2, "layers": 1}, (1, 3, 16, 16), (1, 3, 16, 16)),
+        ("ddpm_unet", {"size": 16, "channels": 3, "labels": 4}, (1, 3, 16, 16), (1, 3, 16, 16)),
+        ("vit", {"size": 16, "depth": 1, "classes": 7}, (1, 3, 16, 16), (1, 7)),
+    ],
+)
+def test_the_shapes_follow_the_configuration(
+    name: str, config: dict[str, Any], into: tuple[int, ...], out: tuple[int, ...]
+) -> None:
+    model = loading.load_model(name, options=ModelOptions(config=config), latency_only=True)
+    assert model.stage.inputs[0].shape == into and model.stage.outputs[0].shape == out
+    assert registry.module("models", name).record() == registry.module("models", name).RECORD
+    if "labels" in config:
+        assert model.stage.inputs[-1].value_range == (0, 3)
+
+
+def test_shipped_weights_of_other_sizes_are_not_asked_of_a_network_that_is_timed_alone() -> None:
+    config = ModelOptions(config={"latent": 8})
+    with pytest.raises(ModelError, match="these weights belong to another configuration"):
+        loading.load_model("dcgan", options=config)
+    assert loading.load_model("dcgan", options=config, latency_only=True).stage.inputs[0].shape == (1, 8)

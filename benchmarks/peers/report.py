@@ -218,24 +218,27 @@ def plot(rows: Mapping[tuple[str, ...], Row], out: Path) -> None:
     if not timings:
         return
     columns = min(3, len(timings))
-    figure, axes = pyplot.subplots(-(-len(timings) // columns), columns, squeeze=False,
-                                   figsize=(5 * columns, 4 * -(-len(timings) // columns)))  # fmt: skip
+    height = 4 * -(-len(timings) // columns)  # inches
+    figure, axes = pyplot.subplots(height // 4, columns, squeeze=False, figsize=(5 * columns, height))
     for axis in axes.flat[len(timings) :]:
         axis.set_visible(False)
-    peers = sorted({label.split(" ")[0] for timing in timings for label in timing["lanes"]})
+    peers = sorted({label.split(" ")[0] for timing in timings for label, lane in timing["lanes"].items()
+                    if "p50_ms" in lane and "quality" in lane})  # fmt: skip
     colours = {peer: pyplot.get_cmap("tab20")(index % 20) for index, peer in enumerate(peers)}
     for axis, timing in zip(axes.flat, timings):
         for label, lane in timing["lanes"].items():
             if "p50_ms" in lane and "quality" in lane:
                 peer = label.split(" ")[0]
                 axis.scatter(lane["p50_ms"], lane["quality"]["value"], color=colours[peer],
-                             marker="*" if peer == OWN else "o", s=120 if peer == OWN else 30)  # fmt: skip
+                             marker="*" if peer == OWN else "o", s=120 if peer == OWN else 30,
+                             zorder=3 if peer == OWN else 2)  # fmt: skip
         axis.set(title=timing["case"], xlabel="p50 latency, ms", ylabel=timing["figure"], xscale="log")
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     dots = [pyplot.Line2D([], [], color=colours[p], marker="*" if p == OWN else "o", ls="", label=p) for p in peers]
     figure.legend(handles=dots, loc="lower center", ncols=4, fontsize=8)
-    figure.tight_layout(rect=(0, 0.06 + 0.02 * (len(peers) // 4), 1, 1))
+    legend = 0.3 + 0.2 * -(-len(peers) // 4)  # inches
+    figure.tight_layout(rect=(0, legend / height, 1, 1))
     figure.savefig(out)
     pyplot.close(figure)

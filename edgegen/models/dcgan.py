@@ -60,6 +60,11 @@ def create(
     return Generator(latent, width, list(zip(kernels, strides, paddings)), bias)
 
 
+def record(**config: Any) -> dict[str, Any]:
+    """RECORD for a configuration: the length of the input; the kernels decide the size of the image."""
+    return {**RECORD, "input": {"shape": [1, config.get("latent", 64)]}, "output": {"value_range": [-1, 1]}}
+
+
 def from_published(state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The layout of Ryhan9834/DigitDCGAN (gen.0 ... gen.3) under the names of this file."""
     places = {"gen.0.": "project.", "gen.1.": "up1.", "gen.2.": "up2.", "gen.3.0.": "up3."}

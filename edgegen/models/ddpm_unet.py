@@ -8,12 +8,13 @@ self-attention at the lowest resolution. It predicts v (Salimans & Ho, 2022, arX
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from edgegen.models import _diffusers
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "task": "unconditional",
     "input": {"shape": [1, 1, 32, 32]},
     "output": {"shape": [1, 1, 32, 32], "value_range": [-1, 1]},
@@ -57,3 +58,11 @@ def create(
         "num_class_embeds": labels + 1 if labels else None, "attention_head_dim": None,
     }  # fmt: skip
     return _diffusers.Denoiser(_diffusers.network("unets.unet_2d", "UNet2DModel", config), labelled=labels > 0)
+
+
+def record(**config: Any) -> dict[str, Any]:
+    """RECORD for a configuration: the sample's channels and size, and the number of classes where there are any."""
+    channels, size, labels = config.get("channels", 1), config.get("size", 32), config.get("labels", 0)
+    shape = [1, channels, size, size]
+    options = {**RECORD["options"], **({"labels": labels} if labels else {})}
+    return {**RECORD, "input": {"shape": shape}, "output": {**RECORD["output"], "shape": shape}, "options": options}

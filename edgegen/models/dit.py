@@ -7,11 +7,13 @@ through adaptive layer norms whose gates start at zero. DiT-XL/2 is layers 28, h
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from edgegen.models import _diffusers
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "task": "unconditional",
     "input": {"shape": [1, 3, 32, 32]},
     "output": {"shape": [1, 3, 32, 32], "value_range": [-1, 1]},
@@ -53,3 +55,11 @@ def create(
     }  # fmt: skip
     net = _diffusers.network("transformers.dit_transformer_2d", "DiTTransformer2DModel", config)
     return _diffusers.Denoiser(net, labelled=True, learned_sigma=learned_sigma)
+
+
+def record(**config: Any) -> dict[str, Any]:
+    """RECORD for a configuration: the sample's channels and size, the number of classes."""
+    channels, size = config.get("channels", 3), config.get("size", 32)
+    options = {**RECORD["options"], "labels": config.get("labels", 10)}
+    shape = [1, channels, size, size]
+    return {**RECORD, "input": {"shape": shape}, "output": {**RECORD["output"], "shape": shape}, "options": options}

@@ -6,13 +6,13 @@ al., 2020, arXiv:2012.12877). It has timm's VisionTransformer, so that every pas
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from edgegen.errors import MissingExtra
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "task": "classification",
     "input": {
         "shape": [1, 3, 32, 32],
@@ -60,3 +60,11 @@ def create(
         img_size=size, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=classes,
         global_pool=pool, drop_path_rate=drop_path,
     )  # fmt: skip
+
+
+def record(**config: Any) -> dict[str, Any]:
+    """RECORD for a configuration: the image's size, the number of classes (other than ten have no names)."""
+    size, classes = config.get("size", 32), config.get("classes", 10)
+    taken = {**RECORD["input"], "shape": [1, 3, size, size], "resize": size, "crop": [size, size]}
+    options = RECORD["options"] if classes == 10 else {}
+    return {**RECORD, "input": taken, "output": {"shape": [1, classes]}, "options": options}
