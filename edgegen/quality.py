@@ -3,7 +3,7 @@
 | task | figures | the drop, and its unit |
 |---|---|---|
 | classification | top-1 (with labels), agreement with the teacher | points of top-1 lost (without labels: of agreement) |
-| super-resolution, restoration | PSNR and SSIM to the reference images, PSNR to the teacher | dB of PSNR to the reference lost |
+| super-resolution, restoration | PSNR and SSIM to the reference images, PSNR to the teacher | dB of PSNR to the reference lost; with the model's option `luminance`: of the luminance's PSNR |
 | image-to-image | PSNR, SSIM and perceptual distance to the teacher | dB of paired PSNR below 50 dB (two builds of one network in FP32 and BF16 are about 50 dB apart); with "%": perceptual distance to the teacher x 100 |
 | unconditional | KID to real images or to other samples of the teacher, its change from the teacher's (paired), PSNR to the teacher | KID x 1000 that the change may be in either direction (two-sided): the far end of its 95 % interval |
 
@@ -32,6 +32,8 @@ CHUNK, CHUNK_BYTES = 32, 2**24  # samples at a time, fewer of large ones
 CEILING_DB = 50.0
 KID_CHANGE = "KID change from the teacher"
 PERCEPTUAL = "perceptual distance to the teacher"
+TO_REFERENCE = "PSNR to the reference"
+LUMINANCE = "luminance PSNR to the reference"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,15 @@ def gate(model: Model, labelled: bool, unit: str = "") -> Gate:
                 " give a plain number"
             )
         return Gate(PERCEPTUAL, f"% of {PERCEPTUAL}", 5.0)
+    luminance = bool(model.options.get("luminance"))
+    restored = Gate(LUMINANCE if luminance else TO_REFERENCE,
+                    f"dB of {'luminance ' if luminance else ''}PSNR to the reference images", 0.5)  # fmt: skip
     return {
         "classification": Gate("top-1", "points of top-1", 0.5)
         if labelled
         else Gate("agreement", "points of agreement with the teacher", 1.0),
-        "super-resolution": Gate("PSNR to the reference", "dB of PSNR to the reference images", 0.5),
-        "restoration": Gate("PSNR to the reference", "dB of PSNR to the reference images", 0.5),
+        "super-resolution": restored,
+        "restoration": restored,
         "image-to-image": Gate("PSNR to the teacher", f"dB of PSNR to the teacher below {CEILING_DB:.0f} dB", 25.0),
         "unconditional": Gate("KID", "KID x 1000, two-sided, at the far end of the change's 95% interval", 20.0),
     }[model.task]
@@ -126,8 +131,9 @@ class Evaluation:
         for against, images in (("reference", self._references), ("teacher", lambda: self._images_of(self.teacher))):
             if against == "reference" and self.data[0].reference is None:
                 continue
-            for name in ("psnr", "ssim"):
-                title = f"{name.upper()} to the {against}"
+            luminance = against == "reference" and self.model.options.get("luminance")
+            for name in ("luminance_psnr", "psnr", "ssim") if luminance else ("psnr", "ssim"):
+                title = LUMINANCE if name == "luminance_psnr" else f"{name.upper()} to the {against}"
                 if only in ("", title):
                     found.append(_renamed(_metric(name)(images(), self._images_of(outputs), seed=self.seed), title))
         if self.features is not None and only in ("", PERCEPTUAL):

@@ -22,6 +22,7 @@ from edgegen.metrics.corruption_accuracy import corruption_accuracy
 from edgegen.metrics.fid import fid, frechet
 from edgegen.metrics.inception_score import inception_score
 from edgegen.metrics.kid import change, kid
+from edgegen.metrics.luminance_psnr import luminance_psnr
 from edgegen.metrics.perceptual import learned_weights, perceptual
 from edgegen.metrics.precision import precision
 from edgegen.metrics.recall import recall
@@ -271,6 +272,15 @@ def test_brightness_and_colour_shift_by_hand():
     assert brightness_shift([a[:, :1]], [lighter[:, :1]]).value == pytest.approx(10.0, abs=1e-3)
     blue[0] = np.nan
     assert math.isnan(colour_shift([a], [blue]).value)
+
+
+def test_luminance_of_grey_images_is_their_value_and_of_others_refused():
+    a = np.full((2, 1, 8, 8), 0.5, np.float32)
+    assert luminance_psnr([a], [a + np.float32(0.1)]).value == pytest.approx(20.0, abs=1e-3)
+    assert luminance_psnr([a], [a]).value == pytest.approx(100.0)
+    four = np.repeat(a, 4, axis=1)
+    with pytest.raises(DataError, match="4 channels"):
+        luminance_psnr([four], [four])
 
 
 def test_bad_images_are_found_and_flat_references_excuse_them():

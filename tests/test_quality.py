@@ -1,5 +1,6 @@
 """The gates: what counts as a drop in each task, and that wrong outputs are caught."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -87,6 +88,23 @@ def test_one_figure_alone_is_the_same_as_among_all(tmp_path):
     assert len(whole) == 4
     for figure in whole:
         assert judged.figures(tmp_path / "off.npy", figure.name) == (figure,)
+
+
+def test_luminance_decides_where_the_model_says_so(tmp_path):
+    images = np.random.default_rng(0).uniform(0.2, 0.5, (5, 3, 16, 16)).astype(np.float32)
+    judged = evaluation(tmp_path, images)
+    judged = dataclasses.replace(judged, model=dataclasses.replace(judged.model, options={"luminance": True}))
+    gate = quality.gate(judged.model, labelled=False)
+    assert gate.figure == "luminance PSNR to the reference"
+    assert "luminance" not in quality.gate(model("super-resolution"), labelled=False).figure
+    off = {"blue": images + np.float32([0, 0, 0.1]).reshape(3, 1, 1), "all": images + np.float32(0.1)}
+    found = {}
+    for name, wrong in off.items():
+        np.save(tmp_path / f"{name}.npy", wrong)
+        found[name] = quality.find(judged.figures(tmp_path / f"{name}.npy"), gate.figure).value
+    # 0.1 of full range is 0.1 * 24.966 / 255 of Y for blue, 0.1 * 219 / 255 for grey
+    assert found["blue"] == pytest.approx(-20 * math.log10(0.1 * 24.966 / 255), abs=1e-3)
+    assert found["all"] == pytest.approx(-20 * math.log10(0.1 * 219 / 255), abs=1e-3)
 
 
 def test_the_value_range_of_the_output_is_taken_out_before_comparing(tmp_path):

@@ -21,7 +21,7 @@ RECORD = {
         "resize": None,
     },
     "output": {"shape": [1, 3, 512, 512], "value_range": [0, 255]},
-    "options": {"scale": 4, "calibration": "photos"},
+    "options": {"scale": 4, "calibration": "photos", "luminance": True},
     "paper": "Kong et al., 2022, arXiv:2205.07514",
     "licence": "Apache-2.0",
     "source": "sunny2109/SAFMN",

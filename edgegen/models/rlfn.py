@@ -15,7 +15,7 @@ RECORD = {
     "input": {"shape": [1, 3, 128, 128], "value_range": [0, 255], "mean": [], "std": [], "colour": "RGB",
               "resize": None},
     "output": {"shape": [1, 3, 512, 512], "value_range": [0, 255]},
-    "options": {"scale": 4, "calibration": "photos"},
+    "options": {"scale": 4, "calibration": "photos", "luminance": True},
     "paper": "Kong et al., 2022, RLFN, arXiv:2205.07514",
     "licence": "Apache-2.0",
     "source": "RLFN baseline in sunny2109/SAFMN (Apache-2.0), trained for NTIRE 2023; edgegen ships none",

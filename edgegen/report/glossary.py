@@ -22,6 +22,7 @@ _FIGURES = {
     "top-1": "share of the images whose most likely class is the right one",
     "agreement": "share of the images on which student and teacher name the same class",
     "PSNR to the reference": "closeness to the true images, in dB; more is better",
+    "luminance PSNR to the reference": "closeness to the true images in brightness alone, in dB; more is better",
     "PSNR to the teacher": "closeness to what the original network gives, in dB; more is better",
     "SSIM to the reference": "likeness of structure to the true images, 1 is the same",
     "SSIM to the teacher": "likeness of structure to what the original network gives, 1 is the same",
