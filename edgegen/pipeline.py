@@ -61,12 +61,26 @@ def _finished(run: Run) -> Bundle:
     told = serial.from_json(Request, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
     mine, theirs = run.request.identity(), told.identity() if told is not None else {}
     changed = [name for name in mine if name != "out" and files.key(mine[name]) != files.key(theirs.get(name))]
+    changed += [name for name in _changed_behind_names(run) if name not in changed]
     if changed:
         raise BundleError(
             f"--out {run.out}: holds the finished bundle of a request with another {', '.join(changed)}; choose another"
             " folder, or remove it"
         )
     return bundle.read(run.out)
+
+
+def _changed_behind_names(run: Run) -> list[str]:
+    """What a finished bundle was made from and is another now: an edited recipe, other photos, retrained weights."""
+    if missing := [name for name in ("report.json", "recipe.toml") if not (run.out / name).is_file()]:
+        raise BundleError(f"--out {run.out}: the bundle there lacks {', '.join(missing)}; remove it and start again")
+    report = bundle.read(run.out).report()
+    same = {
+        "recipe": (run.out / "recipe.toml").read_text(encoding="utf-8") == recipe.to_toml(run.recipe),
+        "data": report["data"] == summary.data(run),
+        "weights": report["provenance"]["weights sha256"] == run.model.provenance.weights_sha256,
+    }
+    return [name for name, kept in same.items() if not kept]
 
 
 def _compressed(run: Run) -> Bundle:

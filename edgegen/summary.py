@@ -123,7 +123,7 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
         "calibration_curve": [{"images": n, "quality": schema.figure(one)} for n, one in final.curve.points],
         "calibration_reason": final.curve.reason,
         "data_source": "; ".join(f"{part}: {name}" for part, name in run.data.sources.items()),
-        "data": _data(run),
+        "data": data(run),
         "skipped_files": dict.fromkeys(run.data.broken, "cannot be decoded"),
         "provenance": {
             "source": run.model.provenance.source,
@@ -259,7 +259,8 @@ def _candidate(candidate: Candidate, final: Final) -> dict[str, Any]:
     }
 
 
-def _data(run: Run) -> dict[str, Any]:
+def data(run: Run) -> dict[str, Any]:
+    """Number and digest of each part of the data."""
     parts = {name: getattr(run.data, name) for name in ("train", "select", "test", "calibration")}
     return {
         name: {"count": len(part), "sha256": part.digest} for name, part in parts.items() if part is not None

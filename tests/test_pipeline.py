@@ -136,6 +136,23 @@ def test_latency_only_needs_no_data_and_stamps_the_bundle(compress):
 
 
 @pytest.mark.slow
+def test_a_finished_bundle_is_not_passed_off_as_the_result_of_an_edited_recipe(compress, place, monkeypatch, capsys):
+    (place / "edited.toml").write_text('description = "d"\nschema = 1\n\n[[steps]]\npass = "quantize"\n')
+    same = ("--data", "photos", "--target", "one.toml", "--recipe", "edited.toml", "--latency-only", "--resume")
+    options = [*NET, *same]
+    first, path = compress("edited", *options)
+    assert compress("edited", *options)[0] == first  # the same request again is answered by what is there
+    kept = (path / "manifest.json").read_bytes()
+    recipe = (place / "edited.toml").read_text()
+    (place / "edited.toml").write_text(recipe + 'options = { float_types = ["Gemm"] }\n')
+    monkeypatch.setattr(sys, "argv", ["edgegen", "compress", "--quiet", "--out", "edited", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "request with another recipe" in capsys.readouterr().err
+    assert (path / "manifest.json").read_bytes() == kept
+
+
+@pytest.mark.slow
 def test_latency_only_calibrates_on_the_images_that_it_is_given(compress):
     report, path = compress("latency-data", *NET, "--data", "photos", *HERE, "--latency-only")
     assert report["result"]["quality"] == []
