@@ -23,6 +23,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,7 +218,7 @@ def main() -> None:
     """Run what is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=[row.name for row in ROWS])
-    parser.add_argument("--again", action="store_true", help="run finished rows as well")
+    parser.add_argument("--again", action="store_true", help="run finished rows as well, in place of their bundles")
     parser.add_argument("--budget-minutes", type=float, default=math.inf, help="for all rows of this call together")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="cut training short: a trial, not a result")
     asked = parser.parse_args()
@@ -230,6 +231,8 @@ def main() -> None:
         done = row.name in results and not results[row.name].get("unfinished")
         if (asked.only and row.name not in asked.only) or (done and not asked.again) or time.monotonic() > end:
             continue
+        if done:
+            shutil.rmtree(ROOT / OUT / row.name, ignore_errors=True)
         print(f"{row.name} ...", flush=True)
         left = end - time.monotonic()
         results[row.name] = run(row, asked.steps_scale, left if math.isfinite(left) else 7 * 86400.0)
