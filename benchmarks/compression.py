@@ -10,9 +10,10 @@ up) goes on with its finished passes and training steps. With --steps-scale trai
 row runs, and its figures go to out/compression/trial.json alone. StyleGAN2 to MobileStyleGAN has a script of its own,
 stylegan2_mobile.py.
 
-Ablation, from the candidates of the row's own report: the original in float, the changed structure in float, the
-original in INT8, and all of it; the share of a part is the logarithm of its gain by that of the whole, and the share
-of each structural pass inside the structure goes by the logarithm of the MACs that it took off.
+Ablation, from the candidates of the row's own report: the changed structure in float (as it is, and with its graph
+rewritten exactly), the original in INT8 (rewritten where that helps), and all of it; the share of a part is the
+logarithm of its gain by that of the whole, and the share of each structural pass inside the structure goes by the
+logarithm of the MACs that it took off. `--table` makes the page again from the finished rows.
 """
 
 from __future__ import annotations
@@ -160,16 +161,21 @@ def ablation(report: dict[str, Any]) -> dict[str, Any]:
         network, _, built = candidate["label"].partition(": ")
         key = (network, "int8" in built)
         best[key] = max(best.get(key, 0.0), 1 / candidate["ratio"]["value"])
-    plain = own.removesuffix(", rewritten")
-    whole = best.get((own, "int8" in report["result"]["label"]), goals.gain(report))  # of the run of the others
-    structure = max((best.get((name, False), 0.0) for name in (plain, own)), default=0.0) or 1.0
+    plain, eight = own.removesuffix(", rewritten"), "int8" in report["result"]["label"]
+    whole = best.get((own, eight), goals.gain(report))  # of the run of the others
+    structure = best.get((plain, False), 1.0)
+    rewritten = max(structure, best.get((own, False), 0.0))
+    alone = max(best.get((name, True), 0.0) for name in ("original", "original, rewritten"))
     found: dict[str, Any] = {
-        "original, float": 1.0, "original, INT8": best.get(("original", True)), "structure, float": structure,
-        "all": whole, "undone": {s["name"]: s["reason"] for s in report["steps"] if s["status"] == "undone"},
+        "original, float": 1.0, "original, INT8": alone or None, "structure, float": structure,
+        "structure rewritten, float": rewritten, "all": whole,
+        "undone": {s["name"]: s["reason"] for s in report["steps"] if s["status"] == "undone"},
     }  # fmt: skip
     if whole > 1:
-        part = math.log(structure) / math.log(whole)
-        found["shares"] = {**by_macs(report["steps"], part), "INT8": 1 - part}
+        parts = {"rewritten graph": rewritten / structure if rewritten > structure else 1.0,
+                 "INT8": whole / rewritten if eight else 1.0}  # fmt: skip
+        shares = {name: math.log(gain) / math.log(whole) for name, gain in parts.items() if gain != 1.0}
+        found["shares"] = {**by_macs(report["steps"], 1 - sum(shares.values())), **shares}
     return found
 
 
@@ -192,14 +198,15 @@ def table(results: dict[str, Any]) -> str:
         text = "; ".join(text for text, _ in told) or found.get("message", "")
         met = "yes" if told and all(holds for _, holds in told) else "**no**"
         lines.append(f"| {name} | {found['date']} | {found['seconds'] / 60:.1f} | {text} | {met} |")
-    lines += ["", "| row | INT8 alone | structure alone | both | shares of the gain | undone |", "|" + 6 * "---|"]
+    lines += ["", "| row | INT8 alone | structure alone | rewritten | all | shares of the gain | undone |",
+              "|" + 7 * "---|"]  # fmt: skip
     for name, found in results.items():
         if part := found.get("ablation"):
             alone = f"{part['original, INT8']:.2f}x" if part["original, INT8"] else "-"
             shares = ", ".join(f"{key} {value:.0%}" for key, value in part.get("shares", {}).items()) or "-"
             undone = "; ".join(f"{key}: {why}" for key, why in part["undone"].items()) or "-"
-            structure, both = part["structure, float"], part["all"]
-            lines.append(f"| {name} | {alone} | {structure:.2f}x | {both:.2f}x | {shares} | {undone} |")
+            gains = (part["structure, float"], part["structure rewritten, float"], part["all"])
+            lines.append(f"| {name} | {alone} | {' | '.join(f'{g:.2f}x' for g in gains)} | {shares} | {undone} |")
     machine: dict[str, Any] = next((f["report"]["machine"] for f in results.values() if "report" in f), {})
     where = f"Machine: {machine.get('cpu_model', 'unknown')}, {machine.get('cores', '?')} cores."
     return "\n".join([*lines, "", where]) + "\n"
@@ -219,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=[row.name for row in ROWS])
     parser.add_argument("--again", action="store_true", help="run finished rows as well, in place of their bundles")
+    parser.add_argument("--table", action="store_true", help="only make the page again")
     parser.add_argument("--budget-minutes", type=float, default=math.inf, help="for all rows of this call together")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="cut training short: a trial, not a result")
     asked = parser.parse_args()
@@ -227,6 +235,12 @@ def main() -> None:
     file = goals.RESULTS / "compression.json" if asked.steps_scale == 1 else ROOT / OUT / "trial.json"
     results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     end = time.monotonic() + 60 * asked.budget_minutes
+    if asked.table:
+        for found in results.values():
+            if "report" in found:
+                found["ablation"] = ablation(found["report"])
+        save(results, file)
+        return
     for row in ROWS:
         done = row.name in results and not results[row.name].get("unfinished")
         if (asked.only and row.name not in asked.only) or (done and not asked.again) or time.monotonic() > end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ def test_shares_of_a_gain_add_up_and_follow_its_logarithm(compression: Any) -> N
     assert sum(shares.values()) == pytest.approx(1.0)
     assert found["undone"] == {"prune_tokens": "no"}
     assert "shares" not in compression.ablation(report(gain=1.0))
+
+
+def test_what_an_exact_rewrite_brought_is_not_counted_to_the_passes(compression: Any) -> None:
+    told = report()
+    ratios = {"original, rewritten: ort int8 (u8s8)": 1 / 3, "slim, rewritten: ort fp32": 1 / 5,
+              "slim, rewritten: ort int8 (u8s8)": 1 / 10}  # fmt: skip
+    told["candidates"] += [candidate(label, ratio) for label, ratio in ratios.items()]
+    told["result"] |= {"label": "slim, rewritten: ort int8 (u8s8)"}
+    found = compression.ablation(told)
+    assert (found["original, INT8"], found["structure, float"]) == (3.0, 4.0)
+    assert (found["structure rewritten, float"], found["all"]) == (5.0, 10.0)
+    shares = found["shares"]  # 4x, then 5/4, then 2x
+    assert shares["rewritten graph"] == pytest.approx(math.log10(5 / 4))
+    assert shares["INT8"] == pytest.approx(math.log10(2))
+    assert sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_goals_that_are_missed_are_seen(compression: Any) -> None:
