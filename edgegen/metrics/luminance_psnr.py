@@ -9,7 +9,7 @@ import numpy as np
 
 from edgegen.errors import DataError
 from edgegen.metrics._common import Batches, mean_of, per_image
-from edgegen.metrics.psnr import SMALLEST_MSE
+from edgegen.metrics.psnr import decibels
 from edgegen.types import Measurement
 
 TAKES = "pairs"  # image by image, against the image at the same place
@@ -37,4 +37,4 @@ def image_luminance_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.shape[1] not in (1, 3):
         raise DataError(f"luminance needs grey or RGB images, got {a.shape[1]} channels")
     change = np.einsum("nchw,c->nhw", b - a, STUDIO_LUMA) if a.shape[1] == 3 else (b - a)[:, 0]
-    return -10.0 * np.log10(np.maximum(np.square(change).mean(axis=(1, 2)), SMALLEST_MSE))
+    return decibels(np.square(change).mean(axis=(1, 2)))

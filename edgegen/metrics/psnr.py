@@ -28,5 +28,9 @@ def psnr(reference: Batches, candidate: Batches, *, seed: int = 0) -> Measuremen
 
 def image_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, C, H, W) twice -> dB (N,)."""
-    mse = np.square(a - b).mean(axis=(1, 2, 3))
+    return decibels(np.square(a - b).mean(axis=(1, 2, 3)))
+
+
+def decibels(mse: np.ndarray) -> np.ndarray:
+    """Mean squared errors at a peak of 1 as dB, 100 at most."""
     return -10.0 * np.log10(np.maximum(mse, SMALLEST_MSE))
