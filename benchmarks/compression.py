@@ -80,6 +80,10 @@ ROWS = (
                                "--max-quality-drop", "0.5"), 3.0, recipe="taef2"),
     Row("vit-2x", ("--model", "vit", "--data", str(goals.DATA / "cifar/train-all.npz"), "--eval-data",
                    str(goals.DATA / "cifar/test.npz"), "--max-quality-drop", "0.5"), 2.0),
+    Row("vit-mnist-2x", ("--model", f"{goals.NETWORKS / 'vit_mnist'}.py:vit_mnist", "--weights",
+                         str(goals.DATA / "mnist/vit.safetensors"), "--data", str(goals.DATA / "mnist/train.npz"),
+                         "--eval-data", str(goals.DATA / "mnist/test.npz"), "--calibration-images", "300",
+                         "--samples", "10000", "--max-quality-drop", "0.5"), 2.0),
     Row("denoiser-kv", ("--model", "dit", "--config", "size=64,patch=2", "--latency-only"), 1.5),
 )  # fmt: skip
 

@@ -11,6 +11,7 @@
     imagenet/train, eval    .npz of the same photos, shorter side 256, centre 224; y = ImageNet class
     taef2/train, eval       .npz of the same photos, 256: x float32 latents (N, 32, 32, 32), y uint8 photos; the
                             centre, and for training 8 views of other places and scales, and 24 of each of kodak24
+    mnist/train, test       .npz: x uint8 (N, 28, 28, 1), y int64 (N,); vit.safetensors, see networks/vit_mnist.py
 
 Only evaluation files may be used for reported quality.
 """
@@ -144,8 +145,21 @@ def taef2(assets: Path, out: Path) -> None:
         np.savez(out / f"{part}.npz", x=torch.cat(x).numpy(), y=np.stack(images))
 
 
+def mnist(assets: Path, out: Path) -> None:
+    """The images as they are, and the weights of networks/vit_mnist.py under the names of its layers."""
+    import torch
+    from safetensors.torch import save_file
+
+    for part in ("train", "test"):
+        shutil.copyfile(assets / f"mnist-{part}.npz", out / f"{part}.npz")
+    state = torch.load(assets / "vit-mnist.pth", map_location="cpu", weights_only=True)
+    save_file(network_module("vit_mnist").from_published(state), out / "vit.safetensors")
+
+
 Maker = Callable[[Path, Path], None]
-MAKERS: dict[str, Maker] = {"cifar": cifar, "photos": photos, "tiles": tiles, "imagenet": imagenet, "taef2": taef2}
+MAKERS: dict[str, Maker] = {
+    "cifar": cifar, "photos": photos, "tiles": tiles, "imagenet": imagenet, "taef2": taef2, "mnist": mnist,
+}  # fmt: skip
 
 
 def make(name: str, assets: Path, out: Path) -> Path:

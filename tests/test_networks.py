@@ -216,6 +216,17 @@ def test_resnets_know_cifar(factory, least):
 
 
 @needs_assets
+def test_vit_knows_digits():
+    state = torch.load(ASSETS / "vit-mnist.pth", map_location="cpu", weights_only=True)
+    network = create("vit_mnist", "vit_mnist")
+    network.load_state_dict(prepare_data.network_module("vit_mnist").from_published(state), strict=True)
+    with np.load(ASSETS / "mnist-test.npz", allow_pickle=False) as test:
+        x, y = test["x"][:1000], test["y"][:1000]
+    images = torch.from_numpy((x / 255 - 0.1307) / 0.3081).permute(0, 3, 1, 2).float()
+    assert (network(images).argmax(1).numpy() == y).mean() > 0.97  # 98.1% on the full test set
+
+
+@needs_assets
 def test_mobilenet_output_is_the_imagenet_class():
     network, right = trained("mobilenet_v2", "mobilenet_v2"), 0
     for file in photos(20):
