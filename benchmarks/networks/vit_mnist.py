@@ -21,7 +21,7 @@ RECORD = {
         "value_range": [0, 1],
         "mean": [0.1307],
         "std": [0.3081],
-        "colour": "grey",
+        "colour": "L",
         "resize": 28,
         "crop": [28, 28],
     },
