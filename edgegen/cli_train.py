@@ -18,7 +18,9 @@ def train(
     batch: Annotated[int, typer.Option(help="Images in a step.", min=1)] = 32,
     lr: Annotated[float, typer.Option(help="Highest learning rate (0: by kind of network).", min=0)] = 0.0,
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights that are written.", min=0)] = 0.999,
+    optimizer: Annotated[str, typer.Option(help="adamw, adam, sgd or muon.")] = "adamw",
     weights: Annotated[Path | None, typer.Option(help="Weights to begin with.")] = None,
+    config: Annotated[str, typer.Option(help=cli_options.CONFIG_HELP)] = "",
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Threads (0: all cores).", min=0)] = 0,
@@ -32,10 +34,12 @@ def train(
     cli_options.need_torch("to train")
     from edgegen import trainers
     from edgegen.errors import RecipeError
+    from edgegen.records import ModelOptions
     from edgegen.report import terminal
 
     order = trainers.Order(
         model, data, out, steps, batch, lr, ema, seed, weights, precision, threads, resume,
+        ModelOptions(config=cli_options.config(config) or {}), optimizer,
     )  # fmt: skip
     with terminal.progress(quiet=quiet) as progress:
         try:

@@ -51,6 +51,7 @@ class Order:
     threads: int = 0
     resume: bool = False
     options: ModelOptions = field(default_factory=ModelOptions)
+    optimizer: str = "adamw"
 
 
 @dataclass
@@ -82,7 +83,7 @@ def train(order: Order, progress: Progress | None = None) -> dict[str, Any]:
     result = training.train(
         lesson.learner, lesson.loss, lesson.batch_at, steps=order.steps, lr=lr, seed=order.seed, ema=order.ema,
         checkpoint=checkpoint, progress=progress, precision=order.precision, warmup=min(0.05, 200 / order.steps),
-        threads=order.threads,
+        threads=order.threads, optimizer=order.optimizer,
     )  # fmt: skip
     lesson.finish()
     weights.save_state(model.stage.module, order.out)
@@ -90,6 +91,7 @@ def train(order: Order, progress: Progress | None = None) -> dict[str, Any]:
     record = {
         "edgegen": __version__, "model": model.name, "origin": dict(model.origin), "task": model.task, "kind": kind,
         "data": str(order.data), "seed": order.seed, "batch": order.batch, "lr": lr, "ema": order.ema,
+        "optimizer": order.optimizer,
         "steps": result.steps, "asked": order.steps, "precision": result.precision, "seconds": round(result.seconds, 1),
         "stopped": result.stopped, "weights_sha256": files.sha256(order.out),
         "curve": [list(point) for point in result.curve],

@@ -128,3 +128,26 @@ def test_the_command(order, tmp_path: Path, monkeypatch, capsys):
         cli.main()
     assert ended.value.code == 0
     assert "3 steps in" in capsys.readouterr().out
+
+
+def test_the_command_trains_a_network_of_other_sizes_with_another_optimizer(tmp_path: Path, monkeypatch, capsys):
+    pytest.importorskip("diffusers", reason="dit is diffusers'")
+    x = np.random.default_rng(0).integers(0, 255, (16, 8, 8, 3)).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(16) % 10)
+
+    def run(*more: str) -> int:
+        files = ["--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "dit.safetensors")]
+        command = ["edgegen", "train", "--model", "dit", *files, "--steps", "2", "--quiet", *more]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    sizes = "size=8,patch=2,layers=1,heads=2,head_width=8"
+    assert run("--config", sizes, "--optimizer", "muon") == 0
+    record = json.loads((tmp_path / "dit.json").read_text(encoding="utf-8"))
+    assert record["optimizer"] == "muon" and record["origin"]["config"]["size"] == 8
+    assert load_file(tmp_path / "dit.safetensors")["net.pos_embed.proj.weight"].shape == (16, 3, 2, 2)
+    capsys.readouterr()
+    assert run("--config", sizes, "--optimizer", "adagrad") == 2
+    assert "optimizer must be one of adamw, adam, sgd, muon, got 'adagrad'" in capsys.readouterr().err

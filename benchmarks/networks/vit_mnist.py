@@ -61,7 +61,8 @@ def from_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
                                       state[f"{inner}in_proj_bias"].double().chunk(3), strict=True):  # fmt: skip
             weights.append(weight @ state[f"{heads}{name}.weight"].double())
             biases.append(weight @ state[f"{heads}{name}.bias"].double() + bias)
-        named |= {f"{here}attn.qkv.weight": torch.cat(weights).float(), f"{here}attn.qkv.bias": torch.cat(biases).float()}
+        for kind, parts in (("weight", weights), ("bias", biases)):
+            named[f"{here}attn.qkv.{kind}"] = torch.cat(parts).float()
         for kind in ("weight", "bias"):
             named |= {f"{here}{norm}.{kind}": state[f"{there}norm.{kind}"].clone() for norm in ("norm1", "norm2")}
             named[f"{here}attn.proj.{kind}"] = state[f"{inner}out_proj.{kind}"]
