@@ -65,7 +65,7 @@ class Row:
 
 CIFAR = ("cifar/train-all.npz", "cifar/test.npz", "--calibration-images", "300", "--samples", "4000")
 STYLE = ("style", "style", "style-mosaic.safetensors", "photos/train", "photos/eval", *FEATURES)
-RESNET = ("resnet_cifar", "resnet56", "resnet56-cifar10.th", *CIFAR, "--max-quality-drop")
+RESNET = ("resnet_cifar", "resnet56", "resnet56-cifar10.th", *CIFAR, "--thorough", "--max-quality-drop")
 ROWS = (
     Row("resnet56-3x", goals.user(*RESNET, "0.5"), 3.0, smaller=8.0),
     Row("resnet56-5x", goals.user(*RESNET, "1.5"), 5.0),
@@ -84,6 +84,10 @@ ROWS = (
                          str(goals.DATA / "mnist/vit.safetensors"), "--data", str(goals.DATA / "mnist/train.npz"),
                          "--eval-data", str(goals.DATA / "mnist/test.npz"), "--calibration-images", "300",
                          "--samples", "10000", "--max-quality-drop", "0.5"), 2.0),
+    Row("denoiser-kv-trained", ("--model", "dit", "--config", "size=32,patch=1", "--weights",
+                                str(goals.DATA / "dit.safetensors"), "--data", str(goals.DATA / "cifar/train-all.npz"),
+                                "--eval-data", str(goals.DATA / "cifar/test.npz"), "--steps", "20", "--samples", "256"),
+        1.5),
     Row("denoiser-kv", ("--model", "dit", "--config", "size=64,patch=2", "--latency-only"), 1.5),
 )  # fmt: skip
 
