@@ -47,6 +47,14 @@ def test_a_drop_is_in_the_unit_of_its_task(task, teacher, candidate, expected):
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("right", range(3000, 4000, 7))
+def test_twenty_of_4000_images_are_half_a_point_and_twenty_one_are_more(right):
+    gate = quality.gate(model("classification"), labelled=True)
+    shares = [{"top-1": (right - lost) / 4000} for lost in (0, 20, 21)]
+    exact, over = (quality.drop(model("classification"), gate, figures(**shares[0]), figures(**s)) for s in shares[1:])
+    assert exact <= 0.5 < over
+
+
 def test_percent_means_perceptual_distance_and_only_for_images():
     gate = quality.gate(model("image-to-image"), labelled=False, unit="%")
     lost = quality.drop(model("image-to-image"), gate, (), figures(perceptual_distance_to_the_teacher=0.03))
