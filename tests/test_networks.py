@@ -21,6 +21,7 @@ FACTORIES = {
     "resnet_cifar": ("resnet20", "resnet56"),
     "mobilenet_v2": ("mobilenet_v2",),
     "rlfn": ("rlfn",),
+    "vit_mnist": ("vit_mnist",),
 }
 CASES = [(file, factory) for file, factories in FACTORIES.items() for factory in factories]
 WEIGHTS = {
@@ -31,6 +32,7 @@ WEIGHTS = {
     "encoder": "taef2-encoder.pth",
     "resnet20": "resnet20-cifar10.th",
     "resnet56": "resnet56-cifar10.th",
+    "vit_mnist": "vit-mnist.pth",
 }
 needs_assets = pytest.mark.skipif(not ASSETS.is_dir(), reason="../shared/assets is not here")
 
@@ -53,7 +55,7 @@ def create(file: str, factory: str, **sizes: int) -> torch.nn.Module:
 
 
 def trained(file: str, factory: str) -> torch.nn.Module:
-    """A network with its real weights; every key must match."""
+    """A network with its real weights, under its own names where they are published under others; every key matches."""
     path = ASSETS / WEIGHTS[factory]
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -62,6 +64,8 @@ def trained(file: str, factory: str) -> torch.nn.Module:
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
     state = {k.removeprefix("module."): v.float() for k, v in state.get("state_dict", state).items()}
+    if convert := getattr(prepare_data.network_module(file), "from_published", None):
+        state = convert(state)
     module = create(file, factory)
     module.load_state_dict(state, strict=True)
     return module
@@ -217,9 +221,7 @@ def test_resnets_know_cifar(factory, least):
 
 @needs_assets
 def test_vit_knows_digits():
-    state = torch.load(ASSETS / "vit-mnist.pth", map_location="cpu", weights_only=True)
-    network = create("vit_mnist", "vit_mnist")
-    network.load_state_dict(prepare_data.network_module("vit_mnist").from_published(state), strict=True)
+    network = trained("vit_mnist", "vit_mnist")
     with np.load(ASSETS / "mnist-test.npz", allow_pickle=False) as test:
         x, y = test["x"][:1000], test["y"][:1000]
     images = torch.from_numpy((x / 255 - 0.1307) / 0.3081).permute(0, 3, 1, 2).float()
