@@ -176,7 +176,7 @@ def test_searches_on_a_table_beat_random_draws() -> None:
     found = replay.replayed(_table(), ["tpe"], trials=40, seeds=3, drop=6.0)
     assert found["candidates"] == 360
     assert all(0 < share <= 1 for shares in found["shares"].values() for share in shares)
-    assert found["wins"] == {"random": 0, "tpe": 3}
+    assert found["wins"] == {"random": 0, "tpe": 3, "tpe, --max-quality-drop 6": 3}
     assert "| tpe | " in replay.markdown(found)
 
 

@@ -16,8 +16,9 @@ def make(name: str, space: Space, trials: int, seed: int) -> Any:
     """An Optuna sampler for a search of `trials` candidates.
 
     nsga2: Deb et al., 2002, in generations of a quarter of the trials, 8 to 50. tpe: Ozaki et al., 2022,
-    arXiv:2207.00532 (multi-objective). evolution: aging evolution, two-stage: the same first for the generator, then
-    for its game (`evolution`). shifting: the space itself moves between rounds (`shifting`). All know constraints.
+    arXiv:2207.00532 (multi-objective), all genes drawn together: on the table of benchmarks/search_replay.py that finds
+    more than gene by gene. evolution: aging evolution, two-stage: the same first for the generator, then for its game
+    (`evolution`). shifting: the space itself moves between rounds (`shifting`). All know constraints.
 
     Raises:
         UsageError: an unknown name.
@@ -31,7 +32,8 @@ def make(name: str, space: Space, trials: int, seed: int) -> Any:
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=max(8, min(50, trials // 4)), seed=seed)
         if name == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(8, min(20, trials // 4)))
+            few = max(8, min(20, trials // 4))  # constant_liar: workers keep away from what another one is at
+            return optuna.samplers.TPESampler(n_startup_trials=few, multivariate=True, constant_liar=True, seed=seed)
         if name in ("evolution", "two-stage"):
             from edgegen.search import evolution
 
