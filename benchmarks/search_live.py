@@ -22,7 +22,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +145,6 @@ def entry(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Everything of one case."""
     from edgegen.search import front, store
 
-    began = time.monotonic()
     samplers = {}
     for sampler in options.samplers:
         rows = searched(name, case, sampler, options.trials, options.seed)
@@ -159,7 +157,7 @@ def entry(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(), "trials": options.trials, "seed": options.seed, "worst": case.worst,
-        "seconds": round(time.monotonic() - began), "samplers": samplers, "singles": single,
+        "samplers": samplers, "singles": single,
         "levels": levels(samplers[options.samplers[0]]["found"], others),
     }  # fmt: skip
 

@@ -201,3 +201,29 @@ def test_the_table_has_each_recipe_once_and_a_line_that_was_cut_off_is_measured_
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row)[:20])
     assert script.known(tmp_path / "rows.jsonl") == [row]
     assert _script("search_replay").figures(row) == Figures(2.0, 0.5, 1.5, 100, build="b")
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/search_live.py, which imports its neighbour."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("search_live")
+
+
+def test_a_level_is_won_where_the_front_is_better_at_no_more_latency(live: ModuleType) -> None:
+    front, single = [(0.2, 0.5), (0.4, 0.1), (0.3, 0.7)], [(0.3, 0.6), (0.4, 0.05), (1.0, 0.0)]
+    found = live.levels(front, single)
+    assert found == [
+        {"ratio": 0.2, "front": 0.5, "single": None}, {"ratio": 0.3, "front": 0.5, "single": 0.6},
+        {"ratio": 0.4, "front": 0.1, "single": 0.05},
+    ]  # fmt: skip
+    assert [live.won(one) for one in found] == [True, True, False]
+
+
+def test_recipes_of_one_pass_have_every_length_of_training_but_for_precision(live: ModuleType) -> None:
+    for name in live.CASES:
+        space = spaces.load(str(live.ROOT / "benchmarks" / "spaces" / f"{name}.toml"))
+        found = live.alone(space)
+        genes = {gene.name: len(gene.choices) - 1 for gene in space.genes if gene.pass_name != "distill"}
+        assert len(found) == 3 * sum(n for gene, n in genes.items() if gene != "int8") + genes["int8"]
+        assert all(sum(one[gene] > 0 for gene in genes) == 1 for one in found)
