@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import goals
+import search_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "search-live.json"
@@ -94,7 +95,7 @@ def singles(name: str, case: Case, seed: int) -> list[dict[str, Any]]:
     from edgegen.types import Budget
 
     file, space = WORK / f"{name}-singles.jsonl", spaces.load(str(ROOT / "benchmarks" / "spaces" / f"{name}.toml"))
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    rows = search_table.known(file)
     missing = [choices for choices in alone(space) if choices not in [row["choices"] for row in rows]]
     if not missing:
         return rows

@@ -1,4 +1,4 @@
-"""Searches against random search on a table of measured candidates: hypervolume after a few dozen trials, five seeds.
+"""Searches against random search on a table of measured candidates: hypervolume after a few dozen trials, twenty seeds.
 
     python benchmarks/search_replay.py [--table benchmarks/results/search-table.json] [--trials 40] [--seeds 20]
 

@@ -32,7 +32,8 @@ def make(name: str, space: Space, trials: int, seed: int) -> Any:
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=max(8, min(50, trials // 4)), seed=seed)
         if name == "tpe":
-            few = max(8, min(20, trials // 4))  # constant_liar: workers keep away from what another one is at
+            few = max(8, min(20, trials // 4))
+            # constant_liar: workers keep away from what another one is at
             return optuna.samplers.TPESampler(n_startup_trials=few, multivariate=True, constant_liar=True, seed=seed)
         if name in ("evolution", "two-stage"):
             from edgegen.search import evolution
