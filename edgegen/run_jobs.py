@@ -16,9 +16,12 @@ from edgegen.run_graphs import calibration_folder, export
 from edgegen.types import Graph, Job, Measurement, Stage
 
 
-def unquantized(run: Run, of: str, graph: Graph, baseline: Candidate | None) -> list[Candidate]:
-    """Every unquantized build of a network, timed in one run (together with the baseline, when there is one)."""
-    plans = run.bench.plans(quantized=False)
+def unquantized(run: Run, of: str, graph: Graph, baseline: Candidate | None, only: str = "") -> list[Candidate]:
+    """Every unquantized build of a network, timed in one run (together with the baseline, when there is one).
+
+    only: a runtime, for builds in that one alone.
+    """
+    plans = [pair for pair in run.bench.plans(quantized=False) if only in ("", pair[0])]
     # An FP16 build looks at activations: what FP16 cannot hold stays in FP32 (see fp16_lint).
     samples = calibration_folder(run) if any(plan.precision == "fp16" for _, plan in plans) else None
     built = [

@@ -121,8 +121,12 @@ def _taken_form(of: str, runtime: str, plan: PrecisionPlan, pool: list[Candidate
 def _better_form(of: str, runtime: str, pool: list[Candidate]) -> bool:
     """Whether this form of a network, rewritten or not, has the faster float build in this runtime."""
 
+    floats = [c for c in pool if c.runtime == runtime and not c.quantized]
+    if not floats:  # nothing was timed to choose by
+        return not of.endswith(REWRITTEN)
+
     def gain(name: str) -> float:
-        return max((c.gain for c in pool if c.of == name and c.runtime == runtime and not c.quantized), default=0.0)
+        return max((c.gain for c in floats if c.of == name), default=0.0)
 
     # The rewritten form must win beyond noise, so that the choice does not flip between two runs.
     if of.endswith(REWRITTEN):
@@ -137,8 +141,12 @@ def with_quantized(
     baseline: Candidate,
     pool: list[Candidate],
     found: Evaluations | None,
+    only: str = "",
 ) -> list[Candidate]:
-    """The pool with the INT8 builds of the planned networks, timed beside the baseline."""
+    """The pool with the INT8 builds of the planned networks, timed beside the baseline.
+
+    only: a runtime, for builds in that one alone.
+    """
     if not results:
         return pool
     calibration = calibration_folder(run)
@@ -146,7 +154,7 @@ def with_quantized(
     for of, result in results.items():
         wanted = result.model.plan
         for runtime, plan in _quantized_plans(run, result.notes):
-            if plan.format and plan.format not in result.notes["formats"]:
+            if only not in ("", runtime) or (plan.format and plan.format not in result.notes["formats"]):
                 continue
             if wanted.scales and plan.ranges == "minmax":
                 continue  # learned ranges: there is nothing to find, and so only one such build

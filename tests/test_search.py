@@ -323,6 +323,34 @@ def test_a_supernet_is_trained_once_and_both_ways_are_tried_at_the_extremes(requ
     assert {point.choices["width"] for point in found.points} <= {0.0, 0.5, 0.75}
 
 
+def test_a_trained_candidate_is_built_in_the_runtime_that_was_the_fastest_untrained(
+    request_: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    both = tmp_path / "two.toml"
+    both.write_text(TARGET.replace('"onnxruntime"', '"onnxruntime", "openvino"').replace('"fp32"', '"fp32", "int8"'))
+    bench = measured.open_bench(dataclasses.replace(request_, target=str(both)))
+    built: dict[float, list[Any]] = {}
+    best, build = measured._best, type(bench.run.bench).build
+
+    def begun(*given: Any) -> Any:
+        built[given[2]] = []
+        return best(*given)
+
+    def counted(*given: Any) -> Any:
+        made = build(*given)
+        built[list(built)[-1]].append(made)
+        return made
+
+    monkeypatch.setattr(measured, "_best", begun)
+    monkeypatch.setattr(type(bench.run.bench), "build", counted)
+    found = measured.objective(bench, SPACE, Budget(), lambda: ())({"channels": 1, "training": 1, "int8": 1})
+    assert all(one.quantized for part in built.values() for one in part), "no float build of what is to be quantized"
+    runtimes = {share: {one.runtime for one in part} for share, part in built.items()}
+    assert runtimes == {0.0: {"onnxruntime", "openvino"}, 1.0: {found.runtime}}
+    assert found.drop is not None
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_limit_that_no_candidate_can_meet_is_answered_before_any_training(request_: Any, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _measured(
         return dataclasses.replace(found, stopped=over)
     length = sum(int(_steps(step)) for step in trained)
     for share in SHARES if length >= FEWEST else SHARES[-1:]:
-        best = _scored(bench, _best(bench, made, share) if trained or best is None else best)
+        best = _scored(bench, _best(bench, made, share, found.runtime) if trained or best is None else best)
         drop = best.drop if best.drop is not None and math.isfinite(best.drop) else None
         if best.verdict:
             return dataclasses.replace(found, failure=best.reason)
@@ -172,8 +172,11 @@ def shortened(made: recipe.Recipe, share: float) -> recipe.Recipe:
     return made.model_copy(update={"steps": tuple(kept)})
 
 
-def _best(bench: Bench, made: recipe.Recipe, share: float) -> Candidate:
-    """The fastest build that the recipe asks for: of its float builds, or of its INT8 builds where it quantizes."""
+def _best(bench: Bench, made: recipe.Recipe, share: float, only: str = "") -> Candidate:
+    """The fastest build that the recipe asks for: of its float builds, or of its INT8 builds where it quantizes.
+
+    only: a runtime, for builds in that one alone: training changes the weights and not which runtime is fastest.
+    """
     short = shortened(made, share)
     opened = dataclasses.replace(bench.run, recipe=short)
     current = opened.model
@@ -183,14 +186,12 @@ def _best(bench: Bench, made: recipe.Recipe, share: float) -> Candidate:
             current = steps.run_step(step, current, opened.model, run_jobs.job_of(opened), run.data_key(opened)).model
     title = "original" if current is opened.model else f"candidate {run.model_key(current)[:12]}"
     exported = run_graphs.export(opened, current, title)
-    whole = title == "original"
-    floats = bench.floats if whole else run_jobs.unquantized(opened, title, exported, bench.baseline)
     if not any(step.name == "quantize" for step in short.steps):
-        return fastest(floats)
+        whole = title == "original"
+        return fastest(bench.floats if whole else run_jobs.unquantized(opened, title, exported, bench.baseline, only))
     planned = variants.planned(opened, {title: (current, exported)})["quantize"]
-    pool = variants.with_quantized(
-        opened, {title: exported}, planned, bench.baseline, list(floats), bench.evaluations if share else None
-    )
+    judged = bench.evaluations if share else None
+    pool = variants.with_quantized(opened, {title: exported}, planned, bench.baseline, [], judged, only)
     alive = [c for c in pool if c.quantized and c.latency is not None and not c.verdict]
     if not alive:
         raise PassError(f"no INT8 build runs: {'; '.join(c.reason for c in pool if c.verdict) or 'none is offered'}")

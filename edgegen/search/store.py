@@ -45,6 +45,11 @@ class Figures:
     failure: str = ""
 
     @property
+    def runtime(self) -> str:
+        """Name of the runtime of the build."""
+        return self.build.partition(" ")[0]
+
+    @property
     def values(self) -> tuple[float, float, float]:
         """What the sampler is told: latency (ms), drop, size (MB), all lower is better."""
         drop = UNKNOWN if self.drop is None else min(self.drop, UNKNOWN)
