@@ -328,7 +328,8 @@ def test_a_trained_candidate_is_built_in_the_runtime_that_was_the_fastest_untrai
 ) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
     both = tmp_path / "two.toml"
-    both.write_text(TARGET.replace('"onnxruntime"', '"onnxruntime", "openvino"').replace('"fp32"', '"fp32", "bf16", "int8"'))
+    two = TARGET.replace('"onnxruntime"', '"onnxruntime", "openvino"')
+    both.write_text(two.replace('"fp32"', '"fp32", "bf16", "int8"'))
     bench = measured.open_bench(dataclasses.replace(request_, target=str(both)))
     built: dict[float, list[Any]] = {}
     best, build = measured._best, type(bench.run.bench).build
