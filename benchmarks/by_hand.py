@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -27,13 +24,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import conditions
 import numpy as np
 from by_hand_builds import BASELINE, VARIANTS, build, export
 from by_hand_networks import NETWORKS, quality
 from prepare_data import ASSETS
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
 TEACHER = "onnxruntime fp32"  # a float32 execution of the network itself
 RESAMPLES = 2000
 
@@ -176,16 +173,6 @@ def table(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what the numbers were made."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    models = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
-    cores = len(os.sched_getaffinity(0))
-    return {"cpu": models[0] if models else platform.processor(), "cores": cores, "system": platform.system(),
-            "python": platform.python_version(), "versions": versions}  # fmt: skip
-
-
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,8 +199,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     for name in options.network:
         if name not in results or options.again:
-            date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            results[name] = {"date": date, **machine(), **measure(name, options)}
+            results[name] = {**conditions.conditions(), **measure(name, options)}
             options.output.parent.mkdir(parents=True, exist_ok=True)
             partial = options.output.with_suffix(".partial")
             partial.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import conditions
 import goals
 import search_table
 
@@ -156,8 +155,7 @@ def entry(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
     told = [store.Figures(**{key: value for key, value in row.items() if key != "choices"}) for row in single]
     others = [one for figures in told if (one := whole(figures)) is not None]
     return {
-        "date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(), "trials": options.trials, "seed": options.seed, "worst": case.worst,
+        **conditions.conditions(), "trials": options.trials, "seed": options.seed, "worst": case.worst,
         "samplers": samplers, "singles": single,
         "levels": levels(samplers[options.samplers[0]]["found"], others),
     }  # fmt: skip

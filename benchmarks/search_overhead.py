@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import conditions
+
 from edgegen.search import spaces, store, strategies, working
 from edgegen.search.store import Figures, Row
 
@@ -63,7 +65,8 @@ def main() -> None:
         kept.close()
     print(f"{number} trials, {options.sampler}")
     if options.out is not None:
-        options.out.write_text(json.dumps({"sampler": options.sampler, "rows": rows}, indent=1) + "\n")
+        told = {"sampler": options.sampler, **conditions.conditions(("optuna", "sqlalchemy")), "rows": rows}
+        options.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ as a share of that of the whole table. Every sampler searches twice: without a l
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import conditions
 
 from edgegen.search import front, spaces, store, strategies, working
 from edgegen.search.store import Figures, Row
@@ -102,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     table = json.loads(options.table.read_text(encoding="utf-8"))
     found = replayed(table, options.samplers, options.trials, options.seeds, options.worst)
-    found["date"] = datetime.date.today().isoformat()
+    found |= conditions.conditions(("optuna", "numpy"))
     options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     options.out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
     print(markdown(found))

@@ -13,15 +13,15 @@ The machine must be quiet: `--only N` measures N more and ends. `benchmarks/sear
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import random
 import shutil
 import time
 from pathlib import Path
 from typing import Any
+
+import conditions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "search-table.json"
@@ -127,8 +127,7 @@ def write(out: Path, rows: list[dict[str, Any]], wanted: int, left: dict[str, st
     from edgegen import files
 
     files.write_json(out, {
-        "date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(), "model": "cifar_resnet", "runtime": "onnxruntime", "baseline_ms": baseline_ms,
+        **conditions.conditions(), "model": "cifar_resnet", "runtime": "onnxruntime", "baseline_ms": baseline_ms,
         "space": SPACE, "left": left, "candidates": wanted, "measured": len(rows),
         "seconds": round(sum(entry["seconds"] for entry in rows), 1), "rows": sorted(rows, key=lambda r: r["key"]),
     })  # fmt: skip

@@ -11,17 +11,16 @@ medians of interleaved rounds. Writes results/search-workers.json and .md, one e
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import conditions
 import search_overhead
 
 from edgegen import files
@@ -116,8 +115,8 @@ def main() -> None:
                     samples[str(count)].append(once(url, kind, count, options.trials, options.seconds))
                     print(f"{kind} {count}: {samples[str(count)][-1]:.2f} s", flush=True)
     entries["PostgreSQL" if options.study else "SQLite"] = {
-        "date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(), "trials": options.trials, "trial_seconds": options.seconds, "seconds": seconds,
+        **conditions.conditions(("optuna", "sqlalchemy", "psycopg")),
+        "trials": options.trials, "trial_seconds": options.seconds, "seconds": seconds,
     }  # fmt: skip
     files.write_json(RESULT, entries)
     files.write_text(RESULT.with_suffix(".md"), markdown(entries))

@@ -14,7 +14,6 @@ again, it goes on. Writes results/supernet.json and .md.
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import random
 import sys
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import conditions
 import numpy as np
 import torch
 from torch import nn
@@ -192,7 +192,8 @@ def main() -> None:
         "model": "style-mosaic" if "style-mosaic" in str(options.weights) else options.model,
         "settings": f"{options.steps} steps of the supernet, {options.alone} alone, batch {options.batch}, crops of"
                     f" {options.crop}, {len(bench.inputs)} photos scored, KID in {options.features} features",
-        "date": datetime.date.today().isoformat(), "widths": {w.name: w.full for w in space.widths}, "blocks": blocks,
+        **conditions.conditions(("torch", "torch-pruning", "numpy")),
+        "widths": {w.name: w.full for w in space.widths}, "blocks": blocks,
     }  # fmt: skip
     found["ranks"] = ranked(bench, trained, plain, space, batches)
     found["ways"] = both_ways(bench, trained, plain, space)
