@@ -29,6 +29,7 @@ def train_supernet(
     depth: bool = False,
     crop: int | None = None,
     precision: str = "auto",
+    optimizer: str = "adamw",
     samples: int = 64,
     round_to: int | None = None,
 ) -> PassResult:
@@ -37,7 +38,7 @@ def train_supernet(
     Args:
         model: one stage with a module. Not modified.
         steps: of training; 0: the channels are only sorted, and the network computes what it did.
-        batch, lr, crop, precision: as in `distill`; made-up inputs where there is no data.
+        batch, lr, crop, precision, optimizer: as in `distill`; made-up inputs where there is no data.
         shares: of each width that subnets may keep, in (0, 1], beside all of it; rounded up to `round_to` channels
             (None: the target's int8 width).
         between: subnets drawn at random in each step, beside the widest and the narrowest.
@@ -71,7 +72,7 @@ def train_supernet(
     span = max(float(high) - float(low), 1e-6)
     told = training.train(
         result, _supernet.lesson(teacher, space, between, job.seed, span), batch_at, steps=steps, lr=lr, seed=job.seed,
-        precision=precision, threads=job.threads, device=job.device, progress=job.progress,
+        precision=precision, optimizer=optimizer, threads=job.threads, device=job.device, progress=job.progress,
         checkpoint=job.checkpoints / "supernet.safetensors" if job.checkpoints else None,
     )  # fmt: skip
     if told.stopped and not told.steps:
