@@ -183,11 +183,15 @@ def test_a_limit_out_of_reach_names_the_nearest_end() -> None:
     assert "under 0.5 MB" in measured.unreachable(Budget(max_size_bytes=500_000), ends)
 
 
-def test_a_candidate_is_stopped_when_a_finished_one_is_faster_and_no_worse_after_as_much_training() -> None:
+def test_a_candidate_is_stopped_when_a_finished_one_is_faster_and_clearly_better_after_as_much_training() -> None:
     better = Figures(5.0, 0.5, 0.1, 100, rungs=((0.25, 0.4), (1.0, 0.1)))
-    mine = Figures(8.0, 0.8, 0.5, 200, rungs=((0.25, 0.5),))
+    mine = Figures(8.0, 0.8, 0.7, 200, rungs=((0.25, 0.7),))
     assert "slower and larger" in measured.beaten(mine, 0.25, [better])
     assert measured.beaten(dataclasses.replace(mine, rungs=((0.25, 0.3),)), 0.25, [better]) == ""
+    assert measured.beaten(dataclasses.replace(mine, rungs=((0.25, 0.5),)), 0.25, [better]) == "", "curves cross"
+    ahead = dataclasses.replace(better, rungs=((0.25, -0.4), (1.0, -0.4)))  # better than the original
+    assert measured.beaten(dataclasses.replace(mine, rungs=((0.25, -0.5),)), 0.25, [ahead]) == ""
+    assert "slower and larger" in measured.beaten(dataclasses.replace(mine, rungs=((0.25, 0.0),)), 0.25, [ahead])
     assert measured.beaten(dataclasses.replace(mine, size_bytes=50), 0.25, [better]) == ""
     assert measured.beaten(dataclasses.replace(mine, ratio=0.505), 0.25, [better]) == "", "not beyond noise"
     assert measured.beaten(mine, 0.25, [dataclasses.replace(better, stopped="slow")]) == ""
