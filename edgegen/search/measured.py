@@ -137,8 +137,7 @@ def _over(figures: Figures, budget: Budget) -> str:
 
 
 def beaten(mine: Figures, share: float, others: Sequence[Figures]) -> str:
-    """Why no more training is spent: a finished one was faster, and clearly better when it was trained as much; else "".
-    """
+    """Why no more training is spent: a finished one is faster, and was clearly better after as much of it; else ""."""
     drop = dict(mine.rungs)[share]
     for other in others:
         theirs = dict(other.rungs).get(share)
