@@ -168,10 +168,13 @@ def test_a_front_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 def test_the_page_has_the_front(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: report)")
     content = front.read(_written(tmp_path))
-    page = front.draw(tmp_path / "front.html", content, ROWS)[0].read_text(encoding="utf-8")
+    page = front.draw(tmp_path / "front.html", content, ROWS, SPACE)[0].read_text(encoding="utf-8")
     assert "3 points of edsr on cpu" in page
-    assert "candidate 3" in page
-    assert "candidate 6" not in page
+    told = [page.index(f'<th scope="row">{name}') for name in ("point 01", "point 02", "point 03", "candidate 2")]
+    assert told == sorted(told), "the front first"
+    assert "channels 0.5, training 10" in page
+    assert "candidate 6" not in page, "it failed"
+    assert page.count("<title>point 01\n4.000 ms") == 2, "in the light and in the dark picture"
 
 
 def test_a_limit_out_of_reach_names_the_nearest_end() -> None:

@@ -1,20 +1,22 @@
 """Latency against quality over bundles, with intervals and the Pareto front; a long run over time. Drawn by matplotlib.
 
-One page (HTML) with the pictures inside, in a light and a dark form, and the same picture as PNG and SVG files.
+One page (HTML) with the pictures inside, in a light and a dark form, and the same picture as PNG and SVG files. In the
+page a dot says what it is when the pointer is on it.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import math
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from edgegen import files
 from edgegen.errors import MissingExtra
@@ -27,6 +29,12 @@ _INKS = {
 }
 _LOG_FROM = 10.0
 """A range of latencies of more than this factor is drawn on a logarithmic axis."""
+_MANY = 20
+"""With more points than this the numbers of those off the front are small."""
+_LABEL = 44
+"""Characters of an axis label in one line."""
+_DOT = "edgegen-dot-"
+Drawer = Callable[[str, bool], bytes]  # (svg or png, dark) -> the picture
 
 
 @dataclass(frozen=True)
@@ -98,14 +106,28 @@ def draw(points: Sequence[Point], quality: str, direction: str, *, kind: str = "
         ink = inks["dot"] if index in best else inks["off"]
         (x, *xs), (y, *ys) = point.latency, point.quality
         errors = [[[x - xs[0]], [xs[1] - x]], [[y - ys[0]], [ys[1] - y]]]
-        axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", color=ink, markersize=6, elinewidth=1, zorder=2)
-        axes.annotate(str(index + 1), (x, y), xytext=(6, 6), textcoords="offset points", color=inks["ink"])
+        drawn = axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", color=ink, markersize=6, elinewidth=1,
+                              zorder=2)  # fmt: skip
+        drawn[0].set_gid(f"{_DOT}{index}")
+        size, told = (10, "ink") if len(points) <= _MANY or index in best else (7, "soft")
+        axes.annotate(str(index + 1), (x, y), xytext=(6, 6), textcoords="offset points", color=inks[told], size=size)
     values = [p.latency[0] for p in points if p.latency and p.quality]
     if values and max(values) > _LOG_FROM * min(values):
-        axes.set_xscale("log")
+        _logarithmic(axes.set_xscale, axes.xaxis)
     axes.set_xlabel("latency p50 (ms), less is better")
-    axes.set_ylabel(f"{quality}, {'more' if direction == 'higher' else 'less'} is better")
-    return _saved(figure, kind)
+    label = f"{quality}, {'more' if direction == 'higher' else 'less'} is better"
+    axes.set_ylabel(textwrap.fill(label, _LABEL))
+    return _saved(figure, kind, "dark" if dark else "light")
+
+
+def _logarithmic(scale: Any, axis: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    scale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_run(moments: Sequence[Moment], *, kind: str = "svg", dark: bool = False) -> bytes:
@@ -127,7 +149,7 @@ def draw_run(moments: Sequence[Moment], *, kind: str = "svg", dark: bool = False
         axis.plot(*zip(*values), color=inks["dot"])
         axis.set_ylabel(label)
     every[-1].set_xlabel("seconds")
-    return _saved(figure, kind)
+    return _saved(figure, kind, "dark" if dark else "light")
 
 
 def _figure(inks: dict[str, str], rows: int = 1) -> tuple[Any, Any]:
@@ -148,12 +170,12 @@ def _figure(inks: dict[str, str], rows: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _saved(figure: Any, kind: str) -> bytes:
+def _saved(figure: Any, kind: str, salt: str) -> bytes:
     buffer = io.BytesIO()
-    # no date and no random ids: the same figures give the same file
+    # no date and no random ids: the same figures give the same file; both forms lie in one page, with ids of their own
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "edgegen"}):
+    with matplotlib.rc_context({"svg.hashsalt": f"edgegen {salt}"}):
         figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
@@ -167,26 +189,25 @@ def write(
     *,
     notes: Sequence[str] = (),
     run: Sequence[Moment] = (),
+    command: str = "profile",
+    what: str = "build",
 ) -> list[Path]:
     """Write `out` (.html) and the pictures beside it as .svg and .png; the paths written.
 
+    command: that the page is of. what: a point is, as the head of its column.
+
     Without a point that has both figures there is no picture of the trade-off, and the page says so.
     """
-    pictures: list[tuple[str, str, str]] = []
-    made: list[Path] = []
-    drawers = {}
+    drawers: dict[str, Drawer] = {}
     if any(p.latency and p.quality for p in points):
         drawers["tradeoff"] = lambda kind, dark: draw(points, quality, direction, kind=kind, dark=dark)
     if run:
         drawers["run"] = lambda kind, dark: draw_run(run, kind=kind, dark=dark)
-    for name, drawer in drawers.items():
-        pictures.append((name, _inline(drawer("svg", False)), _inline(drawer("svg", True))))
-        for kind in ("svg", "png"):
-            file = out.with_name(f"{out.stem}-{name}.{kind}")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with files.whole(file) as temporary:
-                temporary.write_bytes(drawer(kind, False))
-            made.append(file)
+    made = [file for name, drawer in drawers.items() for file in _beside(out, name, drawer)]
+    pictures = [
+        (name, *(_hovered(drawer("svg", dark), points, quality) for dark in (False, True)))
+        for name, drawer in drawers.items()
+    ]
     best = front(points, direction)
     rows = [
         {"number": i + 1, "point": p, "best": i in best, "latency": _told(p.latency, "ms"), "quality": _told(p.quality)}
@@ -203,16 +224,44 @@ def write(
     names = [name for name in names if name not in shared]
     notes = [f"All of them: {text.plain(shared)}.", *notes] if shared else notes
     files.write_text(out, template.render(
-        title=title, style=style, pictures=pictures, rows=rows, quality=quality, names=names, notes=notes,
-        captions={"tradeoff": f"Latency against {quality}; the numbers are those of the table. Bars: 95% intervals. "
-                  "Coloured: nothing here is better in both; a dashed line joins these (the Pareto front).",
-                  "run": "One network, run again and again: what latency, clock and temperature did."},
+        title=title, command=command, what=what, style=style, pictures=pictures, rows=rows, quality=quality,
+        names=names, notes=notes, captions=_captions(points, quality),
     ))  # fmt: skip
     return [out, *made]
 
 
-def _inline(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+def _captions(points: Sequence[Point], quality: str) -> dict[str, str]:
+    drawn = [figure for p in points if p.latency and p.quality for figure in (p.latency, p.quality)]
+    bars = "Bars: 95% intervals. " if any(low != high for _, low, high in drawn) else ""
+    return {
+        "tradeoff": f"Latency against {quality}; the numbers are those of the table. {bars}Coloured: nothing here is "
+        "better in both; a dashed line joins these (the Pareto front). A dot under the pointer says what it is.",
+        "run": "One network, run again and again: what latency, clock and temperature did.",
+    }
+
+
+def _beside(out: Path, name: str, drawer: Drawer) -> list[Path]:
+    """The picture as files beside the page."""
+    made = [out.with_name(f"{out.stem}-{name}.{kind}") for kind in ("svg", "png")]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for file in made:
+        with files.whole(file) as temporary:
+            temporary.write_bytes(drawer(file.suffix[1:], False))
+    return made
+
+
+def _hovered(svg: bytes, points: Sequence[Point], quality: str) -> Markup:
+    """The picture to be put into a page, with a title for each dot."""
+    picture = svg.decode("utf-8")
+    picture = picture[picture.index("<svg") :]
+
+    def titled(found: re.Match[str]) -> str:
+        point = points[int(found.group(1))]
+        told = [point.label, f"{_told(point.latency, 'ms')}, {quality} {_told(point.quality)}",
+                *(f"{name}: {value}" for name, value in point.facts.items())]  # fmt: skip
+        return f'<g class="hover"><title>{escape(chr(10).join(told))}</title>'
+
+    return Markup(re.sub(rf'<g id="{_DOT}([0-9]+)">', titled, picture))
 
 
 def _told(figure: tuple[float, float, float] | None, unit: str = "") -> str:

@@ -124,26 +124,46 @@ def write(folder: Path, front: Front, found: Sequence[Row], space: Space, layers
     return path
 
 
-def draw(out: Path, front: Front, rows: Sequence[Row]) -> list[Path]:
-    """A page with all scored candidates and the front; the paths written.
+def draw(out: Path, front: Front, rows: Sequence[Row], space: Space) -> list[Path]:
+    """A page with all scored candidates, those of the front first; the paths written.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    shown = []
+    shown: dict[str, tradeoff.Point] = {}
+    names = {_mark(point.choices, point.latency_ms): f"point {point.name}" for point in front.points}
     for row in rows:
         figures = row.figures
         if figures is None or figures.failure or figures.drop is None or not math.isfinite(figures.drop):
             continue
         latency = (figures.latency_ms,) * 3
         drop = None if figures.stopped else (figures.drop,) * 3  # after a part of its training it is no dot
-        facts = {"build": figures.build, "size": f"{figures.size_bytes / 1e6:.3g} MB", "figures": figures.status}
+        chosen = values(space, row.choices)
+        facts = {"choices": _told(space, chosen), "build": figures.build,
+                 "size": f"{figures.size_bytes / 1e6:.3g} MB", "figures": figures.status}  # fmt: skip
         reached = figures.rungs[-1][0] if figures.rungs else 0.0
         facts["training"] = f"stopped at {reached:.0%}" if figures.stopped else "whole"
-        shown.append(tradeoff.Point(f"candidate {row.slot}", latency, drop, facts, figures.stopped))
+        name = names.get(_mark(chosen, figures.latency_ms), f"candidate {row.slot}")
+        shown.setdefault(name, tradeoff.Point(name, latency, drop, facts, figures.stopped))
     notes = [*front.notes, "Latencies are of short timings in several runs; the bundles of the front hold long ones."]
+    if front.points:
+        notes.append("Points: nothing beats them in latency, quality and size; with the mark, not even without size.")
+    first = [shown.pop(name) for name in names.values() if name in shown]
     title = f"{len(front.points)} points of {front.model} on {front.target}"
-    return tradeoff.write(out, title, shown, f"loss of quality ({front.unit})", "lower", notes=notes)
+    quality = f"loss of quality ({front.unit})"
+    found = [*first, *shown.values()]
+    return tradeoff.write(out, title, found, quality, "lower", notes=notes, command="search", what="candidate")
+
+
+def _mark(chosen: Mapping[str, Any], latency_ms: float) -> str:
+    """By which a candidate and its point are found to be the same."""
+    return json.dumps([dict(chosen), latency_ms], sort_keys=True)
+
+
+def _told(space: Space, chosen: Mapping[str, Any]) -> str:
+    """The choices in words, without what is left out."""
+    made = {g.name: str(chosen[g.name]) for g in space.genes if chosen[g.name] != g.off}
+    return ", ".join(name if name == value else f"{name} {value}" for name, value in made.items()) or "no change"
 
 
 def read(path: Path) -> Front:

@@ -44,7 +44,7 @@ def write(order: Order, opened: Opened, notes: Sequence[str], progress: judgemen
     if order.bundles:
         content = _with_bundles(order, folder, content, progress)
         path = front.write(folder, content, found, opened.space, bench.layers)
-    front.draw(order.out / "front.html", content, rows)
+    front.draw(order.out / "front.html", content, rows, opened.space)
     return path
 
 
