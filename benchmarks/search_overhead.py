@@ -70,7 +70,7 @@ def measure(sampler: str, trials: int, url: str, folder: Path) -> list[dict[str,
 def markdown(entries: dict[str, Any]) -> str:
     """A row a sampler: its first and its last tenth."""
     lines = [
-        "What a trial costs beside its objective, in the first and in the last tenth of the trials. A proposal that was",
+        "What a trial costs beside its objective, in the first and the last tenth of the trials. A proposal that was",
         "tried before is told its figures and costs a further one; a sampler that has converged makes many.", "",
         "| sampler | trials | ms a proposal | ms a trial | memory (MB) | bytes a trial |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
