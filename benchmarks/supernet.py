@@ -7,7 +7,7 @@ Network: style-mosaic of ../shared/assets (the ResNet generator type), data: out
 and alone (cut from the sorted original, distilled): PSNR to the teacher on photos it never saw, Kendall's tau of both
 lists. 3. The narrowest and a mild subnet in both ways with the same distillation. 4. `--drawn` slices are scored; the
 best one with at most the MACs of a hand-made student (every free width halved) is continued alone, and both are
-compared: PSNR to the teacher, KID to the teacher's images. Every training lies in out/supernet/cache: killed and called
+compared, with and without the supernet: PSNR to the teacher, KID to the teacher's images. Every training lies in out/supernet/cache: killed and called
 again, it goes on. Writes results/supernet.json and .md.
 """
 
@@ -139,12 +139,17 @@ def against_hand(
     if best is None:
         return {"hand_macs": limit, "why": "no drawn subnet has so few MACs"}
     rows = {}
-    for name, module in (("hand-made", hand), ("found", _supernet.cut(trained, space, best[1]))):
+    students = {
+        "hand-made": hand, "hand-made, slice of the supernet": _supernet.cut(trained, space, same(space, 0.5)),
+        "found, without the supernet": _supernet.cut(plain, space, best[1]),
+        "found": _supernet.cut(trained, space, best[1]),
+    }  # fmt: skip
+    for name, module in students.items():
         done = bench.distilled(module)
         distance = bench.kid(done)
         rows[name] = {"macs": bench.macs(done), "psnr": bench.psnr(done), "kid": distance.value,
                       "kid_interval": distance.interval}  # fmt: skip
-    return {"tried": tried, "slice_psnr": best[0], "choice": told(best[1]), **rows}
+    return {"tried": tried, "slice_psnr": best[0], "choice": told(best[1]), "students": rows}
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -159,10 +164,9 @@ def markdown(found: dict[str, Any]) -> str:
     for name, row in found["ways"].items():
         lines.append(f"| {name} | {row['supernet_psnr']:.2f} dB | {row['direct_psnr']:.2f} dB | {row['kept']} |")
     lines += ["", "| student | MACs | PSNR to the teacher | KID |", "|---|---|---|---|"]
-    for name in ("hand-made", "found"):
-        if row := found["against"].get(name):
-            interval = "" if row["kid_interval"] is None else " ({:.4f} to {:.4f})".format(*row["kid_interval"])
-            lines.append(f"| {name} | {row['macs'] / 1e9:.3f} G | {row['psnr']:.2f} dB | {row['kid']:.4f}{interval} |")
+    for name, row in found["against"].get("students", {}).items():
+        interval = "" if row["kid_interval"] is None else " ({:.4f} to {:.4f})".format(*row["kid_interval"])
+        lines.append(f"| {name} | {row['macs'] / 1e9:.3f} G | {row['psnr']:.2f} dB | {row['kid']:.4f}{interval} |")
     return "\n".join(lines) + "\n"
 
 
