@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import json
@@ -9,10 +10,13 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 RESUMABLE = ("compress", "export")
+_AGAIN_S = 0.05  # until then the callback that swallowed a signal is left, as a rule; else once more
 _WHY = {"SIGHUP": "the terminal was closed", "SIGTERM": "asked to end", "SIGINT": "interrupted"}
 
 
@@ -34,11 +38,30 @@ def listen() -> None:
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there decides
                 signal.signal(number, _end)
+    sys.unraisablehook = _swallowed
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one must not cut the clearing up short
     raise Ended(number)
+
+
+def _swallowed(unraisable: Any) -> None:
+    """Raise an `Ended` again that came in a destructor or a weak reference's callback, where nothing can be raised.
+
+    PyTorch's tracing runs such callbacks all the time; the first signal was lost there and all later ones ignored.
+    """
+    if not isinstance(unraisable.exc_value, Ended):
+        sys.__unraisablehook__(unraisable)
+        return
+    number, main = unraisable.exc_value.number, threading.main_thread().ident
+    signal.signal(number, _end)
+    if hasattr(signal, "pthread_kill") and main is not None:  # wakes a sleep too; Windows has no such call
+        later = threading.Timer(_AGAIN_S, signal.pthread_kill, [main, number])
+    else:
+        later = threading.Timer(_AGAIN_S, _thread.interrupt_main, [number])
+    later.daemon = True
+    later.start()
 
 
 def told(error: BaseException, arguments: Sequence[str]) -> tuple[str, int]:

@@ -35,6 +35,32 @@ def test_the_last_line_says_how_to_go_on() -> None:
     )  # fmt: skip
 
 
+def test_a_signal_that_comes_inside_a_callback_is_not_lost() -> None:
+    code = """
+import os, signal, sys, time, weakref
+from edgegen import cli_ending
+
+class Thing: pass
+
+def callback(reference):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000): pass
+
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+cli_ending.listen()
+thing = Thing()
+kept = weakref.ref(thing, callback)
+try:
+    del thing
+    print("swallowed", flush=True)
+    time.sleep(60)
+except cli_ending.Ended as error:
+    sys.exit(128 + error.number)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "swallowed\n", "")
+
+
 def test_what_nohup_ignores_stays_ignored() -> None:
     code = (  # whoever started the tests may ignore signals too, and children inherit that
         "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
