@@ -22,7 +22,11 @@ ASK = """JSON.stringify({
   images: [...document.images].map(i => [i.alt, i.complete && i.naturalWidth > 0]),
   plots: [...document.querySelectorAll('svg')].map(s => {
     const b = s.getBoundingClientRect();
-    return [s.getAttribute('aria-label'), b.width > 50 && b.height > 20 && s.querySelectorAll('*').length > 3];
+    return [s.getAttribute('aria-label'), b.width > 50 && b.height > 20 && s.children.length > 3];
+  }),
+  drawn: [...document.querySelectorAll('svg')].map(s => {
+    const b = s.getBoundingClientRect();
+    return b.width > 50 && b.height > 20 && s.querySelectorAll('path').length > 3;
   }),
   numbers: [...document.querySelectorAll('data')].map(d => [d.dataset.path, d.value]),
   wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,

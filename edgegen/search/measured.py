@@ -27,7 +27,7 @@ from edgegen.types import Budget
 SHARES = (0.25, 1.0)  # of the training steps; latency and size are known before the first
 FEWEST = 80  # steps of training below which a first, shorter training says nothing that the whole does not
 # Curves of training cross: of 25 candidates of edsr that were behind after a quarter, 6 were ahead in the end; of those
-# behind by half and more none (benchmarks/results/search-live.json, 53 candidates trained to the end).
+# behind by half and more none (search-live.json of commit c2e6b43, 53 trained to the end).
 BEHIND = 1.5
 
 
