@@ -19,12 +19,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder wheel clean train-mnist-ddpm train-cifar-ddpm train-dit
+.PHONY: help setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder train-sagan wheel clean train-mnist-ddpm train-cifar-ddpm train-dit
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
 	@echo "targets: setup demo test lint bench bench-peers train-edsr train-dcgan train-cifar train-encoder \
-		train-mnist-ddpm train-cifar-ddpm train-dit wheel clean"
+		train-sagan train-mnist-ddpm train-cifar-ddpm train-dit wheel clean"
 
 setup: $(STAMP)
 
@@ -64,7 +64,7 @@ bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/prepare_data.py
 	$(BIN)/python benchmarks/peers/run.py $(if $(CASES),--case $(CASES))
 
-train-edsr train-dcgan train-cifar train-encoder: train-%: $(STAMP)
+train-edsr train-dcgan train-cifar train-encoder train-sagan: train-%: $(STAMP)
 	$(BIN)/python benchmarks/train/$*.py
 
 train-mnist-ddpm train-cifar-ddpm: train-%-ddpm: $(STAMP)

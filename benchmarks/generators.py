@@ -18,7 +18,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import platform
 import queue
 import signal
 import subprocess
@@ -32,6 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import conditions
 from generators_table import RUNTIMES, places_of, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "generators.json"
 TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.5}
 SECONDS, MEMORY = 600.0, 8 << 30  # of one build, or one run
 SAMPLES, SEED = 8, 0
-SHIPPED = ("dcgan", "edsr")
+SHIPPED = ("dcgan", "ddpm_unet", "edsr", "sagan_cifar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ CASES = {
     "dcgan": Case(PRUNED),
     "cgan": Case(PRUNED, {"width": 64}),
     "sagan": Case(PRUNED, {"size": 32, "latent": 32, "classes": 10, "width": 32, "attention": 16}),
+    "sagan_cifar": Case(PRUNED),
     "stylegan2": Case((("substitute_modconv", {}),), {**STYLE, "size": 64, "width": 64}),
     "mobile_stylegan": Case(PRUNED, {**STYLE, "widths": [64, 64, 64, 32]}),
     "styleswin": Case(PRUNED, {"widths": [64, 64, 64], "style": 64, "layers": 2}, (1, 64)),
@@ -276,7 +277,7 @@ def changed(name: str) -> Iterator[dict[str, Any]]:
         row = made.setdefault(name, {"cells": {}})
         yield row
         row["date"] = time.strftime("%Y-%m-%d")
-        files.write_json(RESULTS, {"machine": platform.machine(), "samples": SAMPLES, "seed": SEED, "generators": made})
+        files.write_json(RESULTS, {**conditions.conditions(), "samples": SAMPLES, "seed": SEED, "generators": made})
         files.write_text(RESULTS.with_suffix(".md"), table(made, CASES))
     finally:
         os.close(folder)

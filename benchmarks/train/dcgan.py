@@ -7,6 +7,7 @@ on 20,000 latents, because the statistics of the last step belong to other weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,15 +59,17 @@ def reals(images: np.ndarray, seed: int, step: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure_norms(generator: nn.Module, batches: int = 80) -> None:
-    """Set every batch norm's statistics to their mean over `batches` batches of 250 latents; leaves eval mode on."""
+def measure_norms(
+    generator: nn.Module, batches: int = 80, draw: Callable[[int], torch.Tensor] = lambda index: latents(250, 7, index)
+) -> None:
+    """Set every batch norm's statistics to their mean over `batches` batches of latents; leaves eval mode on."""
     norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
     generator.train()
     for index in range(batches):
-        generator(latents(250, 7, index))
+        generator(draw(index))
     for norm in norms:
         norm.momentum = 0.1
     generator.eval()

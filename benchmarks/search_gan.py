@@ -1,0 +1,112 @@
+"""The GAN space on the 32x32 colour generator: half the MACs, inside the KID interval of the original.
+
+    python benchmarks/search_gan.py [--trials 24] [--sampler tpe] [--max-drop 3]
+
+`edgegen search --model sagan_cifar --space dcgan`, as a user would type it, on CIFAR-10 (benchmarks/prepare_data.py),
+with a bundle for each point of the front. A point counts as inside where the KID of what it draws, to CIFAR-10 test
+images that neither the training nor the search saw, lies in the 95% interval of the original's own KID to them, both
+from the same latents.
+
+The machine must be quiet; killed and called again, it goes on (out/search-gan). Writes results/search-gan.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import conditions
+import goals
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "search-gan.json"
+WORK = ROOT / "out" / "search-gan"
+DATA = goals.DATA / "cifar"
+
+
+def searched(options: argparse.Namespace) -> Path:
+    """The folder of the front, after the search as a command."""
+    out = WORK / f"{options.sampler}-{options.seed}"
+    command = ["search", "--model", "sagan_cifar", "--data", str(DATA / "train-all.npz"), "--eval-data",
+               str(DATA / "test.npz"), "--space", "dcgan", "--trials", str(options.trials), "--sampler",
+               options.sampler, "--seed", str(options.seed), "--samples", str(options.samples), "--max-quality-drop",
+               f"{options.max_drop:g}", "--out", str(out)]  # fmt: skip
+    print("edgegen", " ".join(command), flush=True)
+    subprocess.run([sys.executable, "-m", "edgegen.cli", *command], cwd=ROOT, check=True)
+    return out / "front"
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """What counts of a build in a report: its label, MACs, bytes, latency (ms) and KID with its interval and N."""
+    kid = next(figure for figure in row["quality"] if figure["name"] == "KID")
+    return {
+        "label": row["label"], "macs": row["macs"], "params": row["params"], "size_bytes": row["size_bytes"],
+        "latency_ms": row["latency"]["value"], "ratio": (row["ratio"] or {}).get("value"), "kid": kid["value"],
+        "interval": kid["interval"], "n": kid["conditions"]["n"], "features": kid["conditions"].get("extractor"),
+    }  # fmt: skip
+
+
+def entry(front: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The original and each point of the front that has a bundle."""
+    content = json.loads((front / "front.json").read_text(encoding="utf-8"))
+    points = []
+    for point in content["points"]:
+        report = front / point["bundle"] / "report.json"
+        if not point["bundle"]:
+            continue
+        read = json.loads(report.read_text(encoding="utf-8"))
+        before, after = told(read["baseline"]), told(read["result"])
+        low, high = before["interval"]
+        points.append({
+            "choices": point["choices"], "before": before, "after": after,
+            "macs_share": after["macs"] / before["macs"], "inside": low <= after["kid"] <= high,
+        })  # fmt: skip
+    return {
+        **conditions.conditions(), "trials": options.trials, "sampler": options.sampler, "seed": options.seed,
+        "max_drop": options.max_drop, "counts": content["counts"], "unit": content["unit"], "points": points,
+    }  # fmt: skip
+
+
+def markdown(one: dict[str, Any]) -> str:
+    """The report: a line a point, from fast to slow."""
+    lines = [
+        f"{one['trials']} trials, {one['sampler']}, seed {one['seed']}, {one['date']}, {one['cores']} cores.", "",
+        "| MACs | latency | KID x 1000 | of the original | inside | choices |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for point in one["points"]:
+        kids = [f"{1e3 * k['kid']:.2f} ({1e3 * k['interval'][0]:.2f} to {1e3 * k['interval'][1]:.2f})"
+                for k in (point["after"], point["before"])]  # fmt: skip
+        choices = ", ".join(f"{name} {value}" for name, value in point["choices"].items())
+        share = point["after"]["ratio"]
+        lines.append(f"| {point['macs_share']:.2f} | {'-' if share is None else f'{share:.2f}'} | {kids[0]} |"
+                     f" {kids[1]} | {'yes' if point['inside'] else 'no'} | {choices} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=5000, help="latents and real images in each evaluation part")
+    parser.add_argument("--max-drop", type=float, default=3.0, help="KID x 1000, two-sided")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    WORK.mkdir(parents=True, exist_ok=True)
+    os.environ["EDGEGEN_CACHE"] = str(WORK / "cache")
+
+    from edgegen import files
+
+    found = entry(searched(options), options)
+    files.write_json(RESULT, found)
+    files.write_text(RESULT.with_suffix(".md"), markdown(found))
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()
