@@ -73,32 +73,22 @@ def samples(generator: nn.Module, count: int, seed: int = 0) -> torch.Tensor:
     return (torch.cat(parts)[:count] + 1) / 2
 
 
-@torch.no_grad()
-def features(images: torch.Tensor) -> np.ndarray:
-    """Pooled features of the cifar encoder."""
-    encoder = encoders.create("cifar")
-    return torch.cat([encoder(images[i : i + 250])[1] for i in range(0, len(images), 250)]).double().numpy()
-
-
-def chosen_images(part: str, count: int) -> torch.Tensor:
-    """(count, 3, 32, 32) in 0..1, drawn evenly: the files are sorted by class."""
-    found = diffusion.images("cifar", part)[0]
-    return torch.from_numpy(found[np.random.default_rng(13).permutation(len(found))[:count]]).float() / 255
-
-
 def figures(generator: nn.Module) -> dict[str, object]:
     """KID to test images, beside that of training images; how often the encoder sees the class that was asked for."""
-    reference, made = features(chosen_images("test", JUDGED)), samples(generator, JUDGED)
+    reference, made = diffusion.test_features("cifar", JUDGED), samples(generator, JUDGED)
+    found = diffusion.images("cifar", "train")[0]
+    order = np.random.default_rng(13).permutation(len(found))[:JUDGED]  # the files are sorted by class
+    trained_on = torch.from_numpy(found[order]).float() / 255
     asked = torch.cat([latents(250, 11, 0, i) for i in range(-(-JUDGED // 250))])[:JUDGED, LATENT:].argmax(1)
     seen = encoders.create("cifar")
     with torch.no_grad():
-        found = torch.cat([seen.body.head(seen(part)[1]).argmax(1) for part in made.split(250)])
+        classes = torch.cat([seen.body.head(seen(part)[1]).argmax(1) for part in made.split(250)])
     return {
         "features": f"cifar encoder, {reference.shape[1]}",
         "n": JUDGED,
-        "kid_to_cifar_test": dcgan.kid(features(made), reference),
-        "kid_of_cifar_train_to_test": dcgan.kid(features(chosen_images("train", JUDGED)), reference),
-        "share_of_the_class_asked_for": float((found == asked).float().mean()),
+        "kid_to_cifar_test": dcgan.kid(diffusion.features("cifar", made), reference),
+        "kid_of_cifar_train_to_test": dcgan.kid(diffusion.features("cifar", trained_on), reference),
+        "share_of_the_class_asked_for": float((classes == asked).float().mean()),
     }
 
 
@@ -112,7 +102,7 @@ def main() -> None:
     judges = torch.optim.Adam(critic.parameters(), lr=CRITIC_RATE, betas=BETAS)
     run = common.Run("sagan_cifar", options.steps, options.seed, common.checkpoint(options, "sagan_cifar"), {
         "model": model, "critic": critic, "average": average, "makers": makers, "judges": judges})  # fmt: skip
-    reference = features(chosen_images("test", 1000))
+    reference = diffusion.test_features("cifar", 1000)
 
     def step(index: int) -> dict[str, float]:
         share = min(1.0, 2.0 * (1 - index / options.steps))  # flat, then falling to zero in the second half
@@ -140,7 +130,7 @@ def main() -> None:
 
     def evaluate() -> dict[str, float]:
         measure_norms(average.module, batches=8)
-        return {"kid_1000": dcgan.kid(features(samples(average.module, 1000)), reference)}
+        return {"kid_1000": dcgan.kid(diffusion.features("cifar", samples(average.module, 1000)), reference)}
 
     common.train(run, step, evaluate=evaluate, every=500)
     measure_norms(average.module)
