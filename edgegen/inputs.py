@@ -75,12 +75,20 @@ def prepare(request: Request, model: Model) -> RunData:
 
 
 def _unjudged(request: Request, model: Model) -> RunData:
-    """The data of --latency-only: calibration on the images that are given; random values without any, or if asked."""
+    """The data of --latency-only: calibration on the images that are given, or on latents; else random values."""
     if request.eval_data is not None:
         raise DataError(f"--eval-data {request.eval_data}: --latency-only judges no quality; leave out one of the two")
-    images = request.calibration != "random" and (request.data is not None or request.calibration)
-    if model.task == "unconditional" or not images:
-        return RunData(None, None, None, None, {"calibration": "random values (--latency-only)"})
+    random = RunData(None, None, None, None, {"calibration": "random values (--latency-only)"})
+    if request.calibration == "random":
+        return random
+    if model.task == "unconditional":
+        if samplers.of(model.options) is not None:  # its steps are walked from one latent alone: large ones take long
+            return random
+        latents = data.Dataset(None, model, seed=request.seed, length=request.calibration_images)
+        names = {"calibration": request.calibration or "latents N(0, 1)"}
+        return RunData(None, None, None, _calibration(request, model, latents, ()), names)
+    if request.data is None and not request.calibration:
+        return random
     source = data.open_source(request.data) if request.data is not None else None
     train = data.Dataset(source, model, seed=request.seed) if source is not None else None
     calibration = _calibration(request, model, train, ())

@@ -59,3 +59,15 @@ def test_without_judgement_calibration_is_on_what_is_given_and_random_where_that
         for more in ({}, {"calibration": "random"}, {"data": given}, {"calibration": str(given)})
     ]
     assert [found and len(found) for found in asked] == [None, None, 4, 4]
+
+
+def test_without_judgement_a_generator_calibrates_on_latents(generator: Model) -> None:
+    alone = Request(model="g", latency_only=True, calibration_images=5)
+    found = inputs.prepare(alone, generator)
+    drawn = np.stack([found.calibration[i].input for i in range(len(found.calibration))])
+    assert drawn.shape == (5, 4) and len(np.unique(drawn)) == 20
+    assert found.sources["calibration"] == "latents N(0, 1)"
+    assert inputs.prepare(dataclasses.replace(alone, calibration="random"), generator).calibration is None
+    steps = dataclasses.replace(generator, options={"prediction": "v", "schedule": "cosine", "train_steps": 10,
+                                                    "sampler": {"name": "ddim", "steps": 2}})  # fmt: skip
+    assert inputs.prepare(alone, steps).calibration is None
