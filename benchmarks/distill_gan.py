@@ -1,13 +1,15 @@
-"""A pruned DCGAN: distilled against its teacher, with and without a discriminator, and trained from scratch.
+"""A pruned generator: distilled against its teacher, with and without a discriminator, and trained from scratch.
 
-    python benchmarks/distill_gan.py [--steps 3000] [--ratio 0.5] [--seeds 3] [--samples 5000] [--only NAME ...]
+    python benchmarks/distill_gan.py [--model sagan_cifar] [--steps 1000] [--ratio 0.3] [--seeds 3] [--samples 5000]
+        [--adversarial 1] [--after 0.1] [--only NAME ...]
 
-KID to the MNIST test images in the shipped mnist encoder (../shared/assets), with its 95% interval, of:
-teacher (the built-in dcgan; the seed is that of its latents), pruned (no training), distill (L1 to the teacher),
-distill_gan (projected discriminator, the teacher's samples as real), distill_gan_real (MNIST training images as real),
-distill_gan_r3gan (the same with R3GAN), online (the teacher trained along) and scratch (the pruned architecture with
-fresh weights, real images, the same discriminator and steps, no teacher).
-Resumable; results/distill_gan.json and .md, written as each run ends; a run with other settings starts anew.
+KID to test images (benchmarks/prepare_data.py) in the model's own encoder, with its 95% interval, of:
+teacher (the seed is that of its latents), pruned (no training), distill (L1 to the teacher), distill_gan (projected
+discriminator, the teacher's samples as real), distill_gan_real (training images as real), distill_gan_r3gan (the same
+with R3GAN), online (the teacher trained along) and scratch (the pruned architecture with fresh weights, real images,
+the same discriminator and steps, no teacher). The discriminator looks at the features that KID is taken in, so colour
+images are also judged by a network of ImageNet (../shared/assets), enlarged.
+Resumable; results/distill-gan-MODEL.json and .md, written as each run ends; a run with other settings starts anew.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import datetime
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "train"))
 
 import common  # noqa: E402
-import encoder  # noqa: E402
+import goals  # noqa: E402
+import search_gan  # noqa: E402
 
-from edgegen import files, graph, loading  # noqa: E402
+from edgegen import data, files, graph, loading  # noqa: E402
 from edgegen.metrics.kid import kid  # noqa: E402
 from edgegen.nn.features import load_features  # noqa: E402
 from edgegen.passes.distill import distill  # noqa: E402
@@ -40,47 +42,29 @@ from edgegen.types import Job, Measurement, Model, PassResult, Target  # noqa: E
 
 RESULTS, WORK = ROOT / "benchmarks" / "results", ROOT / "out" / "distill_gan"
 TARGET = Target("benchmark", "", (), channel_multiple={"default": 8})
+DATA = {"dcgan": ("mnist/train.npz", "mnist/test.npz"), "sagan_cifar": ("cifar/train-all.npz", "cifar/test.npz")}
 AT_ONCE = 250
 
 
-@dataclass
-class Sample:
-    """One latent."""
-
-    input: np.ndarray
-    reference: None = None
-    label: None = None
-
-
-class Digits:
-    """Endless latents, and MNIST's training images (n, 1, 32, 32) in 0..1 as the real ones."""
-
-    def __len__(self) -> int:
-        return 60_000
-
-    def train_item(self, i: int, rng: np.random.Generator) -> Sample:
-        return Sample(rng.standard_normal(64, dtype=np.float32))
-
-    def real_images(self) -> Iterator[np.ndarray]:
-        images = encoder.padded("train")[0]
-        order = np.random.default_rng(13).permutation(len(images))  # the file is sorted by class
-        for start in range(0, len(images), 1000):
-            yield encoder.tensor(images[order[start : start + 1000]]).numpy()
-
-
 def made(model: Model, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Samples (n, 1, 32, 32) in 0..1 from latents of their own seed."""
+    """Samples (n, C, 32, 32) in 0..1 from latents of their own seed."""
+    wide = int(model.stage.inputs[0].shape[1])
     for start in range(0, count, AT_ONCE):
-        z = np.random.default_rng((11, seed, start)).standard_normal((min(AT_ONCE, count - start), 64), np.float32)
+        z = np.random.default_rng((11, seed, start)).standard_normal((min(AT_ONCE, count - start), wide), np.float32)
         yield ((graph.outputs(model.stage.module, (torch.from_numpy(z),))[0] + 1) / 2).numpy()
 
 
-def tested(count: int) -> Iterator[np.ndarray]:
-    """MNIST test images, drawn evenly."""
-    images = encoder.padded("test")[0]
-    chosen = np.random.default_rng(13).permutation(len(images))[:count]
+def images(model: Model, part: int) -> data.Dataset:
+    """Latents, and the training (0) or test images (1) as the real ones."""
+    return data.Dataset(data.open_source(goals.DATA / DATA[model.name][part]), model, seed=0)
+
+
+def tested(model: Model, count: int) -> Iterator[np.ndarray]:
+    """Test images (n, C, 32, 32) in 0..1, drawn evenly: the files are sorted by class."""
+    found = np.concatenate(list(images(model, 1).real_images()))
+    chosen = np.random.default_rng(13).permutation(len(found))[:count]
     for start in range(0, len(chosen), AT_ONCE):
-        yield encoder.tensor(images[chosen[start : start + AT_ONCE]]).numpy()
+        yield found[chosen[start : start + AT_ONCE]]
 
 
 def fresh(model: Model, seed: int) -> Model:
@@ -100,7 +84,8 @@ def candidates(options: argparse.Namespace, teacher: Model) -> dict[str, Callabl
         return prune_channels(teacher, job, ratio=options.ratio, round_to=8).model
 
     def game(job: Job, **more: Any) -> PassResult:
-        return distill_gan(student(job), job, steps=options.steps, batch=options.batch, **more)
+        return distill_gan(student(job), job, steps=options.steps, batch=options.batch,
+                           adversarial=options.adversarial, adversarial_after=options.after, **more)  # fmt: skip
 
     def scratch(job: Job) -> PassResult:
         lone = {"output": 0.0, "features": 0.0, "adversarial": 1.0, "adversarial_after": 0.0, "real": "data"}
@@ -121,53 +106,66 @@ def candidates(options: argparse.Namespace, teacher: Model) -> dict[str, Callabl
 def run(make: Callable[[Job], PassResult], job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Make one candidate and judge it."""
     result = make(job)
-    cost = graph.cost(result.model.stage.module, graph.example_inputs(result.model.stage))
-    found: Measurement = kid(tested(options.samples), made(result.model, options.samples, job.seed),
-                             features=load_features("mnist"), seed=0)  # fmt: skip
+    module, own = result.model.stage.module, str(result.model.options["features"])
+    cost = graph.cost(module, graph.example_inputs(result.model.stage))
+    found: Measurement = kid(tested(result.model, options.samples), made(result.model, options.samples, job.seed),
+                             features=load_features(own), seed=0)  # fmt: skip
+    other = own == "cifar" and search_gan.other_kid(
+        lambda z: graph.outputs(module, (torch.from_numpy(z),))[0].numpy(), options.samples)  # fmt: skip
     return {
         "kid": found.value, "interval": found.interval, "conditions": dict(found.conditions), "macs": cost.macs,
         "params": cost.params, "steps": result.notes.get("steps", 0), "seconds": result.notes.get("seconds", 0.0),
-        "stopped": result.notes.get("stopped", ""),
+        "stopped": result.notes.get("stopped", ""), **({"other": other} if other else {}),
     }  # fmt: skip
 
 
 def table(runs: dict[str, Any], settings: dict[str, Any]) -> str:
     """The report: each run, and the mean over the seeds."""
-    lines = ["# A pruned DCGAN, distilled and from scratch", "", "`python benchmarks/distill_gan.py`, "
-             + ", ".join(f"{name} {value}" for name, value in settings.items()) + ". KID x 1000, lower is better; the "
-             "interval is 95% over the images of one run.", "",
-             "| network | MACs | parameters | KID x 1000 of each seed | mean |", "|---|---|---|---|---|"]  # fmt: skip
+    judges = {"kid": "KID x 1000 of each seed"}
+    if any("other" in row for row in runs.values()):
+        judges["other"] = f"by {search_gan.OTHER.partition(':')[0]}"
+    lines = ["# A pruned generator, distilled and from scratch", "", "`python benchmarks/distill_gan.py`, "
+             + ", ".join(f"{name} {value}" for name, value in settings.items()) + ". Lower is better; the interval is "
+             "95% over the images of one run.", "",
+             f"| network | MACs | parameters | {' | mean | '.join(judges.values())} | mean |",
+             "|---|---|---|" + "---|---|" * len(judges)]  # fmt: skip
     for name in dict.fromkeys(key.split(":")[0] for key in runs):
         rows = [row for key, row in sorted(runs.items()) if key.split(":")[0] == name]
-        each = [f"{1000 * row['kid']:.2f} ({1000 * row['interval'][0]:.2f} to {1000 * row['interval'][1]:.2f})"
-                + (f" {row['stopped']}" if row["stopped"] else "") for row in rows]  # fmt: skip
-        mean = 1000 * float(np.mean([row["kid"] for row in rows]))
-        lines.append(f"| {name} | {rows[0]['macs']:,} | {rows[0]['params']:,} | {'; '.join(each)} | {mean:.2f} |")
+        cells = []
+        for judge in judges:
+            found = [row["other"] if judge == "other" else row for row in rows]
+            cells.append("; ".join(search_gan.shown(one) + (f" {row['stopped']}" if row["stopped"] else "")
+                                   for one, row in zip(found, rows, strict=True)))  # fmt: skip
+            cells.append(f"{1000 * float(np.mean([one['kid'] for one in found])):.2f}")
+        lines.append(f"| {name} | {rows[0]['macs']:,} | {rows[0]['params']:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("steps", 3000), ("batch", 64), ("seeds", 3), ("samples", 5000), ("threads", 2)):
+    parser.add_argument("--model", default="sagan_cifar", choices=list(DATA))
+    for name, default in (("steps", 1000), ("batch", 64), ("seeds", 3), ("samples", 5000), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--ratio", type=float, default=0.5)
+    for name, rate in (("ratio", 0.3), ("adversarial", 1.0), ("after", 0.1)):
+        parser.add_argument(f"--{name}", type=float, default=rate)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    settings = {name: getattr(options, name) for name in ("steps", "batch", "ratio", "samples")}
-    file = options.results / "distill_gan.json"
+    settings = {name: getattr(options, name) for name in ("model", "steps", "batch", "ratio", "adversarial", "after",
+                                                          "samples")}  # fmt: skip
+    file = options.results / f"distill-gan-{options.model}.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     runs: dict[str, Any] = kept.get("runs", {}) if kept.get("settings") == settings else {}
-    teacher = loading.load_model("dcgan")
+    teacher = loading.load_model(options.model)
     everything = candidates(options, teacher)
     for name, make in everything.items():
         for seed in range(options.seeds):
             key = f"{name}:{seed}"
             if key in runs or (options.only and name not in options.only):
                 continue
-            job = Job(TARGET, data=Digits(), teacher=teacher, seed=seed, threads=options.threads, device=options.device,
-                      checkpoints=WORK / files.key(settings, key),
+            job = Job(TARGET, data=images(teacher, 0), teacher=teacher, seed=seed, threads=options.threads,
+                      device=options.device, checkpoints=WORK / files.key(settings, key),
                       progress=lambda text, fraction, key=key: print(f"\r{key}: {text}   ", end="", file=sys.stderr))
             runs[key] = run(make, job, options)
             print(f"\n{key}: KID x 1000 {1000 * runs[key]['kid']:.2f}", file=sys.stderr, flush=True)

@@ -98,7 +98,7 @@ class Dataset:
         return self._maker.sample(*self._items[i])
 
     def train_item(self, i: int, rng: np.random.Generator) -> Sample:
-        """Sample i with random crop and flip where the task allows them; otherwise `self[i]`."""
+        """Sample i with random crop and flip where the task allows them; a new latent; otherwise `self[i]`."""
         return self._maker.augmented(*self._items[i], rng)
 
     def key(self, i: int) -> str:

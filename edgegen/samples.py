@@ -77,7 +77,7 @@ class Maker:
         raise NotImplementedError
 
     def augmented(self, index: int, part: tuple[int, int] | None, rng: np.random.Generator) -> Sample:
-        """The sample of an item with random crop and flip; here: without."""
+        """The sample of an item as training sees it, changed by what `rng` draws; here: unchanged."""
         return self.sample(index, part)
 
     def key(self, index: int) -> str:
@@ -103,6 +103,12 @@ class LatentMaker(Maker):
     def sample(self, index: int, part: tuple[int, int] | None) -> Sample:
         shape = tuple(int(s) for s in self.shape)
         values = self.latents.latent(index, shape) if self.latents else latent(self.seed, index, shape)
+        return Sample(values, None, None, self.key(index))
+
+    def augmented(self, index: int, part: tuple[int, int] | None, rng: np.random.Generator) -> Sample:
+        if self.latents:
+            return self.sample(index, part)
+        values = rng.standard_normal([int(s) for s in self.shape], dtype=np.float32)  # there is no end of latents
         return Sample(values, None, None, self.key(index))
 
     def key(self, index: int) -> str:

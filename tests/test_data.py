@@ -119,6 +119,16 @@ def test_latents_are_a_pure_function_of_seed_and_index():
     assert data.overlap(a, b) == 50 and data.overlap(a, c) == 0
 
 
+def test_training_draws_latents_anew_but_keeps_to_a_set_of_them():
+    net = model("unconditional", (1, 16), (1, 1, 12, 12))
+    drawn = data.Dataset(None, net, length=3)
+    one, same, other = (drawn.train_item(2, np.random.default_rng(s)).input for s in (5, 5, 6))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other) and one.dtype == np.float32 and one.shape == (16,)
+    kept = data.Dataset(data.LatentSource("noise", [(0, 4)]), net)
+    np.testing.assert_array_equal(kept.train_item(1, np.random.default_rng(6)).input, kept[1].input)
+
+
 def test_real_images_are_fitted_to_the_output():
     net = model("unconditional", (1, 16), (1, 1, 12, 12), out_range=(-1.0, 1.0))
     dataset = data.Dataset(data.ArraySource("a", RNG.integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)), net, length=3)
