@@ -88,14 +88,14 @@ def promise(graph: Graph, found: _coreml_read.Contents, plan: PrecisionPlan) -> 
     """Refuse what is not stored or computed as the plan says.
 
     Raises:
-        errors.RuntimeFailed: names the first layer that differs, or the share obtained.
+        errors.RuntimeFailed: names the first layer that differs, or the share obtained; Unsupported: no layer for INT8.
     """
     _coreml_read.check(found, plan, f"coreml {plan.label}")
     if plan.precision == "int8":
         able = [layer for layer in found.layers if layer.kind in _coreml_weights.INTEGER_LAYERS and layer.elements]
         wanted = [layer for layer in able if not _coreml_read.is_kept(layer.name, plan)]
         if not wanted:
-            raise errors.RuntimeFailed(
+            raise errors.Unsupported(
                 f"coreml {plan.label}: {graph.stage} has no layer to compute in int8: Core ML quantizes activations "
                 "of convolutions and linear layers only; build fp16 with int8 weights"
             )

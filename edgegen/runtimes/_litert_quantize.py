@@ -55,13 +55,13 @@ def static(source: Converted, graph: Graph, calibration: Path, threads: int) -> 
 
     Raises:
         errors.DataError: unusable calibration data.
-        errors.RuntimeFailed: the plan leaves nothing to quantize.
+        errors.Unsupported: the plan leaves nothing to quantize.
     """
     kinds = weighted(graph)
     kept = {name for name, kind in kinds.items() if name in graph.plan.float_layers or kind in graph.plan.float_types}
     chosen = _litert_file.quantizable(source.content, source.layers, kept)
     if not chosen:
-        raise errors.RuntimeFailed(f"litert: cannot build {graph.plan.label}: the plan leaves no layer to quantize")
+        raise errors.Unsupported(f"litert: cannot build {graph.plan.label}: the plan leaves no layer to quantize")
     ranges = _ranges(source, graph, calibration, threads)
     with _litert_run.quiet():
         from ai_edge_quantizer import qtyping, quantizer
