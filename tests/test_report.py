@@ -437,6 +437,18 @@ def test_a_step_that_starts_again_is_told_again() -> None:
     assert lines == ["time: done in 5.0 s", "time: 3 builds", "time: done in 5.0 s"]
 
 
+def test_a_step_that_speaks_seldom_is_heard_among_others() -> None:
+    clock, console = Clock(), Console(file=io.StringIO())
+    with progress(console=console, clock=clock) as tell:
+        for second in range(1, 25):
+            tell("distill", "", second / 25)
+            clock.now += 1
+            if second in (1, 14, 17):
+                tell("search", f"candidate {second}", 0.5)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line for line in lines if "candidate" in line] == ["search: 50%, candidate 14"]
+
+
 def test_quiet_progress_says_nothing() -> None:
     assert tell_a_run(Console(file=io.StringIO()), quiet=True) == ""
     assert tell_a_run(Console(file=io.StringIO(), force_terminal=True), quiet=True) == ""

@@ -32,6 +32,7 @@ class _Step:
     fraction: float = 0.0
     bar: TaskID | None = None
     said: bool = field(default=False)
+    spoke: float = 0.0  # when its last line was written, else when it began
 
     def seconds(self) -> float:
         return self.spent + (self.clock() - self.since if self.since is not None else 0.0)
@@ -40,8 +41,9 @@ class _Step:
         self.spent, self.since = self.seconds(), None
 
     def left(self) -> float | None:
-        """Seconds to go at the pace so far; None before the step knows its share."""
-        return self.seconds() * (1 - self.fraction) / self.fraction if 0 < self.fraction < 1 else None
+        """Seconds to go at the pace so far; None before the step knows its share, or where others do its work."""
+        spent = self.seconds()
+        return spent * (1 - self.fraction) / self.fraction if 0 < self.fraction < 1 and spent else None
 
 
 class _Times(ProgressColumn):
@@ -60,8 +62,8 @@ def progress(
     """Yield tell(step, text, fraction 0..1), which shows the step's progress on standard error.
 
     A step that only ever tells 0 has a moving bar without an end, and is full when another step speaks. A step that
-    told 1 starts anew when it speaks again. Without a terminal: a line at most every LINE_EVERY_S seconds, and one at
-    the end of each step that took more than WORTH_A_LINE_S. With `quiet`: nothing.
+    told 1 starts anew when it speaks again. Without a terminal: a line of each step at most every LINE_EVERY_S seconds,
+    and one at the end of each that took more than WORTH_A_LINE_S. With `quiet`: nothing.
     """
     console = console or Console(stderr=True)
     if quiet:
@@ -87,12 +89,12 @@ class _Teller:
         self._current = ""
 
     def __call__(self, name: str, note: str, fraction: float) -> None:
-        step = self._steps.setdefault(name, _Step(self._clock))
+        step = self._steps.setdefault(name, _Step(self._clock, spoke=self._clock()))
         if name != self._current and self._current:
             self._leave(self._current)
         self._current = name
         if step.fraction >= 1.0:
-            step.spent, step.since, step.said = 0.0, None, False
+            step.spent, step.since, step.said, step.spoke = 0.0, None, False, self._clock()
         if step.since is None:
             step.since = self._clock()
         step.fraction = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
@@ -125,22 +127,21 @@ class _Drawn:
 
 class _Lines:
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
-        self._console, self._clock, self._last = console, clock, clock()
+        self._console, self._last = console, clock()
 
     def show(self, name: str, step: _Step, note: str) -> None:
-        now = self._clock()
         if step.fraction >= 1.0:
             if not step.said and step.seconds() >= WORTH_A_LINE_S:
-                self._say(now, f"{name}: done in {text.seconds(step.seconds())}")
+                self._say(step, f"{name}: done in {text.seconds(step.seconds())}")
                 step.said = True
-        elif now - self._last >= LINE_EVERY_S:
+        elif step.clock() - min(self._last, step.spoke) >= LINE_EVERY_S:  # nothing said for so long, or not by it
             share = [f"{step.fraction * 100:.0f}%"] if step.fraction else []
             left = step.left()
             share += [f"about {text.seconds(left)} left"] if left is not None else []
-            self._say(now, f"{name}: {', '.join([*share, note] if note else share)}")
+            self._say(step, f"{name}: {', '.join([*share, note] if note else share)}")
 
-    def _say(self, now: float, line: str) -> None:
-        self._last = now
+    def _say(self, step: _Step, line: str) -> None:
+        self._last = step.spoke = step.clock()
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def left(self, step: _Step) -> None:

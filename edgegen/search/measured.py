@@ -7,6 +7,7 @@ already, is stopped before the time is spent (successive halving: no training, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
 import warnings
@@ -157,7 +158,7 @@ def _steps(step: recipe.Step) -> float:
 def train_shared(bench: Bench, made: recipe.Recipe) -> None:
     """Train the supernet of a recipe, whose result all candidates take from the cache; nothing where it has none."""
     opened = dataclasses.replace(bench.run, recipe=made)
-    told = lambda text, share: bench.run.progress("supernet", text, share)  # noqa: E731
+    told = functools.partial(opened.progress, "supernet")
     for step in made.steps[:1]:
         if step.name == "train_supernet":
             steps.run_step(step, opened.model, opened.model, run_jobs.job_of(opened, told), run.data_key(opened))
@@ -188,7 +189,8 @@ def _best(bench: Bench, made: recipe.Recipe, share: float, only: str = "") -> Ca
     for step in (one for one in short.steps if one.name not in recipe.PRECISION_PASSES):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingChanged)  # then it comes to the same as one without the pass
-            current = steps.run_step(step, current, opened.model, run_jobs.job_of(opened), run.data_key(opened)).model
+            job = run_jobs.job_of(opened, functools.partial(opened.progress, step.name))
+            current = steps.run_step(step, current, opened.model, job, run.data_key(opened)).model
     title = "original" if current is opened.model else f"candidate {run.model_key(current)[:12]}"
     exported = run_graphs.export(opened, current, title)
     if not any(step.name == "quantize" for step in short.steps):

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from edgegen import files, judgement, run, serial
 from edgegen.errors import BudgetError, UsageError
+from edgegen.report import text
 from edgegen.request import Request, check_out
 from edgegen.search import database, measured, spaces, store, strategies, supernet, working, writing
 from edgegen.search.measured import Bench
@@ -152,7 +154,7 @@ def _ends(opened: Opened) -> None:
 
 
 def _work(opened: Opened, progress: judgement.Progress) -> int:
-    kept = opened.store
+    kept, began, before = opened.store, time.monotonic(), opened.store.count()
 
     def done() -> list[Figures]:
         return [row.figures for row in kept.rows() if row.figures is not None]
@@ -160,7 +162,9 @@ def _work(opened: Opened, progress: judgement.Progress) -> int:
     def told(row: store.Row) -> None:
         figures = row.figures or Figures()
         said = figures.failure or figures.stopped or f"{figures.latency_ms:.3g} ms, drop {figures.drop}"
-        progress("search", f"candidate {row.slot}: {said}", min(1.0, kept.count() / opened.trials))
+        count = kept.count()  # of all workers
+        left = (time.monotonic() - began) / max(1, count - before) * max(0, opened.trials - count)
+        progress("search", f"candidate {row.slot}: {said}; {text.seconds(left)} left", min(1.0, count / opened.trials))
 
     objective = measured.objective(opened.bench, opened.space, opened.budget, done)
     return working.work(
