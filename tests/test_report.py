@@ -445,6 +445,7 @@ def test_a_step_that_speaks_seldom_is_heard_among_others() -> None:
             clock.now += 1
             if second in (1, 14, 17):
                 tell("search", f"candidate {second}", 0.5)
+                clock.now += 0.01  # until another step speaks
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert [line for line in lines if "candidate" in line] == ["search: 50%, candidate 14"]
 

@@ -18,6 +18,7 @@ from edgegen.report import text
 
 LINE_EVERY_S = 10.0
 WORTH_A_LINE_S = 1.0
+OTHERS_WORK = 0.1  # a step that speaks for less of the time since it began leaves its work to other steps
 
 Tell = Callable[[str, str, float], None]
 
@@ -32,6 +33,7 @@ class _Step:
     fraction: float = 0.0
     bar: TaskID | None = None
     said: bool = field(default=False)
+    began: float = 0.0
     spoke: float = 0.0  # when its last line was written, else when it began
 
     def seconds(self) -> float:
@@ -43,7 +45,8 @@ class _Step:
     def left(self) -> float | None:
         """Seconds to go at the pace so far; None before the step knows its share, or where others do its work."""
         spent = self.seconds()
-        return spent * (1 - self.fraction) / self.fraction if 0 < self.fraction < 1 and spent else None
+        known = 0 < self.fraction < 1 and spent >= OTHERS_WORK * (self.clock() - self.began)
+        return spent * (1 - self.fraction) / self.fraction if known else None
 
 
 class _Times(ProgressColumn):
@@ -89,14 +92,15 @@ class _Teller:
         self._current = ""
 
     def __call__(self, name: str, note: str, fraction: float) -> None:
-        step = self._steps.setdefault(name, _Step(self._clock, spoke=self._clock()))
+        now = self._clock()
+        step = self._steps.setdefault(name, _Step(self._clock, began=now, spoke=now))
         if name != self._current and self._current:
             self._leave(self._current)
         self._current = name
         if step.fraction >= 1.0:
-            step.spent, step.since, step.said, step.spoke = 0.0, None, False, self._clock()
+            step.spent, step.since, step.said, step.began, step.spoke = 0.0, None, False, now, now
         if step.since is None:
-            step.since = self._clock()
+            step.since = now
         step.fraction = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
         if step.fraction >= 1.0:
             step.pause()
