@@ -3,19 +3,18 @@
     python benchmarks/distill_gan.py [--model sagan_cifar] [--steps 1000] [--ratio 0.3] [--seeds 3] [--samples 5000]
         [--adversarial 1] [--after 0.1] [--only NAME ...]
 
-KID to test images (benchmarks/prepare_data.py) in the model's own encoder, with its 95% interval, of:
+KID to test images (of ../shared/assets) in the model's own encoder, with its 95% interval, of:
 teacher (the seed is that of its latents), pruned (no training), distill (L1 to the teacher), distill_gan (projected
 discriminator, the teacher's samples as real), distill_gan_real (training images as real), distill_gan_r3gan (the same
 with R3GAN), online (the teacher trained along) and scratch (the pruned architecture with fresh weights, real images,
 the same discriminator and steps, no teacher). The discriminator looks at the features that KID is taken in, so colour
-images are also judged by a network of ImageNet (../shared/assets), enlarged.
+images are also judged by a network of ImageNet, enlarged.
 Resumable; results/distill-gan-MODEL.json and .md, written as each run ends; a run with other settings starts anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -28,8 +27,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "train"))
 
-import common  # noqa: E402
-import goals  # noqa: E402
+import conditions  # noqa: E402
+import diffusion  # noqa: E402 - the training script's
 import search_gan  # noqa: E402
 
 from edgegen import data, files, graph, loading  # noqa: E402
@@ -42,7 +41,7 @@ from edgegen.types import Job, Measurement, Model, PassResult, Target  # noqa: E
 
 RESULTS, WORK = ROOT / "benchmarks" / "results", ROOT / "out" / "distill_gan"
 TARGET = Target("benchmark", "", (), channel_multiple={"default": 8})
-DATA = {"dcgan": ("mnist/train.npz", "mnist/test.npz"), "sagan_cifar": ("cifar/train-all.npz", "cifar/test.npz")}
+DATA = {"dcgan": "mnist", "sagan_cifar": "cifar"}  # as the model was trained on them: digits are padded, not enlarged
 AT_ONCE = 250
 
 
@@ -54,17 +53,17 @@ def made(model: Model, count: int, seed: int) -> Iterator[np.ndarray]:
         yield ((graph.outputs(model.stage.module, (torch.from_numpy(z),))[0] + 1) / 2).numpy()
 
 
-def images(model: Model, part: int) -> data.Dataset:
-    """Latents, and the training (0) or test images (1) as the real ones."""
-    return data.Dataset(data.open_source(goals.DATA / DATA[model.name][part]), model, seed=0)
+def learned(model: Model) -> data.Dataset:
+    """Latents, and the training images as the real ones."""
+    found = diffusion.images(DATA[model.name], "train")[0].transpose(0, 2, 3, 1)
+    return data.Dataset(data.ArraySource(DATA[model.name], found), model, seed=0)
 
 
-def tested(model: Model, count: int) -> Iterator[np.ndarray]:
-    """Test images (n, C, 32, 32) in 0..1, drawn evenly: the files are sorted by class."""
-    found = np.concatenate(list(images(model, 1).real_images()))
-    chosen = np.random.default_rng(13).permutation(len(found))[:count]
-    for start in range(0, len(chosen), AT_ONCE):
-        yield found[chosen[start : start + AT_ONCE]]
+def tested(model: Model, count: int) -> list[np.ndarray]:
+    """Test images, batches (n, C, 32, 32) in 0..1, drawn evenly: the files are sorted by class."""
+    found = diffusion.images(DATA[model.name], "test")[0]
+    drawn = found[np.random.default_rng(13).permutation(len(found))[:count]].astype(np.float32) / 255
+    return [drawn[start : start + AT_ONCE] for start in range(0, len(drawn), AT_ONCE)]
 
 
 def fresh(model: Model, seed: int) -> Model:
@@ -106,17 +105,16 @@ def candidates(options: argparse.Namespace, teacher: Model) -> dict[str, Callabl
 def run(make: Callable[[Job], PassResult], job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Make one candidate and judge it."""
     result = make(job)
-    module, own = result.model.stage.module, str(result.model.options["features"])
-    cost = graph.cost(module, graph.example_inputs(result.model.stage))
-    found: Measurement = kid(tested(result.model, options.samples), made(result.model, options.samples, job.seed),
-                             features=load_features(own), seed=0)  # fmt: skip
-    other = own == "cifar" and search_gan.other_kid(
-        lambda z: graph.outputs(module, (torch.from_numpy(z),))[0].numpy(), options.samples)  # fmt: skip
-    return {
+    stage, features = result.model.stage, str(result.model.options["features"])
+    cost = graph.cost(stage.module, graph.example_inputs(stage))
+    real, drawn = tested(result.model, options.samples), list(made(result.model, options.samples, job.seed))
+    found: Measurement = kid(iter(real), iter(drawn), features=load_features(features), seed=0)
+    row = {
         "kid": found.value, "interval": found.interval, "conditions": dict(found.conditions), "macs": cost.macs,
         "params": cost.params, "steps": result.notes.get("steps", 0), "seconds": result.notes.get("seconds", 0.0),
-        "stopped": result.notes.get("stopped", ""), **({"other": other} if other else {}),
+        "stopped": result.notes.get("stopped", ""),
     }  # fmt: skip
+    return {**row, "other": search_gan.other_kid(real, drawn)} if features == "cifar" else row
 
 
 def table(runs: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -164,14 +162,13 @@ def main() -> None:
             key = f"{name}:{seed}"
             if key in runs or (options.only and name not in options.only):
                 continue
-            job = Job(TARGET, data=images(teacher, 0), teacher=teacher, seed=seed, threads=options.threads,
+            job = Job(TARGET, data=learned(teacher), teacher=teacher, seed=seed, threads=options.threads,
                       device=options.device, checkpoints=WORK / files.key(settings, key),
                       progress=lambda text, fraction, key=key: print(f"\r{key}: {text}   ", end="", file=sys.stderr))
             runs[key] = run(make, job, options)
             print(f"\n{key}: KID x 1000 {1000 * runs[key]['kid']:.2f}", file=sys.stderr, flush=True)
             ordered = {k: runs[k] for n in everything for k in sorted(runs) if k.split(":")[0] == n}
-            files.write_json(file, {"settings": settings, "runs": runs, "date": datetime.date.today().isoformat(),
-                                    "machine": common.machine()})
+            files.write_json(file, {**conditions.conditions(), "settings": settings, "runs": runs})
             files.write_text(file.with_suffix(".md"), table(ordered, settings))
 
 

@@ -16,15 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import conditions
 import goals
 import numpy as np
+import search_live
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "search-gan.json"
@@ -37,12 +36,9 @@ AT_ONCE = 250
 def searched(options: argparse.Namespace) -> Path:
     """The folder of the front, after the search as a command."""
     out = WORK / f"{options.sampler}-{options.seed}"
-    command = ["search", "--model", "sagan_cifar", "--data", str(DATA / "train-all.npz"), "--eval-data",
-               str(DATA / "test.npz"), "--space", "dcgan", "--trials", str(options.trials), "--sampler",
-               options.sampler, "--seed", str(options.seed), "--samples", str(options.samples), "--max-quality-drop",
-               f"{options.max_drop:g}", "--out", str(out)]  # fmt: skip
-    print("edgegen", " ".join(command), flush=True)
-    subprocess.run([sys.executable, "-m", "edgegen.cli", *command], cwd=ROOT, check=True)
+    case = search_live.Case("sagan_cifar", DATA / "train-all.npz", DATA / "test.npz", options.max_drop,
+                            samples=options.samples)  # fmt: skip
+    search_live.search(case, "dcgan", options.trials, options.sampler, options.seed, out)
     return out / "front"
 
 
@@ -63,26 +59,27 @@ def enlarged(images: np.ndarray) -> np.ndarray:
     return torch.nn.functional.interpolate(torch.from_numpy(images), scale_factor=4, mode="bilinear").numpy()
 
 
-def other_kid(run: Any, count: int) -> dict[str, Any]:
-    """KID to test images in the other network's features. run: latents (N, 138) to images (N, 3, 32, 32) in -1..1."""
+def other_kid(real: Iterable[np.ndarray], made: Iterable[np.ndarray]) -> dict[str, Any]:
+    """KID in the other network's features; batches (n, 3, 32, 32) in 0..1."""
     from edgegen.metrics.kid import kid
     from edgegen.nn.features import load_features
 
-    with np.load(DATA / "test.npz") as archive:
-        real = archive["x"][np.random.default_rng(13).permutation(len(archive["x"]))[:count]]
-
-    def photos() -> Iterator[np.ndarray]:
-        for start in range(0, count, AT_ONCE):
-            part = real[start : start + AT_ONCE].transpose(0, 3, 1, 2).astype(np.float32) / 255
-            yield enlarged(part)
-
-    def made() -> Iterator[np.ndarray]:
-        for start in range(0, count, AT_ONCE):
-            z = np.random.default_rng((17, start)).standard_normal((min(AT_ONCE, count - start), 138), np.float32)
-            yield enlarged((run(z) + 1) / 2)
-
-    found = kid(photos(), made(), features=load_features(OTHER))
+    found = kid(map(enlarged, real), map(enlarged, made), features=load_features(OTHER))
     return {"kid": found.value, "interval": found.interval, "n": found.conditions["n"]}
+
+
+def other_of(run: Any, count: int) -> dict[str, Any]:
+    """The same of what `run` draws, latents (n, 138) to images in -1..1, to test images."""
+    with np.load(DATA / "test.npz") as archive:
+        photos = archive["x"][np.random.default_rng(13).permutation(len(archive["x"]))[:count]]
+    starts = range(0, count, AT_ONCE)
+
+    def drawn(start: int) -> np.ndarray:
+        z = np.random.default_rng((17, start)).standard_normal((min(AT_ONCE, count - start), 138), np.float32)
+        return (run(z) + 1) / 2
+
+    real = (photos[start : start + AT_ONCE].transpose(0, 3, 1, 2).astype(np.float32) / 255 for start in starts)
+    return other_kid(real, map(drawn, starts))
 
 
 def other_of_original(count: int) -> dict[str, Any]:
@@ -92,7 +89,7 @@ def other_of_original(count: int) -> dict[str, Any]:
     from edgegen import graph, loading
 
     module = loading.load_model("sagan_cifar").stage.module
-    return other_kid(lambda z: graph.outputs(module, (torch.from_numpy(z),))[0].numpy(), count)
+    return other_of(lambda z: graph.outputs(module, (torch.from_numpy(z),))[0].numpy(), count)
 
 
 def other_of_bundle(folder: Path, count: int) -> dict[str, Any]:
@@ -101,7 +98,7 @@ def other_of_bundle(folder: Path, count: int) -> dict[str, Any]:
 
     artifact = bundle.artifacts(bundle.read(folder))[0]
     with measuring.Worker(artifact) as worker:
-        return other_kid(lambda z: next(iter(worker.run_many({artifact.inputs[0].name: z}).values())), count)
+        return other_of(lambda z: next(iter(worker.run_many({artifact.inputs[0].name: z}).values())), count)
 
 
 def entry(front: Path, options: argparse.Namespace) -> dict[str, Any]:

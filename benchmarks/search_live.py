@@ -54,18 +54,22 @@ CASES = {
 }  # fmt: skip
 
 
-def searched(name: str, case: Case, sampler: str, trials: int, seed: int) -> list[Any]:
-    """The rows of one search, run as a command."""
-    from edgegen.search import store
-
-    out = WORK / f"{name}-{sampler}-{seed}"
+def search(case: Case, space: str, trials: int, sampler: str, seed: int, out: Path, *more: str) -> None:
+    """One search, run as a command; `more` options of it."""
     command = ["search", "--model", case.model, "--data", str(case.data), "--eval-data", str(case.eval_data), "--space",
-               f"benchmarks/spaces/{name}.toml", "--trials", str(trials), "--sampler", sampler, "--seed", str(seed),
-               "--samples", str(case.samples), "--max-quality-drop", f"{case.worst:g}", "--no-bundles",
-               "--out", str(out)]  # fmt: skip
+               space, "--trials", str(trials), "--sampler", sampler, "--seed", str(seed), "--samples",
+               str(case.samples), "--max-quality-drop", f"{case.worst:g}", "--out", str(out), *more]  # fmt: skip
     command += ["--weights", str(case.weights)] if case.weights else []
     print("edgegen", " ".join(command), flush=True)
     subprocess.run([sys.executable, "-m", "edgegen.cli", *command], cwd=ROOT, check=True)
+
+
+def searched(name: str, case: Case, sampler: str, trials: int, seed: int) -> list[Any]:
+    """The rows of one search."""
+    from edgegen.search import store
+
+    out = WORK / f"{name}-{sampler}-{seed}"
+    search(case, f"benchmarks/spaces/{name}.toml", trials, sampler, seed, out, "--no-bundles")
     url = str(out / "study.db")
     kept, _, _ = store.open_study(url, store.names(url)[0], None, None)
     rows = kept.rows()
