@@ -26,12 +26,14 @@ import numpy as np
 import precision as shared
 
 from edgegen import data, errors, files, loading, measuring, onnx_graph, registry, targets
+from edgegen.devices import local
 from edgegen.passes.correct_bias import correct_bias
 from edgegen.passes.equalize import equalize
 from edgegen.passes.quantize import quantize
 from edgegen.passes.quantize_aware import quantize_aware
 from edgegen.passes.round_adaptively import round_adaptively
 from edgegen.quality import Evaluation
+from edgegen.runtimes import _common
 from edgegen.types import Job, Model, PrecisionPlan, Target
 
 PLANS = {
@@ -124,6 +126,7 @@ def run(name: str, limit: int, steps: int, images: int, results: dict[str, Any],
     calibration = learned.select(images, seed=0)
     job = Job(target, data=learned.select(2000, seed=0), teacher=model, threads=1)
     here = [runtime for runtime in PLANS if registry.module("runtimes", runtime).missing() is None]
+    plans = {r: _common.exact_sums([PLANS[r]], target, local.cpu_flags())[0] for r in here}
     teacher = measured(model, "onnxruntime", PrecisionPlan(), target, calibration, held_out, figure, None)[1]
     for way, prepare in WAYS.items():
         missing = [r for r in here if files.key(name, way, r, limit, steps, images) not in results]
@@ -145,7 +148,7 @@ def run(name: str, limit: int, steps: int, images: int, results: dict[str, Any],
             else:
                 wanted = prepared.plan
                 plan = PrecisionPlan() if way == "float" else dataclasses.replace(
-                    PLANS[runtime], float_layers=wanted.float_layers, scales=wanted.scales)
+                    plans[runtime], float_layers=wanted.float_layers, scales=wanted.scales)
                 try:
                     found, outputs = measured(prepared, runtime, plan, target, calibration, held_out, figure, teacher)
                     power = max(1e-30, float(np.square(teacher).sum()))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import errors, onnx_graph, onnx_qdq
+from edgegen import errors, onnx_exact, onnx_graph, onnx_qdq
 from edgegen.types import Model, PrecisionPlan
 
 FEWEST = 32  # images; ranges of activations still grow below (curve)
@@ -205,11 +205,7 @@ def enough(points: Sequence[Point]) -> int | None:
 
 
 def _run(path: Path, name: str, feeds: Sequence[np.ndarray]) -> np.ndarray:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_exact.session(path)
     return np.concatenate([session.run(None, {name: feed})[0] for feed in feeds]).astype(np.float64)
 
 

@@ -51,8 +51,9 @@ def shaped(step: np.ndarray, axis: int, ndim: int) -> np.ndarray:
     return step.reshape(shape)
 
 
-def axes(model: onnx.ModelProto, nodes: Collection[str]) -> dict[str, int]:
-    """Weight -> axis of its output channels, for what the named nodes multiply with and is large enough to count."""
+def axes(model: onnx.ModelProto, nodes: Collection[str], share: float = SHARE) -> dict[str, int]:
+    """Weight -> axis of its output channels, for what the named nodes multiply with and has this share of all weights.
+    """
     consts = constants(model)
     found: dict[str, int] = {}
     refused: set[str] = set()
@@ -63,7 +64,7 @@ def axes(model: onnx.ModelProto, nodes: Collection[str]) -> dict[str, int]:
             if axis is None or found.setdefault(name, axis) != axis:
                 refused.add(name)  # also read elsewhere, where other values would come as a surprise
     sizes = {name: int(np.prod(consts[name].dims)) for name in found}
-    least = SHARE * sum(sizes.values())
+    least = share * sum(sizes.values())
     return {name: axis for name, axis in found.items() if name not in refused and sizes[name] >= least}
 
 

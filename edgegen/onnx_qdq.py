@@ -1,9 +1,10 @@
 """Static post-training quantization of an ONNX graph: streamed calibration, then QuantizeLinear/DequantizeLinear.
 
 Jacob et al., 2018, arXiv:1712.05877: q = clamp(round(x / scale) + zero_point). Weights are INT8 symmetric with a scale
-for each output channel; activations are UINT8 asymmetric (u8s8) or INT8 symmetric with zero point 0 (s8s8). The range
-of an activation is its minimum and maximum over the calibration set, reduced inside the graph, so that memory does
-not grow with the number of samples or the size of the activations.
+for each output channel; activations are UINT8 asymmetric (u8s8) or INT8 symmetric with zero point 0 (s8s8). With s7 in
+place of s8 weights keep to -64..64, for processors that add two products in 16 bits (`saturates` of the runtimes). The
+range of an activation is its minimum and maximum over the calibration set, reduced inside the graph, so that memory
+does not grow with the number of samples or the size of the activations.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgegen import errors, onnx_files, onnx_narrow, registry
 from edgegen.onnx_cost import constants
 from edgegen.types import Graph, PrecisionPlan, TensorSpec
 
-FORMATS = ("u8s8", "s8s8")
+FORMATS = ("u8s8", "s8s8", "u8s7", "s8s7")
 PLACEMENTS = ("onnxruntime", "tensorrt", "openvino")
 
 # ONNX Runtime has INT8 kernels for these and none for ConvTranspose, which would run between DQ and Q in float.
@@ -173,7 +174,7 @@ def insert_qdq(
     Args:
         graph: float32, simplified (see `onnx_graph.to_onnx`).
         calibration: folder with one `<input name>.npy` an input, first axis the samples.
-        plan: default `graph.plan`. Its format is "u8s8" or "s8s8" (symmetric, zero point 0).
+        plan: default `graph.plan`. Its format is one of FORMATS; s8.. is symmetric, zero point 0.
         placement: "onnxruntime" quantizes results too and biases to INT32 (its INT8 kernels ask for it); "tensorrt"
             quantizes inputs and weights only, biases stay float; "openvino" as "onnxruntime", with float biases.
         threads: for the calibration runs.
@@ -200,10 +201,11 @@ def insert_qdq(
     found = _found_ranges(model, graph, calibration, _activations(model, nodes), plan, threads)
     data = {n: TensorData(lowest=np.float32(a), highest=np.float32(b)) for n, (a, b) in found.items()}
     narrow = onnx_narrow.snap(model, nodes) if plan.weights == "int4" else {}
-    symmetric = plan.format == "s8s8"
+    symmetric = plan.format.startswith("s8")
     activation = QuantType.QInt8 if symmetric else QuantType.QUInt8
     quantizer = QDQQuantizer(
-        model, True, False, QuantType.QInt8, activation, TensorsData(CalibrationMethod.MinMax, data), nodes, [],
+        model, True, plan.format.endswith("s7"), QuantType.QInt8, activation,
+        TensorsData(CalibrationMethod.MinMax, data), nodes, [],
         sorted({node.op_type for node in model.graph.node if node.name in set(nodes)}),
         _options(placement, symmetric) | {"TensorQuantOverrides": onnx_narrow.overrides(narrow)},
     )  # fmt: skip

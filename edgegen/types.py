@@ -55,14 +55,14 @@ class Provenance:
 class PrecisionPlan:
     """What a build should make of a graph: what `quantize` and `cast` write and what `runtimes.*.build` obey.
 
-    precision: one of PRECISIONS. format: "" (the runtime's only one), "u8s8" or "s8s8" (ONNX Runtime Q/DQ).
-    rest: precision of what is not quantized in an int8 build. float_layers: graph node names (exact) left in
-    `rest`; float_types: ONNX operation types left in `rest`. ranges: how activation ranges are found where a runtime
-    offers a choice: "mean" (of each sample's extremes: robust, clips rare values such as white skies) or "minmax".
-    weights: how weights are stored where that is narrower than the arithmetic: "" (as `precision` says), "int8",
-    "int4" (each block of a row with a scale of its own; with INT8 arithmetic each output channel), "palette6" or
-    "palette4" (a table of 64 or 16 values a tensor). scales: ranges of activations that were learned: (graph node whose
-    output it is, or graph input; low; high); a build takes these and calibrates what is not among them.
+    precision: one of PRECISIONS. format: "" (the runtime's only one), "u8s8" or "s8s8" (ONNX Runtime Q/DQ), "u8s7" or
+    "s8s7" (weights of 7 bits). rest: precision of what is not quantized in an int8 build. float_layers: graph node
+    names (exact) left in `rest`; float_types: ONNX operation types left in `rest`. ranges: how activation ranges are
+    found where a runtime offers a choice: "mean" (of each sample's extremes: robust, clips rare values such as white
+    skies) or "minmax". weights: how weights are stored where that is narrower than the arithmetic: "" (as `precision`
+    says), "int8", "int4" (each block of a row with a scale of its own; with INT8 arithmetic each output channel),
+    "palette6" or "palette4" (a table of 64 or 16 values a tensor). scales: ranges of activations that were learned:
+    (graph node whose output it is, or graph input; low; high); a build takes these and calibrates those not among them.
     """
 
     precision: str = "fp32"

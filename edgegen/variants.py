@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def with_quantized(
     for of, result in results.items():
         wanted = result.model.plan
         for runtime, plan in _quantized_plans(run, result.notes):
-            if only not in ("", runtime) or (plan.format and plan.format not in result.notes["formats"]):
+            if only not in ("", runtime) or not _asked(plan, result.notes["formats"]):
                 continue
             if wanted.scales and plan.ranges == "minmax":
                 continue  # learned ranges: there is nothing to find, and so only one such build
@@ -184,6 +184,11 @@ def _quantized_plans(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, Prec
     if narrow := notes.get("weights_only"):
         found = [*found, *(pair for pair in _offered(run, "weights_only") if pair[1].weights in narrow)]
     return found
+
+
+def _asked(plan: PrecisionPlan, formats: Sequence[str]) -> bool:
+    """Whether the recipe's formats have that of the plan; weights of 7 bits (u8s7) are this processor's kind of 8."""
+    return not plan.format or any(plan.format[:-1] == name[:-1] for name in formats)
 
 
 def _offered(run: Run, what: str) -> list[tuple[str, PrecisionPlan]]:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from edgegen import graph, onnx_graph, registry
-from edgegen.passes import _scaling
+from edgegen.passes import _scaling, _simulate
 from edgegen.types import Job, Model, PrecisionPlan, Stage, Target, TensorSpec
 
-TARGET = Target("testbed", "", ("onnxruntime", "openvino"), precisions=("fp32", "bf16", "int8"), threads=1)
+TARGET = Target("testbed", "", ("onnxruntime", "openvino"), precisions=("fp32", "bf16", "int8"), threads=1,
+                is_host=True)  # fmt: skip
 RUNTIMES = ("onnxruntime", "openvino")
 
 
@@ -67,13 +68,20 @@ def out(model: Model, x: torch.Tensor) -> np.ndarray:
     return graph.outputs(model.stage.module, (x,))[0].numpy()
 
 
+def plan_of(runtime: str) -> PrecisionPlan:
+    """The INT8 plan whose sums this processor does not cut off."""
+    eight = _simulate.plan_of(TARGET)
+    if runtime == "onnxruntime":
+        return eight
+    return PrecisionPlan("int8", eight.format.replace("u8s8", ""), ranges="minmax")
+
+
 def built(model: Model, runtime: str, folder: Path, plan: PrecisionPlan | None = None) -> np.ndarray:
     """Outputs of an INT8 build on the data, calibrated on the same."""
     folder.mkdir()
     np.save(folder / "input.npy", DATA.images)
     made = onnx_graph.to_onnx(model.stage, folder / "float.onnx")
-    kinds = {"onnxruntime": PrecisionPlan("int8", "u8s8"), "openvino": PrecisionPlan("int8", ranges="minmax")}
-    plan = plan or dataclasses.replace(kinds[runtime], scales=model.plan.scales)
+    plan = plan or dataclasses.replace(plan_of(runtime), scales=model.plan.scales)
     module = registry.module("runtimes", runtime)
     artifact = module.build(
         dataclasses.replace(made, plan=plan), folder / "out", calibration=folder, target=TARGET

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgegen import errors, onnx_graph, onnx_narrow, onnx_qdq, registry, variants
+from edgegen.devices import local
 from edgegen.passes import _simulate
 from edgegen.passes.quantize_aware import quantize_aware
 from edgegen.passes.round_adaptively import round_adaptively
@@ -112,7 +113,7 @@ def test_the_file_halves_and_the_integer_kernels_compute_the_same(runtime: str, 
     """Beside an INT8 build of a network whose weights have the same 15 levels, which 8 bits hold almost exactly."""
     skip_without(runtime)
     graph, x, folder = network
-    plan = next(p for p in registry.module("runtimes", runtime).int8_from_int4(TARGET, frozenset()) if p.weights)
+    plan = next(p for p in registry.module("runtimes", runtime).int8_from_int4(TARGET, local.cpu_flags()) if p.weights)
     if ranges == "learned":
         plan = dataclasses.replace(plan, scales=_learned(graph, folder))
     module, four = _built(runtime, graph, plan, folder, "four")
@@ -163,12 +164,12 @@ def test_training_in_four_bits_hands_over_what_the_build_computes(runtime: str, 
     assert "INT4" in result.changed["0"]
     net, ranges = result.model.stage.module, {name: (low, high) for name, low, high in result.model.plan.scales}
     inputs = [(torch.from_numpy(image[None]),) for image in DATA.images]
-    four = dataclasses.replace(_simulate.PLAN, weights="int4")
+    four = _simulate.plan_of(TARGET, "int4")
     found = _simulate.placement(result.model, net, inputs, four)
     assert set(found.steps) == {"0", "3", "5"}
     with torch.no_grad():
         taught = np.concatenate([_simulate.run(net, x, found, ranges).numpy() for x in inputs])
-    plan = next(iter(registry.module("runtimes", runtime).int8_from_int4(TARGET, frozenset())))
+    plan = next(iter(registry.module("runtimes", runtime).int8_from_int4(TARGET, local.cpu_flags())))
     made = built(result.model, runtime, tmp_path / "build", dataclasses.replace(plan, scales=result.model.plan.scales))
     step = float(np.ptp(taught)) / 255  # ONNX Runtime rounds biases too, as coarsely as the weights' steps are wide
     assert np.mean(np.abs(made - taught) > 1.5 * step) < 5e-3 and np.abs(made - taught).mean() < 0.5 * step
@@ -184,7 +185,7 @@ def test_rounding_is_chosen_in_four_bits_too(runtime: str, tmp_path: Path):
     model = image_model(nn.Sequential(*layers))
     result = round_adaptively(model, job(), samples=16, steps=400, lr=3e-2, weights="int4")
     assert result.changed and all("INT4 grid" in told for told in result.changed.values())
-    plan = next(iter(registry.module("runtimes", runtime).int8_from_int4(TARGET, frozenset())))
+    plan = next(iter(registry.module("runtimes", runtime).int8_from_int4(TARGET, local.cpu_flags())))
     exact = np.concatenate([out(model, torch.from_numpy(image[None])) for image in DATA.images])
     before, after = (
         wrong(exact, built(each, runtime, tmp_path / name, plan))

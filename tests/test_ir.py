@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,3 +45,17 @@ def test_a_mean_keeps_its_name_and_shape() -> None:
     assert {op.get_friendly_name() for op in means} == before
     assert [list(op.output(0).shape) for op in means] == [[1, 1, 4]]
     assert list(kept.output(0).shape) == [1, 3]
+
+
+def test_a_transposed_convolution_that_makes_the_output_bears_its_name(tmp_path: Path) -> None:
+    """OpenVINO numbers it: a plan that leaves it in float would not find it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'edgegen[torch]'")
+    from edgegen import onnx_graph
+    from edgegen.types import Stage, TensorSpec
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.ReLU(), torch.nn.ConvTranspose2d(8, 3, 2)).eval()
+    specs = (TensorSpec("input", (1, 4, 8, 8)),), (TensorSpec("output", (1, 3, 7, 7)),)
+    graph = onnx_graph.to_onnx(Stage("main", net, *specs), tmp_path / "float.onnx")
+    kinds = {op.get_friendly_name(): op.get_type_name() for op in _ir.convert(graph.onnx).get_ops()}
+    assert kinds["0/Conv"] == "Convolution" and kinds["2/ConvTranspose"] == "ConvolutionBackpropData"
+    assert "2/ConvTranspose" in _ir.operations(_ir.convert(graph.onnx), ["2/ConvTranspose"])

@@ -95,13 +95,15 @@ def test_scales_are_those_of_the_format(
     )
     held = scales(quantized.onnx)
     samples = np.load(calibration / "input.npy")
-    step = samples.max() / 127 if form == "s8s8" else (samples.max() - 0) / 255
+    step = samples.max() / 127 if form.startswith("s8") else (samples.max() - 0) / 255
     assert held["input_scale"] == pytest.approx(step, rel=1e-5)
     points = [value for name, value in held.items() if name.endswith("_zero_point") and "bias" not in name]
-    if form == "s8s8":
+    if form.startswith("s8"):
         assert all(not value.any() and value.dtype == np.int8 for value in points)
     weight = scales(graph.onnx)["1.conv1.weight"]
-    per_channel = np.abs(weight).max(axis=(1, 2, 3)) / 127
+    levels = 127 if form.endswith("s8") else 64
+    per_channel = np.abs(weight).max(axis=(1, 2, 3)) / levels
+    assert np.abs(held["1.conv1.weight_quantized"].astype(int)).max() == levels
     assert held["1.conv1.weight_scale"] == pytest.approx(per_channel, rel=1e-5)
     restored = held["1.conv1.weight_quantized"] * held["1.conv1.weight_scale"][:, None, None, None]
     assert np.abs(restored - weight).max() <= per_channel.max() / 2 + 1e-7

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from conftest import make_tiny
-from int8_builds import DATA, RUNTIMES, TARGET, built, image_model, job, needy, out, skip_without, wrong
+from int8_builds import DATA, RUNTIMES, TARGET, built, image_model, job, needy, out, plan_of, skip_without, wrong
 from torch import nn
 
 from edgegen import graph, onnx_graph, onnx_qdq, registry, serial
@@ -173,11 +173,11 @@ def test_several_inputs_are_calibrated(tmp_path: Path):
     made = onnx_graph.to_onnx(stage, tmp_path / "float.onnx")
     found = {name: span for name, *span in onnx_qdq.activation_ranges(made, tmp_path, PrecisionPlan("int8", "u8s8"))}
     assert found["t"] == pytest.approx([0.0, 3.0]) and found["x"] == pytest.approx([x.min(), x.max()], rel=1e-5)
-    for runtime, plan in (("onnxruntime", PrecisionPlan("int8", "u8s8")), ("openvino", PrecisionPlan("int8"))):
+    for runtime in RUNTIMES:
         skip_without(runtime)
         module = registry.module("runtimes", runtime)
         artifact = module.build(
-            dataclasses.replace(made, plan=plan), tmp_path / runtime, calibration=tmp_path, target=TARGET
+            dataclasses.replace(made, plan=plan_of(runtime)), tmp_path / runtime, calibration=tmp_path, target=TARGET
         )
         feeds = {"x": x[:1].astype(np.float32), "t": t[:1].astype(np.float32)}
         exact = stage.module(*(torch.from_numpy(v) for v in feeds.values())).detach().numpy()
@@ -193,7 +193,7 @@ def test_the_simulated_build_is_the_build(tmp_path: Path):
     net = graph.clone(model.stage.module).eval()
     with torch.no_grad():
         _flow.fold(net, inputs[0])
-        found = _simulate.placement(model, net, inputs)
+        found = _simulate.placement(model, net, inputs, _simulate.plan_of(TARGET))
         simulated = np.concatenate([graph.flatten(_simulate.run(net, x, found))[0].numpy() for x in inputs])
     assert not found.missing and len(found.layers) == len(graph.layers(net))
     made = built(model.with_module(net), "onnxruntime", tmp_path / "build")
@@ -232,7 +232,7 @@ def test_training_hands_over_what_the_build_computes(tmp_path: Path):
     net = result.model.stage.module
     inputs = [(torch.from_numpy(image[None]),) for image in DATA.images]
     ranges = {name: (low, high) for name, low, high in result.model.plan.scales}
-    found = _simulate.placement(result.model, net, inputs)
+    found = _simulate.placement(result.model, net, inputs, _simulate.plan_of(TARGET))
     with torch.no_grad():
         taught = np.concatenate([_simulate.run(net, x, found, ranges).numpy() for x in inputs])
     step = float(np.ptp(taught)) / 255

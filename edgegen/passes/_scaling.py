@@ -9,7 +9,7 @@ from torch import nn
 
 from edgegen import onnx_narrow
 
-EIGHT_BITS = 127  # integers on each side of zero
+EIGHT_BITS, SEVEN_BITS = 127, 64  # integers on each side of zero
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -58,10 +58,11 @@ def _multiply(layer: Any, weight: torch.Tensor, axis: int, factor: torch.Tensor)
     layer.weight.data = (weight * factor.reshape(shape)).reshape(layer.weight.shape)
 
 
-def grid(layer: Any, bits: int = 8) -> torch.Tensor:
-    """Step of each output channel, shaped to go with the weight: largest magnitude / 127 (symmetric, as builds do)."""
+def grid(layer: Any, levels: int = EIGHT_BITS) -> torch.Tensor:
+    """Step of each output channel, shaped to go with the weight: largest magnitude / levels (symmetric, as builds do).
+    """
     weight, _, in_axis = _view(layer)
-    steps = weight.abs().amax((in_axis, 3), keepdim=True) / (2 ** (bits - 1) - 1)
+    steps = weight.abs().amax((in_axis, 3), keepdim=True) / levels
     steps = torch.where(steps > 0, steps, torch.ones_like(steps))
     return steps.expand_as(weight).reshape(layer.weight.shape).clone()
 
@@ -73,11 +74,11 @@ def by_output(layer: Any, values: torch.Tensor) -> torch.Tensor:
     return values.reshape(shape)
 
 
-def snapped(layer: Any, steps: torch.Tensor | None = None) -> torch.Tensor:
+def snapped(layer: Any, steps: torch.Tensor | None = None, levels: int = EIGHT_BITS) -> torch.Tensor:
     """The weight on the INT8 grid that a build makes of it: the largest of a channel is on it, so the grid stays.
 
     steps: of 15 levels, for a weight stored in 4 bits.
     """
-    most = EIGHT_BITS if steps is None else onnx_narrow.LEVELS
-    steps = grid(layer) if steps is None else steps
+    most = levels if steps is None else onnx_narrow.LEVELS
+    steps = grid(layer, levels) if steps is None else steps
     return (layer.weight.data / steps).round().clamp(-most, most) * steps

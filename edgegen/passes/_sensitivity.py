@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgegen import errors, graph, onnx_cost, onnx_graph, onnx_qdq
-from edgegen.types import Graph, Job, Model, PrecisionPlan
+from edgegen import errors, graph, onnx_cost, onnx_exact, onnx_graph, onnx_qdq
+from edgegen.passes import _simulate
+from edgegen.types import Graph, Job, Model
 
 MEASURES = ("output", "metric")
 _MOST_DB = 200.0  # nothing differs
@@ -63,7 +64,7 @@ class Simulator:
             np.save(folder / f"{spec.name}.npy", np.concatenate(values))
         made = onnx_graph.to_onnx(model.stage, folder / "float.onnx", opset=job.target.opset)
         self.graph: Graph = dataclasses.replace(made, preprocessing=model.preprocessing)
-        self.plan = dataclasses.replace(PrecisionPlan("int8", "u8s8"), scales=model.plan.scales)
+        self.plan = dataclasses.replace(_simulate.plan_of(job.target), scales=model.plan.scales)
         scales = onnx_qdq.activation_ranges(self.graph, folder, self.plan)
         self.plan = dataclasses.replace(self.plan, scales=scales)
         proto = onnx.load(self.graph.onnx)
@@ -80,15 +81,9 @@ class Simulator:
         return self._run(made.onnx)
 
     def _run(self, path: Path) -> np.ndarray:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
         # as runtimes.onnxruntime does: these two put float where integers were meant, and the reverse
         disabled = ["MatMulAddFusion", "WeightBiasQuantization"]
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-        )
+        session = onnx_exact.session(path, threads=1, disabled=disabled)
         names = [spec.name for spec in self.graph.inputs]
         found = [session.run(None, dict(zip(names, sample, strict=True)))[0] for sample in self.samples]
         return np.concatenate(found).astype(np.float64)

@@ -23,9 +23,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgegen import errors, onnx_cost, onnx_graph, onnx_narrow, onnx_qdq
+from edgegen import errors, onnx_cost, onnx_exact, onnx_graph, onnx_narrow, onnx_qdq
 from edgegen.passes import _flow, _plans, _scaling
-from edgegen.types import Graph, Model, PrecisionPlan
+from edgegen.types import Graph, Model, PrecisionPlan, Target
 
 PLAN = PrecisionPlan("int8", "u8s8")
 _CLOSE = 1e-3  # largest difference of a tensor in torch and in ONNX Runtime, as a fraction of its peak
@@ -37,7 +37,7 @@ class Placement:
 
     ranges: name -> (low, high) of its 256 steps. layers: paths of layers with INT8 weights. missing: tensors that the
     build rounds and torch has no call for. steps: path of a layer whose weight is stored in 4 bits -> step of its 15
-    levels, one an output channel, shaped to go with the weight.
+    levels, one an output channel, shaped to go with the weight. levels: the largest integer of the other weights.
     """
 
     points: dict[int, str]
@@ -45,17 +45,21 @@ class Placement:
     layers: tuple[str, ...]
     missing: tuple[str, ...]
     steps: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    levels: int = _scaling.EIGHT_BITS
 
 
-def plan_of(weights: str) -> PrecisionPlan:
-    """The plan of an INT8 build that stores its weights so: one of _plans.WEIGHTS.
+def plan_of(target: Target, weights: str = "int8") -> PrecisionPlan:
+    """The plan of the target's INT8 build that stores its weights so: one of _plans.WEIGHTS.
+
+    This host's has weights of 7 bits where its processor would cut off larger sums, as its runtimes offer.
 
     Raises:
         ValueError: another one.
     """
     if weights not in _plans.WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(_plans.WEIGHTS)}, got {weights!r}")
-    return dataclasses.replace(PLAN, weights="" if weights == "int8" else weights)
+    kind = "u8s7" if target.is_host and onnx_exact.saturates() else "u8s8"
+    return PrecisionPlan("int8", kind, weights="" if weights == "int8" else weights)
 
 
 def placement(
@@ -93,7 +97,8 @@ def placement(
             points[index], ranges[name] = name, span
     layers = _layers(quantized, module)
     steps = {path: step for path, step in layers.items() if step is not None}
-    return Placement(points, ranges, tuple(layers), tuple(missing), steps)
+    levels = _scaling.SEVEN_BITS if plan.format.endswith("s7") else _scaling.EIGHT_BITS
+    return Placement(points, ranges, tuple(layers), tuple(missing), steps, levels)
 
 
 def _outputs(model: onnx.ModelProto) -> set[str]:
@@ -197,15 +202,17 @@ def _through(x: torch.Tensor) -> torch.Tensor:
     return x + (x.round() - x).detach()
 
 
-def fake_weight(layer: Any, weight: torch.Tensor, steps: torch.Tensor | None = None) -> torch.Tensor:
+def fake_weight(
+    layer: Any, weight: torch.Tensor, steps: torch.Tensor | None = None, levels: int = _scaling.EIGHT_BITS
+) -> torch.Tensor:
     """The weight on the INT8 grid of its largest magnitudes by output channel; differentiable in the weight.
 
     steps: of 15 levels, for a weight stored in 4 bits; then differentiable in the steps too.
     """
     if steps is not None:
         return torch.clamp(_through(weight / steps), -onnx_narrow.LEVELS, onnx_narrow.LEVELS) * steps
-    steps = _scaling.grid(layer)
-    return weight + ((weight / steps).round().clamp(-127, 127) * steps - weight).detach()
+    steps = _scaling.grid(layer, levels)
+    return weight + ((weight / steps).round().clamp(-levels, levels) * steps - weight).detach()
 
 
 class Rounding(_flow.Counting):
@@ -235,20 +242,22 @@ def run(
     """The network's output as an INT8 build gives it; biases keep their float values."""
     mode = Rounding(found.points, found.ranges if ranges is None else ranges)
     given = [mode.apply(-1 - i, value) for i, value in enumerate(inputs)]
-    with int8_weights(module, found.layers if weights else (), found.steps if steps is None else steps), mode:
+    steps = found.steps if steps is None else steps
+    with int8_weights(module, found.layers if weights else (), steps, found.levels), mode:
         return module(*given)
 
 
 @contextmanager
 def int8_weights(
-    module: nn.Module, layers: Sequence[str], steps: Mapping[str, torch.Tensor] = MappingProxyType({})
-) -> Any:
+    module: nn.Module, layers: Sequence[str], steps: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    levels: int = _scaling.EIGHT_BITS,
+) -> Any:  # fmt: skip
     """The named layers compute with rounded weights inside; gradients reach the weights themselves."""
     held = {name: module.get_submodule(name) for name in layers}
     weights = {name: layer.get_parameter("weight") for name, layer in held.items()}
     try:
         for name, layer in held.items():
-            value = fake_weight(layer, weights[name], steps.get(name))
+            value = fake_weight(layer, weights[name], steps.get(name), levels)
             del layer._parameters["weight"]
             layer.__dict__["weight"] = value
         yield

@@ -36,7 +36,7 @@ def correct_bias(model: Model, job: Job, *, samples: int = 32) -> PassResult:
     result = graph.clone(model.stage.module).eval()
     with torch.no_grad(), training.use_threads(job.threads):
         _flow.fold(result, inputs[0])
-        found = _simulate.placement(model, result, inputs)
+        found = _simulate.placement(model, result, inputs, _simulate.plan_of(job.target))
         stacked = [torch.cat(values) for values in zip(*inputs, strict=True)]
         once = set(_flow.layers(result, _flow.record(result, inputs[0])).values())
         names = [name for name in found.layers if name in once]
@@ -87,7 +87,7 @@ def _corrected(
     shifts: dict[str, float] = {}
     mode = _Correcting(found.points, found.ranges, module, names, wanted, shifts)
     given = [mode.apply(-1 - i, value) for i, value in enumerate(inputs)]
-    with graph.hooked(mode.watch()), _simulate.int8_weights(module, found.layers), mode:
+    with graph.hooked(mode.watch()), _simulate.int8_weights(module, found.layers, levels=found.levels), mode:
         module(*given)
     return shifts
 

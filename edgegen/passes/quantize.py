@@ -43,7 +43,8 @@ def quantize(
 
     Args:
         formats: Q/DQ formats to try where a runtime has several: u8s8 (unsigned activations), s8s8 (symmetric). The
-            plan names one only if it is the only one; `notes` has them all.
+            plan names one only if it is the only one; `notes` has them all. This host's builds have weights of 7 bits
+            (u8s7, s8s7) where its processor has no VNNI and would cut off larger sums.
         float_layers: layers (or graph nodes, `path/Type`) left in `rest`; float_types: ONNX types left in it.
         rest: precision of what is not quantized: fp32, or fp16 or bf16 where the target has it.
         weights: how INT8 builds store their weights: int8, int4 (15 levels an output channel, half of the file and the

@@ -70,7 +70,7 @@ def quantize_aware(
     """
     wanted = {"output": output, "labels": labels, "reference": reference, "reference_psnr": reference_psnr}
     _check(model, batch, samples, steps, wanted, crop, temperature)
-    plan = _simulate.plan_of(weights)
+    plan = _simulate.plan_of(job.target, weights)
     inputs, _ = batches(model, job, samples, "quantize_aware")
     batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
@@ -239,7 +239,7 @@ class _Lesson:
             steps = self.learner.steps()
             for name in self.found.layers:
                 layer = network.get_submodule(name)
-                layer.get_parameter("weight").data = _scaling.snapped(layer, steps.get(name))
+                layer.get_parameter("weight").data = _scaling.snapped(layer, steps.get(name), self.found.levels)
             ranges = {name: (float(low), float(high)) for name, (low, high) in self.learner.ranges().items()}
         for parameter, flag in zip(network.parameters(), self.flags, strict=True):
             parameter.requires_grad_(flag)

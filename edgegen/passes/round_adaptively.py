@@ -57,7 +57,7 @@ def round_adaptively(
             f"samples, steps, batch and lr must be positive and regularisation 0 or more, got {samples}, {steps},"
             f" {batch}, {lr}, {regularisation}"
         )
-    plan = _simulate.plan_of(weights)
+    plan = _simulate.plan_of(job.target, weights)
     inputs, source = batches(model, job, samples, "round_adaptively")
     exact = graph.clone(model.stage.module).eval()
     with training.use_threads(job.threads), torch.random.fork_rng(devices=[]):
@@ -74,7 +74,7 @@ def round_adaptively(
         changed: dict[str, str] = {}
         for number, (name, relu) in enumerate(names.items()):
             job.progress(name, number / len(names))
-            task = _Task(name, exact, rough, stacked, relu, found.steps.get(name))
+            task = _Task(name, exact, rough, stacked, relu, found)
             nearest = task.quality(task.nearest())
             chosen = None
             if nearest < need or layers:
@@ -133,11 +133,12 @@ class _Task:
 
     def __init__(
         self, name: str, exact: nn.Module, rough: nn.Module, inputs: Sequence[torch.Tensor], relu: bool,
-        steps: torch.Tensor | None,
+        found: _simulate.Placement,
     ) -> None:  # fmt: skip
         self.name, self.layer, self.relu = name, rough.get_submodule(name), relu
-        self.steps, self.grid = steps, _scaling.grid(self.layer) if steps is None else steps
-        self.limit = _scaling.EIGHT_BITS if steps is None else onnx_narrow.LEVELS
+        self.steps, self.levels = found.steps.get(name), found.levels
+        self.grid = _scaling.grid(self.layer, self.levels) if self.steps is None else self.steps
+        self.limit = self.levels if self.steps is None else onnx_narrow.LEVELS
         caught: dict[str, torch.Tensor] = {}
         handles = [
             self.layer.register_forward_pre_hook(lambda _, args: caught.update(x=args[0])),
@@ -161,7 +162,7 @@ class _Task:
 
     def nearest(self) -> torch.Tensor:
         """The weight on its grid, each to the nearest point."""
-        return _scaling.snapped(self.layer, self.steps)
+        return _scaling.snapped(self.layer, self.steps, self.levels)
 
     def solve(self, steps: int, lr: float, batch: int, strength: float) -> torch.Tensor:
         """The weight on its grid with the rounding that reproduces the output best."""

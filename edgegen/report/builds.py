@@ -13,8 +13,9 @@ Report = dict[str, Any]
 _LABELS = (
     '<p class="soft">A build is named "network: runtime precision"; the network is the original, or what the '
     "named passes made of it. In brackets behind int8: how activations are stored (u8s8 without a sign, s8s8 with "
-    "one) or how their ranges were found in calibration (minmax: the extremes of all samples, mean: the mean of "
-    "each sample's), then the precision of what is not int8. A ratio is the latency divided by the baseline's. All "
+    "one; s7 in place of s8: weights keep to 7 bits, as this processor would cut off larger sums) or how their ranges "
+    "were found in calibration (minmax: the extremes of all samples, mean: the mean of each sample's), then the "
+    "precision of what is not int8. A ratio is the latency divided by the baseline's. All "
     "builds were timed in one short run; then the baseline and the chosen one once more, in a long one, which the "
     "result above and the chosen row show. So compare rows by their ratios, not by their milliseconds.</p>"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -56,6 +57,27 @@ def check_plan(runtime: str, plan: PrecisionPlan, known: Iterable[PrecisionPlan]
         raise errors.UsageError(f"{runtime} cannot build {plan.label}; it can build: {labels}")
     if plan.precision == "int8" and calibration is None:
         raise errors.UsageError(f"{runtime} needs calibration data to build {plan.label}; give a calibration folder")
+
+
+def saturates(cpu_flags: frozenset[str]) -> bool:
+    """Whether INT8 kernels add two products of 8-bit numbers in 16 bits (vpmaddubsw), which cuts off large sums.
+
+    True of x86 processors without VNNI. Weights of 7 bits keep every sum exact: 2 x 255 x 64 < 2^15.
+    """
+    return bool(cpu_flags & {"avx2", "avx512f"}) and not cpu_flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def seven_bits(plan: PrecisionPlan) -> PrecisionPlan:
+    """An INT8 plan with weights of 7 bits; others as they are."""
+    eight = plan.format or "u8s8"
+    return dataclasses.replace(plan, format=f"{eight[:-1]}7") if plan.precision == "int8" else plan
+
+
+def exact_sums(
+    plans: Iterable[PrecisionPlan], target: Target, cpu_flags: frozenset[str]
+) -> tuple[PrecisionPlan, ...]:
+    """The plans, with weights of 7 bits where this host is the target and would cut off the sums of 8."""
+    return tuple(map(seven_bits, plans)) if target.is_host and saturates(cpu_flags) else tuple(plans)
 
 
 def check_promise(artifact: Artifact, found: Inspection, promised_macs_share: float) -> None:

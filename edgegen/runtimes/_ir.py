@@ -100,7 +100,8 @@ def _named(model: Any, path: Path) -> Any:
     source = onnx.load(path, load_external_data=False)
     for node in source.graph.node:
         if node.op_type in WEIGHTED:
-            group = _group(model, node.name)
+            # a transposed convolution with a bias that makes the output has a numbered name, behind the output's
+            group = _group(model, node.name) or _group(model, node.output[0])
             cores = [operation for operation in group if operation.get_type_name() in _WEIGHTED]
             if len(cores) == 1:
                 for operation in group:

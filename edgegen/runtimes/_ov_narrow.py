@@ -1,6 +1,7 @@
-"""INT8 weights of an OpenVINO model stored in 4 bits, with a Convert to INT8 that is folded when the model is compiled.
+"""INT8 weights of an OpenVINO model on a grid of our own, with 15 levels (stored in 4 bits) or with 7 bits.
 
-OpenVINO's integer kernels take INT8: an INT4 constant converted straight to float would run in float (2026.4.1).
+OpenVINO's integer kernels take INT8: an INT4 constant converted straight to float would run in float (2026.4.1), so a
+Convert to INT8, which is folded when the model is compiled, comes behind it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from edgegen.onnx_cost import constants
 from edgegen.runtimes import _ir
 from edgegen.types import PrecisionPlan
 
+_SEVEN_BITS = 64  # integers on each side of zero, as the Q/DQ writer has them
 Levels = Mapping[str, tuple[np.ndarray, np.ndarray]]  # node -> (its weight's integers, steps that broadcast with them)
 
 
@@ -38,11 +40,29 @@ def snap(source: onnx.ModelProto, plan: PrecisionPlan) -> Levels:
     return told
 
 
-def store(model: Any, told: Levels) -> None:
-    """Replace the INT8 constants of the named operations by INT4 ones that mean the same, in place.
+def seven_bits(source: onnx.ModelProto, plan: PrecisionPlan) -> Levels:
+    """Integers of 7 bits for the weights of what the plan makes INT8; the step is the largest of a channel / 64.
+
+    NNCF's half range puts the largest at 63.5 steps: weights that a pass put on the grid would leave it.
+    """
+    nodes = onnx_qdq.quantized_nodes(source, plan, placement="openvino")
+    found, consts, told = onnx_narrow.axes(source, nodes, share=0.0), constants(source), {}
+    for node in source.graph.node:
+        if node.name in nodes and len(node.input) > 1 and node.input[1] in found:
+            weight, axis = numpy_helper.to_array(consts[node.input[1]]), found[node.input[1]]
+            peak = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1).max(axis=1)
+            step = onnx_narrow.shaped(np.where(peak > 0, peak, 1.0) / _SEVEN_BITS, axis, weight.ndim)
+            told[node.name] = (np.rint(weight / step).astype(np.int8), step)
+    return told
+
+
+def store(model: Any, told: Levels, kind: str = "i4") -> None:
+    """Replace the INT8 constants of the named operations by ones with these integers and steps, in place.
+
+    kind: what the file stores: i4, or i8.
 
     Raises:
-        errors.Unsupported: none of them has an INT8 constant in the expected form.
+        errors.Unsupported: i4, and none of them has an INT8 constant in the expected form.
     """
     ov = _ir.openvino()
     ops, done = ov.opset13, 0
@@ -58,12 +78,12 @@ def store(model: Any, told: Levels) -> None:
         levels, steps = levels.reshape(constant.shape), steps.reshape(scale.shape).astype(np.float32)
         if np.abs(levels * steps - constant * scale).max() > np.abs(scale).max():
             continue  # another order of the weights than ONNX's: they stay as they are, and are read back so
-        wide = ops.convert(ops.convert(ops.constant(levels, dtype=ov.Type.i4), "i8"), "f32")
-        value = ops.multiply(wide, ops.constant(steps))
+        stored = ops.convert(ops.constant(levels, dtype=ov.Type.i4), "i8") if kind == "i4" else ops.constant(levels)
+        value = ops.multiply(ops.convert(stored, "f32"), ops.constant(steps))
         value.set_friendly_name(scaled.get_friendly_name())
         scaled.output(0).replace(value.output(0))
         done += 1
-    if not done:
+    if not done and kind == "i4":
         raise errors.Unsupported("OpenVINO's INT8 weights are not where 4 bits could take their place; store them in 8")
 
 

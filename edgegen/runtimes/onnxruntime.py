@@ -30,6 +30,7 @@ _PLANS = (PrecisionPlan("fp32"), PrecisionPlan("fp16"), *_INT8)
 _FP16_FLAGS = frozenset(("asimdhp", "fphp"))  # Arm's FP16 arithmetic; on x86 its FP16 files run in FP32, between casts
 _FOUR_BITS = tuple(dataclasses.replace(plan, weights="int4") for plan in _INT8)
 _NARROW = (PrecisionPlan("fp32", weights="int8"), PrecisionPlan("fp32", weights="int4"))
+_KNOWN = (*_PLANS, *_FOUR_BITS, *_NARROW)
 _BITS: dict[int, int] = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT4: 4}  # of stored integer weights
 _INT8_KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"))
 
@@ -64,7 +65,8 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
     FP16 on this host only where its processor computes in it: elsewhere such a file is half as large, and slower.
     """
     idle = target.is_host and not cpu_flags & _FP16_FLAGS
-    return tuple(plan for plan in _common.allowed(_PLANS, target) if not (idle and plan.precision == "fp16"))
+    offered = (plan for plan in _common.allowed(_PLANS, target) if not (idle and plan.precision == "fp16"))
+    return _common.exact_sums(offered, target, cpu_flags)
 
 
 def weights_only(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
@@ -74,7 +76,7 @@ def weights_only(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPl
 
 def int8_from_int4(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
     """INT8 plans whose weights are stored in 4 bits; built when a recipe asks for them, as they lose more quality."""
-    return _common.allowed(_FOUR_BITS, target)
+    return _common.exact_sums(_common.allowed(_FOUR_BITS, target), target, cpu_flags)
 
 
 def supports(graph: Graph, target: Target) -> list[Problem]:
@@ -103,7 +105,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.RuntimeFailed: ONNX Runtime fails, or the precision read back is not the promised one.
     """
     plan, count = graph.plan, _common.threads(target)
-    _common.check_plan(NAME, plan, (*_PLANS, *_FOUR_BITS, *_NARROW), calibration)
+    _common.check_plan(NAME, plan, (*_KNOWN, *map(_common.seven_bits, _KNOWN)), calibration)
     settings = {"threads": count, "execution": "sequential", "graph_optimization": "all"}
     if plan.precision == "int8":
         settings["disabled_optimizers"] = list(DISABLED)
@@ -115,7 +117,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
                 onnx_qdq.insert_qdq(graph, folder / "model.onnx", calibration=calibration, plan=plan, threads=count)
                 # Signed activations are for other engines (TensorRT, Arm): on x86 ONNX Runtime runs many such layers
                 # in float, and forced to integers (session.qdqisint8allowed) takes twice as long. Told, not refused.
-                promised = _promised(graph, plan) if plan.format == "u8s8" else 0.0
+                promised = _promised(graph, plan) if plan.format.startswith("u8") else 0.0
             elif plan.precision == "fp16":
                 onnx_fp16.to_fp16(graph, folder / "model.onnx", calibration=calibration)
             elif plan.weights:

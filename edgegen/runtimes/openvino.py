@@ -34,6 +34,7 @@ _FOUR_BITS = tuple(dataclasses.replace(plan, weights="int4") for plan in _PLANS 
 _NARROW = tuple(
     PrecisionPlan(precision, weights=weights) for precision in ("bf16", "fp32") for weights in ("int8", "int4")
 )
+_KNOWN = (*_PLANS, *_FOUR_BITS, *_NARROW)
 _GROUP = 32  # weights of a row that share an INT4 scale
 # NNCF would quantize what goes into a normalisation. One scale for all channels is coarse there, and the normalisation
 # then enlarges the error of the quiet channels. style-mosaic, to its own FP32 output: 23.7 dB with it, 31.6 dB without,
@@ -61,12 +62,12 @@ def plans(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...
 
     BF16 only where the processor computes in it, and there as the rest of INT8 builds too: FP32 was never the faster.
     """
-    return _offered(_PLANS, target, cpu_flags)
+    return _common.exact_sums(_offered(_PLANS, target, cpu_flags), target, cpu_flags)
 
 
 def int8_from_int4(target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
     """INT8 plans whose weights are stored in 4 bits; built when a recipe asks for them, as they lose more quality."""
-    return _offered(_FOUR_BITS, target, cpu_flags)
+    return _common.exact_sums(_offered(_FOUR_BITS, target, cpu_flags), target, cpu_flags)
 
 
 def _offered(plans: Iterable[PrecisionPlan], target: Target, cpu_flags: frozenset[str]) -> tuple[PrecisionPlan, ...]:
@@ -114,7 +115,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         errors.RuntimeFailed: OpenVINO or NNCF fails, or the precision read back is not the promised one.
     """
     plan = graph.plan
-    _common.check_plan(NAME, plan, (*_PLANS, *_FOUR_BITS, *_NARROW), calibration)
+    _common.check_plan(NAME, plan, (*_KNOWN, *map(_common.seven_bits, _KNOWN)), calibration)
     small = "bf16" in (plan.precision, plan.rest if plan.precision == "int8" else "") or plan.precision == "fp16"
     options = {"threads": _common.threads(target), "performance_hint": "LATENCY", "inference_precision": _hint(plan)}
     packages = ("openvino", "nncf") if plan.quantized else ("openvino",)
@@ -249,7 +250,10 @@ def _integer(source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibra
             _insert_qdq(graph, file, plan, calibration)
             return _ir.keep_reduced(_ir.convert(file))
         if not plan.weights:
-            return _quantized(_ir.convert(graph.onnx), source, graph, plan, calibration)
+            model = _quantized(_ir.convert(graph.onnx), source, graph, plan, calibration)
+            if plan.format == "u8s7":
+                _ov_narrow.store(model, _ov_narrow.seven_bits(source, plan), "i8")
+            return model
         four_bits = _ov_narrow.snap(source, plan)
         onnx_files.write(source, file)
         model = _quantized(_ir.convert(file), source, graph, plan, calibration)
@@ -261,7 +265,7 @@ def _integer(source: onnx.ModelProto, graph: Graph, plan: PrecisionPlan, calibra
 
 def _insert_qdq(graph: Graph, out: Path, plan: PrecisionPlan, calibration: Path) -> None:
     """Learned ranges as standard Q/DQ in an ONNX file, which OpenVINO reads."""
-    chosen = dataclasses.replace(plan, format="u8s8")
+    chosen = dataclasses.replace(plan, format=plan.format or "u8s8")
     onnx_qdq.insert_qdq(graph, out, calibration=calibration, plan=chosen, placement="openvino")
 
 
@@ -289,7 +293,10 @@ def _quantized(model: Any, source: onnx.ModelProto, graph: Graph, plan: Precisio
                 types=[_NORMALISATION, _SUMS] if "InstanceNormalization" in kinds else [_NORMALISATION],
                 validate=False,
             ),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=ranges,
+                overflow_fix=nncf.OverflowFix.ENABLE if plan.format == "u8s7" else None,
+            ),
         )
 
 
