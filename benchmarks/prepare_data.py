@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 ASSETS = HERE.parents[1] / "shared" / "assets"
 PICTURES = (".png", ".webp", ".jpg")
 CALIBRATION_PER_CLASS, TRAIN_PER_CLASS, EVAL_EVERY = 30, 1000, 5
+AT_ONCE = 8
 
 
 def network_module(name: str) -> ModuleType:
@@ -130,6 +132,7 @@ def taef2(assets: Path, out: Path) -> None:
     encoder = network_module("taef2").encoder().eval().to(memory_format=torch.channels_last)
     state = torch.load(assets / "taef2-encoder.pth", map_location="cpu", weights_only=True)
     encoder.load_state_dict({key: value.float() for key, value in state.items()})
+    unfinished = out / "unfinished.npy"
     for part, files in split_photos(assets).items():
         images = [centre(file, 256, 256) for file in files]
         if part == "train":
@@ -139,10 +142,19 @@ def taef2(assets: Path, out: Path) -> None:
         # Training latents in BF16 where the processor has it, four times as fast; what is judged on is FP32.
         precision = training.resolve_precision("auto" if part == "train" else "fp32")
         with torch.no_grad(), training.autocast(precision):
-            stacked = (torch.from_numpy(np.stack(images[i : i + 8])) for i in range(0, len(images), 8))
-            x = [encoder((batch.permute(0, 3, 1, 2) / 255).contiguous(memory_format=torch.channels_last)).float()
-                 for batch in stacked]  # fmt: skip
-        np.savez(out / f"{part}.npz", x=torch.cat(x).numpy(), y=np.stack(images))
+            for start in range(0, len(images), AT_ONCE):
+                chunk = out / f"{part}-{start:05}.npy"
+                if not chunk.is_file():  # half an hour where there is no BF16: what is done is kept
+                    print(f"\rtaef2: {part} {start} of {len(images)} photos ", end="", file=sys.stderr, flush=True)
+                    batch = torch.from_numpy(np.stack(images[start : start + AT_ONCE])).permute(0, 3, 1, 2) / 255
+                    found = encoder(batch.contiguous(memory_format=torch.channels_last)).float().numpy()
+                    np.save(unfinished, found)
+                    unfinished.rename(chunk)
+        print(file=sys.stderr)
+        chunks = sorted(out.glob(f"{part}-*.npy"))
+        np.savez(out / f"{part}.npz", x=np.concatenate([np.load(chunk) for chunk in chunks]), y=np.stack(images))
+    for chunk in out.glob("*.npy"):
+        chunk.unlink()
 
 
 def mnist(assets: Path, out: Path) -> None:
@@ -160,10 +172,11 @@ Maker = Callable[[Path, Path], None]
 MAKERS: dict[str, Maker] = {
     "cifar": cifar, "photos": photos, "tiles": tiles, "imagenet": imagenet, "taef2": taef2, "mnist": mnist,
 }  # fmt: skip
+RESUMES = ("taef2",)
 
 
 def make(name: str, assets: Path, out: Path) -> Path:
-    """Make one data folder, whole or not at all; one that exists is kept.
+    """Make one data folder, whole or not at all; one that exists is kept, and what RESUMES goes on.
 
     Raises:
         FileNotFoundError: the assets folder is absent.
@@ -172,8 +185,9 @@ def make(name: str, assets: Path, out: Path) -> Path:
         raise FileNotFoundError(f"no assets in {assets}; give their folder with --assets")
     folder, partial = out / name, out / f".{name}.partial"
     if not folder.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if name not in RESUMES:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
         MAKERS[name](assets, partial)
         partial.rename(folder)
     return folder

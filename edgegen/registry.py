@@ -78,7 +78,10 @@ def summary(kind: str, name: str) -> str:
     file = path(kind, name)
     if file.suffix == ".toml":
         return str(load_toml(file).get("description", ""))
-    doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    source = file.read_text(encoding="utf-8")
+    # the docstring alone: compiling whole files took a third of the time that a list takes
+    end = source.find('"""', 3) + 3 if source.startswith('"""') else len(source)
+    doc = ast.get_docstring(ast.parse(source[:end])) or ""
     return doc.splitlines()[0] if doc else ""
 
 
