@@ -115,7 +115,7 @@ def main() -> None:
         if name in results:
             continue
         results[name] = {**conditions.conditions(), "rows": measured(model, calibration, judged, options)}
-        files.write_json(RESULT, results)
+        conditions.write_json(RESULT, results)
         files.write_text(RESULT.with_suffix(".md"), table(results))
         print(f"{name}: done", flush=True)
 

@@ -6,7 +6,7 @@ Convert to INT8, which is folded when the model is compiled, comes behind it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,7 @@ def snap(source: onnx.ModelProto, plan: PrecisionPlan) -> Levels:
         errors.Unsupported: no weight can be stored so.
     """
     nodes = onnx_qdq.quantized_nodes(source, plan, placement="openvino")
-    found = onnx_narrow.snap(source, nodes)
-    consts, told = constants(source), {}
-    for node in source.graph.node:
-        if node.name in nodes and len(node.input) > 1 and node.input[1] in found:
-            axis, step = found[node.input[1]]
-            weight = numpy_helper.to_array(consts[node.input[1]])
-            wide = onnx_narrow.shaped(step, axis, weight.ndim)
-            told[node.name] = (onnx_narrow.levels(weight, wide), wide)
-    return told
+    return _integers(source, nodes, onnx_narrow.snap(source, nodes), onnx_narrow.LEVELS)
 
 
 def seven_bits(source: onnx.ModelProto, plan: PrecisionPlan) -> Levels:
@@ -45,14 +37,26 @@ def seven_bits(source: onnx.ModelProto, plan: PrecisionPlan) -> Levels:
 
     NNCF's half range puts the largest at 63.5 steps: weights that a pass put on the grid would leave it.
     """
-    nodes = onnx_qdq.quantized_nodes(source, plan, placement="openvino")
-    found, consts, told = onnx_narrow.axes(source, nodes, share=0.0), constants(source), {}
+    nodes, consts = onnx_qdq.quantized_nodes(source, plan, placement="openvino"), constants(source)
+    found = {}
+    for name, axis in onnx_narrow.axes(source, nodes, share=0.0).items():
+        rows = np.moveaxis(numpy_helper.to_array(consts[name]), axis, 0)
+        peak = np.abs(rows).reshape(len(rows), -1).max(axis=1)
+        found[name] = (axis, np.where(peak > 0, peak, 1.0) / _SEVEN_BITS)
+    return _integers(source, nodes, found, _SEVEN_BITS)
+
+
+def _integers(
+    source: onnx.ModelProto, nodes: Collection[str], found: Mapping[str, tuple[int, np.ndarray]], most: int
+) -> Levels:
+    """Node -> its weight's integers, at most `most`, and steps; found: weight -> (axis, step of each channel)."""
+    consts, told = constants(source), {}
     for node in source.graph.node:
         if node.name in nodes and len(node.input) > 1 and node.input[1] in found:
-            weight, axis = numpy_helper.to_array(consts[node.input[1]]), found[node.input[1]]
-            peak = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1).max(axis=1)
-            step = onnx_narrow.shaped(np.where(peak > 0, peak, 1.0) / _SEVEN_BITS, axis, weight.ndim)
-            told[node.name] = (np.rint(weight / step).astype(np.int8), step)
+            axis, step = found[node.input[1]]
+            weight = numpy_helper.to_array(consts[node.input[1]])
+            wide = onnx_narrow.shaped(step, axis, weight.ndim)
+            told[node.name] = (np.clip(np.rint(weight / wide), -most, most).astype(np.int8), wide)
     return told
 
 
