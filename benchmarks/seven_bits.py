@@ -24,15 +24,13 @@ import numpy as np
 import precision
 
 from edgegen import data, files, latency, loading, measuring, onnx_exact, onnx_graph, targets
+from edgegen.runtimes import _common
 from edgegen.types import Model, PrecisionPlan
 
 ASSETS, DATA, RESULT = precision.ASSETS, precision.DATA, precision.RESULTS / "seven-bits.json"
 NETWORKS = precision.ROOT / "benchmarks" / "networks"
-BUILDS = {
-    "onnxruntime": {"8 bits": PrecisionPlan("int8", "u8s8"), "7 bits": PrecisionPlan("int8", "u8s7")},
-    "openvino": {"8 bits": PrecisionPlan("int8", ranges="mean"),
-                 "7 bits": PrecisionPlan("int8", "u8s7", ranges="mean")},
-}  # fmt: skip
+PLANS = {"onnxruntime": PrecisionPlan("int8", "u8s8"), "openvino": PrecisionPlan("int8", ranges="mean")}
+BUILDS = {runtime: {"8 bits": plan, "7 bits": _common.seven_bits(plan)} for runtime, plan in PLANS.items()}
 CALIBRATION = 64
 
 

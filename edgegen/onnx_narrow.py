@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgegen import errors
 from edgegen.onnx_cost import constants
 
+SEVEN_BITS = 64  # integers on each side of zero of weights with 7 bits, as ONNX Runtime's quantizer has them
 LEVELS = 7  # on each side of zero; -8 is left out, so that the grid is symmetric
 SHARE = 1 / 200  # of all weights: a layer with fewer, the one that makes the image for instance, stays in 8 bits
 _CLIPS = np.linspace(0.3, 1.0, 36)  # tried shares of the largest magnitude

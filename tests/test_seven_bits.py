@@ -14,7 +14,7 @@ from int8_builds import RUNTIMES, TARGET, skip_without
 from onnx import numpy_helper
 from torch import nn
 
-from edgegen import onnx_exact, onnx_graph, registry, variants
+from edgegen import onnx_exact, onnx_graph, onnx_narrow, registry, variants
 from edgegen.devices import local
 from edgegen.passes import _scaling, _simulate
 from edgegen.runtimes import _common
@@ -139,7 +139,7 @@ def test_openvino_keeps_weights_that_lie_on_the_grid(tmp_path: Path):
     net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(),
                         nn.ConvTranspose2d(16, 8, 2)).eval()  # fmt: skip
     for layer in (net[0], net[2], net[4]):
-        layer.weight.data = _scaling.snapped(layer, levels=_scaling.SEVEN_BITS)
+        layer.weight.data = _scaling.snapped(layer, levels=onnx_narrow.SEVEN_BITS)
     specs = (TensorSpec("input", (1, 8, 8, 8)),), (TensorSpec("output", (1, 8, 5, 5)),)
     np.save(tmp_path / "input.npy", np.random.default_rng(0).random((4, 8, 8, 8), np.float32))
     made = onnx_graph.to_onnx(Stage("main", net, *specs), tmp_path / "float.onnx")

@@ -9,7 +9,7 @@ from torch import nn
 
 from edgegen import onnx_narrow
 
-EIGHT_BITS, SEVEN_BITS = 127, 64  # integers on each side of zero
+EIGHT_BITS = 127  # integers on each side of zero
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 

@@ -27,7 +27,6 @@ from edgegen import errors, onnx_cost, onnx_exact, onnx_graph, onnx_narrow, onnx
 from edgegen.passes import _flow, _plans, _scaling
 from edgegen.types import Graph, Model, PrecisionPlan, Target
 
-PLAN = PrecisionPlan("int8", "u8s8")
 _CLOSE = 1e-3  # largest difference of a tensor in torch and in ONNX Runtime, as a fraction of its peak
 
 
@@ -63,7 +62,7 @@ def plan_of(target: Target, weights: str = "int8") -> PrecisionPlan:
 
 
 def placement(
-    model: Model, module: nn.Module, inputs: Sequence[tuple[torch.Tensor, ...]], plan: PrecisionPlan = PLAN
+    model: Model, module: nn.Module, inputs: Sequence[tuple[torch.Tensor, ...]], plan: PrecisionPlan
 ) -> Placement:
     """Quantize `module` as ONNX Runtime's INT8 build would, calibrated on `inputs`, and find the places in torch.
 
@@ -97,7 +96,7 @@ def placement(
             points[index], ranges[name] = name, span
     layers = _layers(quantized, module)
     steps = {path: step for path, step in layers.items() if step is not None}
-    levels = _scaling.SEVEN_BITS if plan.format.endswith("s7") else _scaling.EIGHT_BITS
+    levels = onnx_narrow.SEVEN_BITS if plan.format.endswith("s7") else _scaling.EIGHT_BITS
     return Placement(points, ranges, tuple(layers), tuple(missing), steps, levels)
 
 

@@ -18,7 +18,6 @@ from edgegen.onnx_cost import constants
 from edgegen.runtimes import _ir
 from edgegen.types import PrecisionPlan
 
-_SEVEN_BITS = 64  # integers on each side of zero, as the Q/DQ writer has them
 Levels = Mapping[str, tuple[np.ndarray, np.ndarray]]  # node -> (its weight's integers, steps that broadcast with them)
 
 
@@ -42,8 +41,8 @@ def seven_bits(source: onnx.ModelProto, plan: PrecisionPlan) -> Levels:
     for name, axis in onnx_narrow.axes(source, nodes, share=0.0).items():
         rows = np.moveaxis(numpy_helper.to_array(consts[name]), axis, 0)
         peak = np.abs(rows).reshape(len(rows), -1).max(axis=1)
-        found[name] = (axis, np.where(peak > 0, peak, 1.0) / _SEVEN_BITS)
-    return _integers(source, nodes, found, _SEVEN_BITS)
+        found[name] = (axis, np.where(peak > 0, peak, 1.0) / onnx_narrow.SEVEN_BITS)
+    return _integers(source, nodes, found, onnx_narrow.SEVEN_BITS)
 
 
 def _integers(
