@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,6 @@ from edgegen import (
     cli_search,
     cli_train,
     errors,
-    faults,
     registry,
 )
 
@@ -48,7 +48,7 @@ def main() -> None:
     """Entry point: errors are one line on stderr; exit code 2 for bad input, 1 for what failed in the work."""
     cli_ending.listen()
     try:
-        raise SystemExit(app(standalone_mode=False) or 0)
+        raise SystemExit(_only(sys.argv[1:])(standalone_mode=False) or 0)
     except _WrongUsage as error:
         cli_ending.say(_usage(error))
         raise SystemExit(2) from None
@@ -63,8 +63,22 @@ def main() -> None:
         cli_ending.say(line)
         raise SystemExit(code) from None
     except Exception as error:  # noqa: BLE001 - the last resort: nothing of ours may reach the user as a traceback
+        from edgegen import faults
+
         cli_ending.say(faults.told(error))
         raise SystemExit(1) from None
+
+
+def _only(arguments: list[str]) -> typer.Typer:
+    """The program with the wanted command alone: typer reads the signatures of all it knows, a tenth of a second."""
+    wanted = [c for c in app.registered_commands if arguments[:1] == [_name(c)]]
+    program = copy.copy(app)
+    program.registered_commands = wanted or app.registered_commands
+    return program
+
+
+def _name(command: Any) -> str:
+    return str(command.name or command.callback.__name__.replace("_", "-"))
 
 
 def _usage(error: Any) -> str:

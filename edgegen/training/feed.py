@@ -18,6 +18,7 @@ def prefetched(
 ) -> Iterator[tuple[int, list[Any]]]:
     """(step, its `each` batches) in order, prepared ahead in one background thread."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="edgegen-batches")
+    _one_thread(pool)
     queue: list[Future] = []
     asked, end = first * each, steps * each
     try:
@@ -31,6 +32,22 @@ def prefetched(
             yield step, batches
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread(pool: ThreadPoolExecutor) -> None:
+    """Let torch compute with one thread in the pool's only thread.
+
+    With a second team of OpenMP threads in the process there are more of them than cores; then those of the main thread
+    sleep between operations instead of waiting for the next one, and a step of training takes up to 1.7 times as long.
+    """
+    count = torch.get_num_threads()
+
+    def alone() -> None:
+        torch.get_num_threads()  # the first call in a thread sets the number of all threads; it must not come later
+        torch.set_num_threads(1)
+
+    pool.submit(alone).result()
+    torch.set_num_threads(count)  # the number is kept for each thread, and once more for threads that begin later
 
 
 def place(value: Any, device: str = "cpu") -> Any:
