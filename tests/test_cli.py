@@ -39,6 +39,17 @@ def test_listing_takes_less_than_half_a_second(kind):
     assert seconds("list", kind, enough=0.5) < 0.5
 
 
+def test_only_the_command_that_is_asked_for_is_read():
+    known = cli.app.registered_commands
+    names = [cli._name(command) for command in known]
+    assert {"compress", "list", "lint-calibration", "profile-device"} <= set(names)
+    for name, command in zip(names, known, strict=True):
+        assert cli._only([name, "--help"]).registered_commands == [command]
+    for arguments in ([], ["--help"], ["--version", "list"], ["lst"]):  # the help and the near match need all of them
+        assert cli._only(arguments).registered_commands == known
+    assert cli.app.registered_commands is known
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "models"], ["list", "passes"], ["list", "targets"]])
 def test_help_and_listing_import_nothing_heavy(arguments):
     code = (

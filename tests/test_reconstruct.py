@@ -7,8 +7,9 @@ import torch
 from conftest import make_tiny
 from torch import nn
 
-from edgegen import targets
+from edgegen import graph, targets
 from edgegen.passes import _lessons
+from edgegen.passes.factorize_svd import factorize_svd
 from edgegen.passes.prune_channels import prune_channels
 from edgegen.passes.reconstruct import reconstruct
 from edgegen.types import Job, Model, Stage, TensorSpec
@@ -61,6 +62,15 @@ def test_after_pruning_the_output_comes_closer_to_the_teacher_and_twice_is_the_s
     assert first.changed or first.skipped
     states = first.model.stage.module.state_dict(), again.model.stage.module.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_layers_that_the_teacher_has_not_are_skipped():
+    teacher = make_tiny("conv_chain")
+    factorised = factorize_svd(teacher, job_for(teacher), ratio=0.5).model
+    parts = graph.layers(factorised.stage.module).keys() - graph.layers(teacher.stage.module).keys()
+    assert parts, "nothing was factorised"
+    result = reconstruct(factorised, job_for(teacher), samples=4)
+    assert parts == {name for name, why in result.skipped.items() if why == "its teacher has no such layer"}
 
 
 @pytest.mark.parametrize(("option", "value"), [("samples", 0), ("positions", 0), ("ridge", 0.0)])

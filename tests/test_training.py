@@ -189,6 +189,24 @@ def test_batches_come_in_order_although_they_are_prepared_ahead():
     assert seen == [(step, step) for step in range(12)]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_are_prepared_with_one_thread_and_the_steps_are_done_with_those_asked_for(threads: int):
+    preparing, learning = set(), set()
+
+    def ask(step: int) -> torch.Tensor:
+        batch = batch_at(step)
+        torch.rand(1_000_000).exp()  # enough for several threads, where torch may use them
+        preparing.add(torch.get_num_threads())
+        return batch
+
+    def look(module, batch, step):
+        learning.add(torch.get_num_threads())
+        return loss(module, batch, step)
+
+    run(batch_at=ask, loss=look, threads=threads)
+    assert (preparing, learning) == ({1}, {threads})
+
+
 def test_an_error_in_a_batch_surfaces():
     def broken(step: int) -> torch.Tensor:
         if step == 2:

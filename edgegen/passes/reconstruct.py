@@ -8,7 +8,7 @@ are, and the kept channels are those of `prune_channels`, not chosen by LASSO. A
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch import nn
 from edgegen import graph, training
 from edgegen.passes import _lessons
 from edgegen.types import Job, Model, PassResult
+
+LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def reconstruct(
@@ -44,7 +46,8 @@ def reconstruct(
     changed: dict[str, str] = {}
     skipped: dict[str, str] = {}
     with torch.no_grad(), training.use_threads(job.threads):
-        names = [name for name in _called(student, inputs[0]) if _applies(name, student, teacher, skipped)]
+        known = graph.layers(teacher, LAYERS)
+        names = [name for name in _called(student, inputs[0]) if _applies(name, student, known, skipped)]
         for number, name in enumerate(names):
             job.progress(name, number / len(names))
             before, after = _solve(name, student, teacher, inputs, positions, ridge, job.seed + number)
@@ -57,17 +60,19 @@ def _called(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[str]:
     order: list[str] = []
     handles = [
         layer.register_forward_hook(lambda *_, name=name: order.append(name))
-        for name, layer in graph.layers(module, (nn.Conv2d, nn.Linear)).items()
+        for name, layer in graph.layers(module, LAYERS).items()
     ]
     with graph.hooked(handles):
         module(*inputs)
     return list(dict.fromkeys(order))
 
 
-def _applies(name: str, student: nn.Module, teacher: nn.Module, skipped: dict[str, str]) -> bool:
+def _applies(name: str, student: nn.Module, known: Mapping[str, Any], skipped: dict[str, str]) -> bool:
     mine: Any = student.get_submodule(name)
-    theirs: Any = teacher.get_submodule(name)
-    if mine.weight.shape[0] != theirs.weight.shape[0]:
+    theirs = known.get(name)
+    if theirs is None or theirs.weight.ndim != mine.weight.ndim:  # what was factorised or substituted before
+        skipped[name] = "its teacher has no such layer"
+    elif mine.weight.shape[0] != theirs.weight.shape[0]:
         skipped[name] = "has fewer outputs than its teacher"
     elif mine.weight.shape[1] == theirs.weight.shape[1]:
         skipped[name] = "lost no inputs"
