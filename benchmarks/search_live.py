@@ -126,10 +126,14 @@ def whole(figures: Any) -> Found | None:
     return (figures.ratio, figures.drop) if usable else None
 
 
-def levels(front: Sequence[Found], others: Sequence[Found]) -> list[dict[str, float | None]]:
+def levels(front: Sequence[Found], others: Sequence[Found], worst: float) -> list[dict[str, float | None]]:
     """At the latency of each point of both fronts: the least loss of both at no more latency. None: nothing is so fast.
+
+    Found that loses more than `worst` is not counted: the search was asked for none of it, and it is of no use.
     """
     from edgegen.search import strategies
+
+    front, others = ([one for one in found if one[1] <= worst] for found in (front, others))
 
     def least(found: Sequence[Found], limit: float) -> float | None:
         return min((drop for ratio, drop in found if ratio <= limit), default=None)
@@ -161,7 +165,7 @@ def entry(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
     return {
         **conditions.conditions(), "trials": options.trials, "seed": options.seed, "worst": case.worst,
         "samplers": samplers, "singles": single,
-        "levels": levels(samplers[options.samplers[0]]["found"], others),
+        "levels": levels(samplers[options.samplers[0]]["found"], others, case.worst),
     }  # fmt: skip
 
 
@@ -175,10 +179,10 @@ def markdown(entries: dict[str, Any]) -> str:
                   for sampler, told in one["samplers"].items()]  # fmt: skip
         wins = sum(won(level) for level in one["levels"])
         lines += ["", f"The front against {len(one['singles'])} recipes with one compressing pass: better at {wins} of"
-                  f" {len(one['levels'])} levels of latency.", "",
+                  f" {len(one['levels'])} levels of latency (found with a drop of {one['worst']:g} or less).", "",
                   "| latency at most | drop, front | drop, one pass | better |", "|---|---|---|---|"]  # fmt: skip
         for level in one["levels"]:
-            told = ["nothing so fast" if level[k] is None else f"{level[k]:.3g}" for k in ("front", "single")]
+            told = ["none" if level[k] is None else f"{level[k]:.3g}" for k in ("front", "single")]
             lines.append(f"| {level['ratio']:.3f} | {told[0]} | {told[1]} | {'front' if won(level) else 'one pass'} |")
         lines.append("")
     return "\n".join(lines)

@@ -212,12 +212,14 @@ def live(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_a_level_is_won_where_the_front_is_better_at_no_more_latency(live: ModuleType) -> None:
     front, single = [(0.2, 0.5), (0.4, 0.1), (0.3, 0.7)], [(0.3, 0.6), (0.4, 0.05), (1.0, 0.0)]
-    found = live.levels(front, single)
+    found = live.levels(front, single, 1.0)
     assert found == [
         {"ratio": 0.2, "front": 0.5, "single": None}, {"ratio": 0.3, "front": 0.5, "single": 0.6},
         {"ratio": 0.4, "front": 0.1, "single": 0.05},
     ]  # fmt: skip
     assert [live.won(one) for one in found] == [True, True, False]
+    assert live.levels([*front, (0.1, 1.5)], single, 1.0) == found, "more is lost there than was asked for"
+    assert live.levels([*front, (0.1, 1.5)], single, 2.0) == [{"ratio": 0.1, "front": 1.5, "single": None}, *found]
 
 
 def test_recipes_of_one_pass_have_every_length_of_training_but_for_precision(live: ModuleType) -> None:
@@ -225,5 +227,6 @@ def test_recipes_of_one_pass_have_every_length_of_training_but_for_precision(liv
         space = spaces.load(str(live.ROOT / "benchmarks" / "spaces" / f"{name}.toml"))
         found = live.alone(space)
         genes = {gene.name: len(gene.choices) - 1 for gene in space.genes if gene.pass_name != "distill"}
-        assert len(found) == 3 * sum(n for gene, n in genes.items() if gene != "int8") + genes["int8"]
+        (lengths,) = (len(gene.choices) for gene in space.genes if gene.pass_name == "distill")
+        assert len(found) == lengths * sum(n for gene, n in genes.items() if gene != "int8") + genes["int8"]
         assert all(sum(one[gene] > 0 for gene in genes) == 1 for one in found)
