@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -140,14 +140,10 @@ def test_without_a_game_it_is_aging_evolution(tmp_path: Path) -> None:
 # --- against random draws
 
 
-def _script(name: str) -> ModuleType:
-    file = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of benchmarks/ import each other by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 TABLE_SPACE: dict[str, Any] = {"schema": 1, "genes": [
@@ -172,7 +168,7 @@ def _table() -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_searches_on_a_table_beat_random_draws() -> None:
-    replay = _script("search_replay")
+    replay = importlib.import_module("search_replay")
     found = replay.replayed(_table(), ["tpe"], trials=40, seeds=3, drop=6.0)
     assert found["candidates"] == 360
     assert all(0 < share <= 1 for shares in found["shares"].values() for share in shares)
@@ -181,7 +177,7 @@ def test_searches_on_a_table_beat_random_draws() -> None:
 
 
 def test_a_candidate_that_the_table_has_not_fails_and_is_no_volume() -> None:
-    replay = _script("search_replay")
+    replay = importlib.import_module("search_replay")
     table = _table()
     table["rows"] = [entry for entry in table["rows"] if entry["choices"]["channels"] < 3]
     found = replay.replayed(table, [], trials=20, seeds=1, drop=6.0)
@@ -190,7 +186,7 @@ def test_a_candidate_that_the_table_has_not_fails_and_is_no_volume() -> None:
 
 
 def test_the_table_has_each_recipe_once_and_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
-    script = _script("search_table")
+    script = importlib.import_module("search_table")
     space = spaces.parse(script.SPACE, "table")
     wanted = script.candidates(space, {})
     assert (space.size, len(wanted)) == (336, 332), "without another pass there is nothing to train"
@@ -200,13 +196,11 @@ def test_the_table_has_each_recipe_once_and_a_line_that_was_cut_off_is_measured_
     assert row["seconds"] == 3.14
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row)[:20])
     assert script.known(tmp_path / "rows.jsonl") == [row]
-    assert _script("search_replay").figures(row) == Figures(2.0, 0.5, 1.5, 100, build="b")
+    assert importlib.import_module("search_replay").figures(row) == Figures(2.0, 0.5, 1.5, 100, build="b")
 
 
 @pytest.fixture
-def live(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/search_live.py, which imports its neighbour."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+def live() -> ModuleType:
     return importlib.import_module("search_live")
 
 
