@@ -15,6 +15,7 @@ Resumable; results/distill-gan-MODEL.json and .md, written as each run ends; a r
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ import diffusion  # noqa: E402 - the training script's
 import search_gan  # noqa: E402
 
 from edgegen import data, files, graph, loading  # noqa: E402
+from edgegen.metrics._common import feature_rows  # noqa: E402
+from edgegen.metrics._rows import Rows  # noqa: E402
 from edgegen.metrics.kid import kid  # noqa: E402
 from edgegen.nn.features import load_features  # noqa: E402
 from edgegen.passes.distill import distill  # noqa: E402
@@ -59,11 +62,14 @@ def learned(model: Model) -> data.Dataset:
     return data.Dataset(data.ArraySource(DATA[model.name], found), model, seed=0)
 
 
-def tested(model: Model, count: int) -> list[np.ndarray]:
-    """Test images, batches (n, C, 32, 32) in 0..1, drawn evenly: the files are sorted by class."""
-    found = diffusion.images(DATA[model.name], "test")[0]
+@functools.cache
+def reference(model: str, features: str, count: int) -> tuple[Rows, Rows | None]:
+    """Features of test images, drawn evenly (the files are sorted by class), and of photographs another network's."""
+    found = diffusion.images(DATA[model], "test")[0]
     drawn = found[np.random.default_rng(13).permutation(len(found))[:count]].astype(np.float32) / 255
-    return [drawn[start : start + AT_ONCE] for start in range(0, len(drawn), AT_ONCE)]
+    parts = [drawn[start : start + AT_ONCE] for start in range(0, len(drawn), AT_ONCE)]
+    return feature_rows(iter(parts), load_features(features)), (
+        search_gan.other_rows(parts) if features == "cifar" else None)  # fmt: skip
 
 
 def fresh(model: Model, seed: int) -> Model:
@@ -107,14 +113,15 @@ def run(make: Callable[[Job], PassResult], job: Job, options: argparse.Namespace
     result = make(job)
     stage, features = result.model.stage, str(result.model.options["features"])
     cost = graph.cost(stage.module, graph.example_inputs(stage))
-    real, drawn = tested(result.model, options.samples), list(made(result.model, options.samples, job.seed))
-    found: Measurement = kid(iter(real), iter(drawn), features=load_features(features), seed=0)
+    drawn = list(made(result.model, options.samples, job.seed))
+    real, others = reference(result.model.name, features, options.samples)
+    found: Measurement = kid(real, iter(drawn), features=load_features(features), seed=0)
     row = {
         "kid": found.value, "interval": found.interval, "conditions": dict(found.conditions), "macs": cost.macs,
         "params": cost.params, "steps": result.notes.get("steps", 0), "seconds": result.notes.get("seconds", 0.0),
         "stopped": result.notes.get("stopped", ""),
     }  # fmt: skip
-    return {**row, "other": search_gan.other_kid(real, drawn)} if features == "cifar" else row
+    return {**row, "other": search_gan.other_kid(others, drawn)} if others is not None else row
 
 
 def table(runs: dict[str, Any], settings: dict[str, Any]) -> str:

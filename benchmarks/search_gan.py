@@ -18,12 +18,15 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import conditions
 import goals
 import numpy as np
 import search_live
+
+if TYPE_CHECKING:
+    from edgegen.metrics._rows import Rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "search-gan.json"
@@ -59,12 +62,20 @@ def enlarged(images: np.ndarray) -> np.ndarray:
     return torch.nn.functional.interpolate(torch.from_numpy(images), scale_factor=4, mode="bilinear").numpy()
 
 
-def other_kid(real: Iterable[np.ndarray], made: Iterable[np.ndarray]) -> dict[str, Any]:
-    """KID in the other network's features; batches (n, 3, 32, 32) in 0..1."""
+def other_rows(images: Iterable[np.ndarray]) -> Rows:
+    """The other network's features of batches (n, 3, 32, 32) in 0..1."""
+    from edgegen.metrics._common import feature_rows
+    from edgegen.nn.features import load_features
+
+    return feature_rows(map(enlarged, images), load_features(OTHER))
+
+
+def other_kid(real: Rows, made: Iterable[np.ndarray]) -> dict[str, Any]:
+    """KID in the other network's features; `real` as `other_rows` gives them, batches (n, 3, 32, 32) in 0..1."""
     from edgegen.metrics.kid import kid
     from edgegen.nn.features import load_features
 
-    found = kid(map(enlarged, real), map(enlarged, made), features=load_features(OTHER))
+    found = kid(real, other_rows(made), features=load_features(OTHER))
     return {"kid": found.value, "interval": found.interval, "n": found.conditions["n"]}
 
 
@@ -79,7 +90,7 @@ def other_of(run: Any, count: int) -> dict[str, Any]:
         return (run(z) + 1) / 2
 
     real = (photos[start : start + AT_ONCE].transpose(0, 3, 1, 2).astype(np.float32) / 255 for start in starts)
-    return other_kid(real, map(drawn, starts))
+    return other_kid(other_rows(real), map(drawn, starts))
 
 
 def other_of_original(count: int) -> dict[str, Any]:

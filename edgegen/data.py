@@ -145,16 +145,33 @@ class Dataset:
         Raises:
             DataError: there is no source of images.
         """
-        source, shape = self.source, self.model.stages[-1].outputs[0].shape[1:]
-        if source is None or source.kind != "images":
+        for part in _chunks(range(self.real_count()), size):
+            yield np.stack([self.real_image(i) for i in part])
+
+    def real_count(self) -> int:
+        """How many real images there are.
+
+        Raises:
+            DataError: there is no source of images.
+        """
+        if self.source is None or self.source.kind != "images":
             raise DataError(f"{self.model.name}: no real images to compare with; give --data with images")
+        return len(self.source) if self._real is None else len(self._real)
+
+    def real_image(self, i: int) -> np.ndarray:
+        """Real image i, float32 (C, H, W) in 0..1, fitted to the output of an unconditional generator.
+
+        Raises:
+            DataError: there is no source of images, or the output is none.
+        """
+        shape = self.model.stages[-1].outputs[0].shape[1:]
+        if i >= self.real_count() or self.source is None:
+            raise IndexError(f"real image {i} of {self.real_count()}")
         if len(shape) != 3 or any(isinstance(s, str) for s in shape):
             raise DataError(f"{self.model.name}: output {shape} is not an image (C, H, W) of fixed size")
         channels, height, width = (int(s) for s in shape)
-        places = self._real if self._real is not None else tuple(range(len(source)))
-        for part in _chunks(places, size):
-            fitted = [images.fit(images.with_channels(source.image(i), channels), height, width) for i in part]
-            yield np.stack([images.scaled(image, (0.0, 1.0)) for image in fitted])
+        found = self.source.image(i if self._real is None else self._real[i])
+        return images.scaled(images.fit(images.with_channels(found, channels), height, width), (0.0, 1.0))
 
 
 def split(dataset: Dataset, fractions: tuple[float, ...], seed: int) -> list[Dataset]:
@@ -268,5 +285,5 @@ def write_calibration(dataset: Dataset, out: Path, input_name: str, limit: int) 
     return path
 
 
-def _chunks(places: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+def _chunks(places: range, size: int) -> Iterator[range]:
     return (places[i : i + size] for i in range(0, len(places), size))

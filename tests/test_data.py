@@ -134,8 +134,29 @@ def test_real_images_are_fitted_to_the_output():
     dataset = data.Dataset(data.ArraySource("a", RNG.integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)), net, length=3)
     found = np.concatenate(list(dataset.real_images(size=2)))
     assert found.shape == (5, 1, 12, 12) and found.min() >= 0 and found.max() <= 1 and len(dataset) == 3
+    np.testing.assert_array_equal(dataset.real_image(4), found[4])
+    with pytest.raises(IndexError, match="5 of 5"):
+        dataset.real_image(5)
     with pytest.raises(DataError, match="no real images"):
         next(data.Dataset(None, net).real_images())
+
+
+def test_passes_learn_from_all_real_images_and_keep_few_of_them(monkeypatch: pytest.MonkeyPatch):
+    from edgegen.passes import _reals
+
+    net = model("unconditional", (1, 16), (1, 1, 2, 2), out_range=(-1.0, 1.0))
+    grey = np.arange(200, dtype=np.uint8)  # sorted, as folders by class are
+    dataset = data.Dataset(data.ArraySource("a", np.broadcast_to(grey[:, None, None, None], (200, 2, 2, 1))), net)
+    found = _reals.reals(dataset, net)
+    drawn = found.drawn(2000, [0, 1])
+    assert drawn.shape == (2000, 1, 2, 2) and drawn.dtype == np.float32
+    values = np.unique(np.rint((drawn[:, 0, 0, 0] + 1) / 2 * 255))
+    assert len(values) > 190 and values.max() > 195
+    monkeypatch.setattr(_reals, "KEPT", 10)
+    little = _reals.reals(dataset, net)
+    np.testing.assert_array_equal(little.drawn(2000, [0, 1]), drawn)
+    assert len(little._kept) == 2, "4 bytes each"
+    assert _reals.reals(data.Dataset(None, net), net) is None
 
 
 def test_what_does_not_fit_the_model_is_said():

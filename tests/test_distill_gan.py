@@ -77,8 +77,11 @@ class Digits:
         z = np.random.default_rng(i).standard_normal(64).astype(np.float32)
         return dataclasses.make_dataclass("Sample", ["input", "reference", "label"])(z, None, None)
 
-    def real_images(self) -> Any:
-        yield np.ones((6, 1, 32, 32), np.float32)
+    def real_count(self) -> int:
+        return 6
+
+    def real_image(self, i: int) -> Any:
+        return np.ones((1, 32, 32), np.float32)
 
 
 @pytest.mark.parametrize("loss", ["hinge", "r3gan"])

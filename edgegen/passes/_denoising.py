@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import nn
 
 from edgegen import graph, samplers
 from edgegen.nn import diffusion
+from edgegen.passes._reals import reals
 from edgegen.types import Model, PassResult
 
 POOL, AT_MOST_STEPS = 256, 20  # images that the denoiser makes itself to learn from, and steps for each
@@ -25,20 +25,17 @@ def images(
     Real ones where the data has any; else a pool that its teacher makes (a pruned student makes no images to learn
     from), or without one the denoiser itself: so no data are needed.
     """
-    low, high = model.stage.outputs[0].value_range or (-1.0, 1.0)
-    if data is not None and getattr(getattr(data, "source", None), "kind", "") == "images":
-        found = np.concatenate(list(islice(data.real_images(64), 64))) * (high - low) + low
-        said = f"{len(found)} real images, noised"
-    else:
-        maker = _artist(model, teacher)
-        whose = "the denoiser itself" if maker is model else "its teacher"
-        settings = samplers.of(maker.options) or {}
-        fewer = {**settings, "steps": min(settings["steps"], AT_MOST_STEPS), "timesteps": [], "seed": seed}
-        count = min(POOL, 4 * size)
-        shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
-        latents = np.random.default_rng([seed, 1]).standard_normal((count, *shape), dtype=np.float32)
-        found = samplers.generate(fewer, diffusion.runner(maker.stage.module), latents)
-        said = f"{len(found)} images of {whose}, noised"
+    if (real := reals(data, model, default=(-1.0, 1.0))) is not None:
+        return lambda step: real.drawn(size, [seed, step, 2]), f"{real.count} real images, noised"
+    maker = _artist(model, teacher)
+    whose = "the denoiser itself" if maker is model else "its teacher"
+    settings = samplers.of(maker.options) or {}
+    fewer = {**settings, "steps": min(settings["steps"], AT_MOST_STEPS), "timesteps": [], "seed": seed}
+    count = min(POOL, 4 * size)
+    shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
+    latents = np.random.default_rng([seed, 1]).standard_normal((count, *shape), dtype=np.float32)
+    found = samplers.generate(fewer, diffusion.runner(maker.stage.module), latents)
+    said = f"{len(found)} images of {whose}, noised"
 
     def at(step: int) -> np.ndarray:
         return found[np.random.default_rng([seed, step, 2]).integers(len(found), size=size)].astype(np.float32)

@@ -6,19 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from edgegen import graph
-from edgegen.errors import DataError
 from edgegen.nn import discriminators
 from edgegen.nn import losses as nn_losses
 from edgegen.nn import losses_adversarial as duel
 from edgegen.passes import _lessons
+from edgegen.passes._reals import reals
 from edgegen.types import Job, Model, TensorSpec
-
-REALS = 50_000  # real images of an unconditional generator that are held, as bytes
 
 
 @dataclass(frozen=True)
@@ -57,39 +54,22 @@ def with_reals(
         ValueError: the data's were asked for, and it has none.
     """
     if asked != "teacher":
-        if model.task == "unconditional" and (held := _held(model, job)) is not None:
-            low, high = model.stage.outputs[0].value_range or (0.0, 1.0)
+        if model.task == "unconditional" and (found := reals(job.data, model)) is not None:
 
             def drawn(step: int) -> dict[str, Any]:
-                chosen = np.random.default_rng([job.seed, 1, step]).integers(len(held), size=size)
-                return {**batch_at(step), "real": torch.from_numpy(held[chosen] / 255.0 * (high - low) + low).float()}
+                return {**batch_at(step), "real": torch.from_numpy(found.drawn(size, [job.seed, 1, step]))}
 
             return drawn, "data"
         if batch_at(0)["reference"] is not None:
 
             def referred(step: int) -> dict[str, Any]:
-                found = batch_at(step)
-                return {**found, "real": found["reference"]}
+                batch = batch_at(step)
+                return {**batch, "real": batch["reference"]}
 
             return referred, "data"
     if asked == "data":
         raise ValueError("real = data needs real images, and this data has none; use teacher")
     return lambda step: {**batch_at(step), "real": None}, "teacher"
-
-
-def _held(model: Model, job: Job) -> np.ndarray | None:
-    """Up to REALS real images of the data, uint8 (n, C, H, W); None where it has none."""
-    if job.data is None or not hasattr(job.data, "real_images"):
-        return None
-    found: list[np.ndarray] = []
-    try:
-        for part in job.data.real_images():
-            found.append(np.clip(np.rint(part * 255), 0, 255).astype(np.uint8))
-            if sum(map(len, found)) >= REALS:
-                break
-    except DataError:  # latents without a source of images
-        return None
-    return np.concatenate(found)[:REALS] if found else None
 
 
 class Game:
