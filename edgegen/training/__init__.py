@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from edgegen import files
-from edgegen.training import distributed
+from edgegen.training import distributed, memory
 from edgegen.training.feed import Reporter, place, prefetched
 from edgegen.training.loop import Loop, Losses
 from edgegen.training.settings import Settings, autocast, has_bf16, resolve_precision
@@ -129,7 +129,7 @@ def train(
 @contextmanager
 def in_training(module: nn.Module, settings: Settings, device: str) -> Iterator[None]:
     """A module as it is while it learns, and a random state of its own; the caller's comes back."""
-    with torch.random.fork_rng(devices=[]), _layout(module, device), _mode(module, settings), \
+    with memory.kept(), torch.random.fork_rng(devices=[]), _layout(module, device), _mode(module, settings), \
             distributed.synced(module):  # fmt: skip
         yield
 
