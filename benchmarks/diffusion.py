@@ -2,28 +2,36 @@
 
 For the teacher and (with --student BUNDLE) a student, in ONNX Runtime and OpenVINO: FP32, BF16 and INT8 (calibrated
 along the way from noise to image, and naively), every sampler of --samplers at every number of steps of --steps; U-Nets
-also with cached deep blocks. KID to real images (--data) or to the teacher at its own settings; PSNR to the teacher's
-images of the same latents; milliseconds an image. Every point is written when it is there, so a run goes on where it
-stopped.
+also with cached deep blocks. KID to real images: --data, else the test images of what the model learned from; PSNR to
+the teacher's images of the same latents at its own settings. Every point is written when it is there, so a run goes on
+where it stopped. At the end all networks are timed, in one interleaved run (--no-times: not now).
+results/diffusion-MODEL.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import conditions
+import diffusion_table
 import numpy as np
 
 from edgegen import bundle, data, files, loading, measuring, onnx_graph, registry, samplers, targets
-from edgegen.candidates import per_image
+from edgegen.metrics._common import feature_rows
 from edgegen.metrics.kid import kid
+from edgegen.nn import cached as cached_blocks
 from edgegen.nn import diffusion
-from edgegen.nn.cached import Full, Partial
 from edgegen.nn.features import load_features
-from edgegen.types import Model, PrecisionPlan, Stage, TensorSpec
+from edgegen.run import model_key
+from edgegen.types import Model, PrecisionPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILDS = {
@@ -39,98 +47,120 @@ def main() -> None:
     asked = arguments()
     teacher = loading.load_model(asked.model, weights=asked.weights)
     out = asked.out or ROOT / "benchmarks" / "results" / f"diffusion-{teacher.name}.json"
-    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"points": {}}
-    extractor = load_features(asked.features or str(teacher.options["features"]))
-    shape = tuple(int(d) for d in teacher.stage.inputs[0].shape[1:])
-    latents = np.random.default_rng(asked.seed).standard_normal((asked.count, *shape), dtype=np.float32)
+    settings = told(asked)
+    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if found.get("settings") != settings:
+        found = {"settings": settings, "points": {}}
     networks = {"teacher": teacher, **({"student": bundle.load_model(asked.student)} if asked.student else {})}
+    if "student" in networks and found.get("student") != (mine := model_key(networks["student"])):
+        found["points"] = {key: point for key, point in found["points"].items() if not key.startswith("student")}
+        found["student"] = mine
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(asked, Path(scratch), latents, extractor, teacher)
+        bench = Bench(asked, Path(scratch), teacher)
         for name, model in networks.items():
-            for build in asked.builds:
-                for sampler in asked.samplers:
-                    for steps in asked.steps:
-                        for every in (1, *asked.cache):
-                            key = f"{name} | {build} | {sampler} | {steps} | cache {every}"
-                            if key in found["points"] or (every > 1 and not cacheable(model, build)):
-                                continue
-                            found["points"][key] = bench.point(model, build, sampler, steps, every)
-                            files.write_json(out, {**found, "settings": told(asked)})
-                            print(key, json.dumps(found["points"][key]), flush=True)
+            for build, sampler, steps, every in itertools.product(
+                asked.builds, asked.samplers, asked.steps, (1, *asked.cache)
+            ):
+                key = f"{name} | {build} | {sampler} | {steps} | cache {every}"
+                if key in found["points"] or (every > 1 and cached_blocks.unfit(model.stage.module)):
+                    continue
+                found["points"][key] = bench.point(model, build, sampler, steps, every)
+                conditions.write_json(out, found)
+                print(key, json.dumps(found["points"][key]), flush=True)
+        if not asked.no_times:
+            found |= {**conditions.conditions(), "times": bench.times(networks, found["points"])}
+            conditions.write_json(out, found)
+    diffusion_table.write(out)
     print(out)
 
 
 class Bench:
     """The reference images and the builds, each made once."""
 
-    def __init__(self, asked: argparse.Namespace, folder: Path, latents: np.ndarray, extractor, teacher: Model) -> None:
-        self.asked, self.folder, self.latents, self.extractor, self.teacher = asked, folder, latents, extractor, teacher
+    def __init__(self, asked: argparse.Namespace, folder: Path, teacher: Model) -> None:
+        self.asked, self.folder, self.teacher = asked, folder, teacher
+        self.extractor = load_features(asked.features or str(teacher.options["features"]))
+        shape = tuple(int(d) for d in teacher.stage.inputs[0].shape[1:])
+        self.latents = np.random.default_rng(asked.seed).standard_normal((asked.count, *shape), dtype=np.float32)
         self.target = dataclasses.replace(targets.load("cpu"), threads=asked.threads)
         self.made: dict[tuple, dict] = {}
-        settings = samplers.of(teacher.options)
-        self.wanted = self.unit(samplers.generate(settings, diffusion.runner(teacher.stage.module), latents))
-        if asked.data is not None:
-            self.real = data.Dataset(data.open_source(asked.data), teacher, length=asked.count)
-        else:
-            other = np.random.default_rng(asked.seed + 1).standard_normal(latents.shape, dtype=np.float32)
-            self.real = self.unit(samplers.generate(settings, diffusion.runner(teacher.stage.module), other))
+        self.wanted = self.unit(samplers.generate(
+            samplers.of(teacher.options), diffusion.runner(teacher.stage.module), self.latents[: asked.paired]))
+        self.real = feature_rows(self.real_images(), self.extractor)
+
+    def real_images(self) -> Iterator[np.ndarray]:
+        """The images that KID is taken to, batches in 0..1."""
+        if self.asked.data is not None:
+            return data.Dataset(data.open_source(self.asked.data), self.teacher).real_images()
+        found = TESTED[self.teacher.name]()
+        drawn = found[np.random.default_rng(13).permutation(len(found))[: self.asked.count]].astype(np.float32) / 255
+        return iter(np.array_split(drawn, max(1, len(drawn) // 250)))
 
     def unit(self, images: np.ndarray) -> np.ndarray:
         low, high = self.teacher.stage.outputs[0].value_range
         return np.clip((images - low) / (high - low), 0, 1)
 
     def point(self, model: Model, build: str, sampler: str, steps: int, every: int) -> dict:
-        """One point of the curve: figures of `count` images, and time an image on this machine."""
-        facts = {key: model.options[key] for key in ("prediction", "schedule", "train_steps", "labels")
-                 if key in model.options}  # fmt: skip
-        settings = samplers.complete({**facts, "name": sampler, "steps": steps, "cache_every": every})
-        artifacts = self.artifacts(model, build, every > 1)
-        with measuring.Worker(artifacts["full"]) as full:
-            runs = {"full": full.run_many}
-            if every == 1:
-                images = self.unit(samplers.generate(settings, runs, self.latents))
-            else:
-                with measuring.Worker(artifacts["partial"]) as partial:
-                    images = self.unit(samplers.generate(settings, {**runs, "partial": partial.run_many}, self.latents))
-        calls, partial_calls = samplers.calls(settings)
-        names = list(artifacts) if every > 1 else ["full"]
-        times = measuring.time_interleaved(
-            [artifacts[name] for name in names], [self.feeds(artifacts[name], settings) for name in names],
-            rounds=self.asked.rounds,
-        )  # fmt: skip
-        each = dict(zip(names, [t.value for t in times], strict=True))
-        real = self.real.real_images() if isinstance(self.real, data.Dataset) else iter([self.real])
-        distance = kid(real, iter([images]), features=self.extractor, subset_size=min(1000, len(images)))
-        error = np.square(images - self.wanted).mean((1, 2, 3))
-        whole = per_image(times[0], settings).value if every == 1 else (
-            (calls - partial_calls) * each["full"] + partial_calls * each["partial"])  # fmt: skip
-        return {"nfe": calls, "partial": partial_calls, "ms_per_image": whole, "ms_per_run": each, "n": len(images),
-                "kid": distance.value, "kid_interval": list(distance.interval or ()), "threads": self.asked.threads,
+        """One point of the curve: figures of `count` images."""
+        settings = sampling(model, sampler, steps, every)
+        with contextlib.ExitStack() as stack:
+            runs = {name: stack.enter_context(measuring.Worker(artifact)).run_many
+                    for name, artifact in self.artifacts(model, build, every > 1).items()}
+            images = self.unit(samplers.generate(settings, runs, self.latents))
+        calls, partial = samplers.calls(settings)
+        distance = kid(self.real, iter([images]), features=self.extractor, subset_size=min(1000, len(images)))
+        error = np.square(images[: len(self.wanted)] - self.wanted).mean((1, 2, 3))
+        return {"nfe": calls, "partial": partial, "n": len(images), "kid": distance.value,
+                "kid_interval": list(distance.interval or ()),
                 "psnr_to_teacher": float(np.mean(-10 * np.log10(np.maximum(error, 1e-10))))}  # fmt: skip
+
+    def times(self, networks: dict[str, Model], points: dict) -> dict:
+        """"network | build | full or partial" -> milliseconds of one run, of all that the points need."""
+        artifacts, feeds = {}, []
+        for key in points:
+            name, build, sampler, steps, cache = key.split(" | ")
+            every = int(cache.removeprefix("cache "))
+            if name not in networks:
+                continue
+            model, kind = networks[name], "cached" if every > 1 else "whole"
+            for part, artifact in self.artifacts(model, build, every > 1).items():
+                if (place := f"{name} | {build} | {kind} {part}") not in artifacts:
+                    artifacts[place] = artifact
+                    feeds.append(self.feeds(artifact, sampling(model, sampler, int(steps), every)))
+        found = measuring.time_interleaved(list(artifacts.values()), feeds, rounds=self.asked.rounds)
+        return {place: {"ms": one.value, "interval": one.interval, "samples": one.samples,
+                        "round_medians": one.conditions["round_medians"]}
+                for place, one in zip(artifacts, found, strict=True)}  # fmt: skip
 
     def artifacts(self, model: Model, build: str, cached: bool) -> dict:
         key = (id(model), build, cached)
         if key not in self.made:
             runtime, plan, calibration = BUILDS[build]
             found = {}
-            for name, stage in stages(model, cached).items():
+            settings = samplers.of({**model.options, "sampler": {**model.options["sampler"], "cache_every": 2}})
+            parts = zip(("full", "partial"), cached_blocks.stages(model.stage, settings)) if cached else [
+                ("full", model.stage)]  # fmt: skip
+            for name, stage in parts:
                 place = self.folder / files.key(str(key), name)
                 graph = onnx_graph.to_onnx(stage, place.with_suffix(".onnx"))
                 graph = dataclasses.replace(graph, plan=plan)
-                samples = self.calibration(model, place.with_suffix(".samples"), calibration) if calibration else None
+                samples = place.with_suffix(".samples")
+                if calibration:
+                    self.calibrate(model, samples, calibration, settings if name == "partial" else None)
                 module = registry.module("runtimes", runtime)
-                found[name] = module.build(graph, place, calibration=samples, target=self.target)
+                found[name] = module.build(graph, place, calibration=samples if calibration else None,
+                                           target=self.target)  # fmt: skip
             self.made[key] = found
         return self.made[key]
 
-    def calibration(self, model: Model, folder: Path, kind: str) -> Path:
-        """Inputs along the model's own way from noise to image, or the naive ones."""
+    def calibrate(self, model: Model, folder: Path, kind: str, cached: dict | None) -> None:
+        """Inputs along the model's own way from noise to image (cached: of its partial network), or the naive ones."""
         folder.mkdir(exist_ok=True)
-        given = samplers.trajectory(samplers.of(model.options), diffusion.runner(model.stage.module), self.latents[:32],
+        runs = cached_blocks.runs(model.stage.module, cached) if cached else diffusion.runner(model.stage.module)
+        given = samplers.trajectory(cached or samplers.of(model.options), runs, self.latents[:32],
                                     self.asked.calibration_images, naive=kind == "naive")  # fmt: skip
         for name, values in given.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
-        return folder
 
     def feeds(self, artifact, settings: dict) -> dict:
         given = samplers.feeds(settings, self.latents[:1])
@@ -140,29 +170,34 @@ class Bench:
                 for name, shape in shapes.items()}  # fmt: skip
 
 
-def stages(model: Model, cached: bool) -> dict[str, Stage]:
-    """The one stage, or the full and the partial one with the cache between them."""
-    if not cached:
-        return {"full": model.stage}
-    import torch
-
-    full, partial = Full(model.stage.module).eval(), Partial(model.stage.module).eval()
-    with torch.no_grad():
-        zeros = [torch.zeros(tuple(int(d) for d in spec.shape)) for spec in model.stage.inputs]
-        shape = tuple(full(*zeros)[1].shape)
-    cache, out = TensorSpec("cache", shape), model.stage.outputs[0]
-    return {"full": Stage("full", full, model.stage.inputs, (out, cache)),
-            "partial": Stage("partial", partial, (*model.stage.inputs, cache), (out,))}  # fmt: skip
+def sampling(model: Model, sampler: str, steps: int, every: int) -> dict:
+    """The settings of a sampler for this network."""
+    facts = {key: model.options[key] for key in ("prediction", "schedule", "train_steps", "labels")
+             if key in model.options}  # fmt: skip
+    return samplers.complete({**facts, "name": sampler, "steps": steps, "cache_every": every})
 
 
-def cacheable(model: Model, build: str) -> bool:
-    """Cached builds are float ones of U-Nets."""
-    return hasattr(getattr(model.stage.module, "net", None), "up_blocks") and not BUILDS[build][2]
+def digits() -> np.ndarray:
+    """MNIST's test images as the model's training reads them, uint8 (N, 1, 32, 32)."""
+    sys.path.append(str(ROOT / "benchmarks" / "train"))
+    from encoder import padded
+
+    return padded("test")[0][:, None]
+
+
+def photographs() -> np.ndarray:
+    """CIFAR-10's test images, uint8 (N, 3, 32, 32)."""
+    with np.load(ROOT / "out" / "data" / "cifar" / "test.npz") as archive:
+        return archive["x"].transpose(0, 3, 1, 2)
+
+
+TESTED = {"ddpm_unet": digits, "ddpm_cifar": photographs}
 
 
 def told(asked: argparse.Namespace) -> dict:
-    """The settings, without the output file: a place on this machine."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items() if key != "out"}
+    """What every figure depends on: a run with other settings starts anew."""
+    kept = ("model", "weights", "data", "features", "count", "paired", "calibration_images", "threads", "seed")
+    return {key: value.name if isinstance(value := getattr(asked, key), Path) else value for key in kept}
 
 
 def arguments() -> argparse.Namespace:
@@ -170,13 +205,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="ddpm_unet")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--student", type=Path, help="a bundle")
-    parser.add_argument("--data", type=Path, help="real images for KID")
+    parser.add_argument("--data", type=Path, help="real images for KID (ddpm_unet, ddpm_cifar: test images)")
     parser.add_argument("--features", default="")
     parser.add_argument("--builds", nargs="+", default=list(BUILDS), choices=list(BUILDS))
     parser.add_argument("--samplers", nargs="+", default=["ddim", "dpmpp_2m", "heun"])
     parser.add_argument("--steps", nargs="+", type=int, default=[2, 4, 8, 16, 32, 50])
     parser.add_argument("--cache", nargs="*", type=int, default=[2, 3])
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=5000, help="images for KID")
+    parser.add_argument("--paired", type=int, default=500, help="images for the PSNR to the teacher's")
+    parser.add_argument("--no-times", action="store_true")
     parser.add_argument("--calibration-images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=measuring.host_threads())
