@@ -56,7 +56,7 @@ def accuracy(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray, *, 
     model.eval()
     hits = 0
     for start in range(0, len(images), 500):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with common.autocast(bf16):
             found = model(normalised(images[start:start + 500])).argmax(1).numpy()
         hits += int((found == labels[start:start + 500]).sum())
     model.train()
@@ -79,7 +79,7 @@ def main() -> None:
     def step(index: int) -> dict[str, float]:
         common.set_rate(optimizer, common.cosine(index, options.steps, PEAK, each // 2))
         x, y = batch(images, labels, options.seed, index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             logits = model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
@@ -94,7 +94,7 @@ def main() -> None:
     common.write_weights(model, WEIGHTS)
     figures = {"test_top1_percent": accuracy(model, *judged, bf16=False), "test_images": len(judged[0])}
     common.record(run, settings={"batch": BATCH, "peak_rate": PEAK, "weight_decay": DECAY, "label_smoothing": SMOOTHING,
-                                 "shift": SHIFT, "optimizer": "SGD, Nesterov 0.9", "precision": "bf16 autocast"},
+                                 "shift": SHIFT, "optimizer": "SGD, Nesterov 0.9", "precision": common.PRECISION},
                   figures=figures, weights=WEIGHTS, module=model, data="CIFAR-10, 50,000 training images")
 
 

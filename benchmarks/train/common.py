@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from edgegen import files
+from edgegen import files, training
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT.parent / "shared" / "assets"
 RESULTS = ROOT / "benchmarks" / "results"
+PRECISION = "bf16 autocast" if training.has_bf16() else "fp32"  # an emulated bf16 takes ten times as long
 
 
 @dataclass
@@ -108,6 +110,11 @@ def train(run: Run, step: Callable[[int], dict[str, float]], *, evaluate: Callab
         if now - last_saved > 60 or run.step == run.steps:
             run.save()
             last_saved = now
+
+
+def autocast(on: bool = True) -> AbstractContextManager:
+    """bf16 where the processor has it, else nothing."""
+    return training.autocast(training.resolve_precision("auto" if on else "fp32"))
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int) -> float:

@@ -140,7 +140,7 @@ def main() -> None:
         common.set_rate(makers, share * RATE)
         common.set_rate(judges, share * CRITIC_RATE)
         z = latents(BATCH, options.seed, index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             fake = model(z)
             real_scores = critic(reals(images, options.seed, index)).float()
             fake_scores = critic(fake.detach()).float()
@@ -148,7 +148,7 @@ def main() -> None:
         judges.zero_grad(set_to_none=True)
         judged.backward()
         judges.step()
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             made = -critic(fake).float().mean()
         makers.zero_grad(set_to_none=True)
         made.backward()
@@ -165,7 +165,7 @@ def main() -> None:
     common.write_weights(average.module, WEIGHTS)
     settings = {
         "batch": BATCH, "rate": RATE, "critic_rate": CRITIC_RATE, "betas": BETAS, "average_decay": DECAY,
-        "loss": "hinge", "critic": "spectral norm, 64-128-256", "gain": GAIN, "precision": "bf16 autocast",
+        "loss": "hinge", "critic": "spectral norm, 64-128-256", "gain": GAIN, "precision": common.PRECISION,
     }
     common.record(run, settings=settings, figures=figures(average.module), weights=WEIGHTS, module=model,
                   data="MNIST, 60,000 training images, padded to 32x32")

@@ -75,7 +75,7 @@ def sampled(module: nn.Module, settings: dict, count: int, channels: int) -> tor
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         given = [torch.from_numpy(feeds[name]) for name in ("sample", "timestep", "label") if name in feeds]
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             made = module(given[0].contiguous(memory_format=torch.channels_last), *given[1:])
         return {"output": made.float().contiguous().numpy()}
 
@@ -149,7 +149,7 @@ def main() -> None:
     def step(index: int) -> dict[str, float]:
         common.set_rate(optimizer, common.cosine(index, options.steps, RATE, WARMUP))
         x, t, told, target = batch(found, labels, facts, options.seed, index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             made = model(*arguments_of(x, t, told))
         loss = (made.float() - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
@@ -169,7 +169,7 @@ def main() -> None:
     common.write_weights(average.module, weights, half=True)
     settings = {"batch": BATCH, "rate": RATE, "warmup": WARMUP, "average_decay": DECAY, "gradient_clip": CLIP,
                 "labels_dropped": DROPPED if facts.labels else None, "prediction": facts.prediction,
-                "schedule": kind.RECORD["options"]["schedule"], "optimizer": "AdamW", "precision": "bf16 autocast"}
+                "schedule": kind.RECORD["options"]["schedule"], "optimizer": "AdamW", "precision": common.PRECISION}
     told = figures(name, average.module.float(), dict(kind.RECORD["options"]), channels)
     about = {"mnist": "MNIST, 60,000 training images, padded to 32x32", "cifar": "CIFAR-10, 50,000 training images"}
     common.record(run, settings=settings, figures=told, weights=weights, module=model, data=about[name])

@@ -116,7 +116,7 @@ def main() -> None:
     def step(index: int) -> dict[str, float]:
         common.set_rate(optimizer, common.cosine(index, options.steps, PEAK, 200))
         low, high = batch(data, options.seed, index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             output = model(low)
         loss = F.l1_loss(output.float(), high)
         optimizer.zero_grad(set_to_none=True)
@@ -139,7 +139,7 @@ def main() -> None:
     }
     figures["mean"] = {key: round(float(np.mean([f[key] for f in figures.values()])), 3) for key in ("bicubic", "edsr")}
     common.record(run, settings={"patch": PATCH, "batch": BATCH, "peak_rate": PEAK, "average_decay": DECAY,
-                                 "factors": FACTORS, "loss": "L1", "precision": "bf16 autocast"},
+                                 "factors": FACTORS, "loss": "L1", "precision": common.PRECISION},
                   figures={"psnr_rgb_db": figures}, weights=WEIGHTS, module=model,
                   data=f"{len(data)} photos of kodak24 and photos-permissive")
 

@@ -58,7 +58,7 @@ def main() -> None:
     def step(index: int) -> dict[str, float]:
         common.set_rate(optimizer, common.cosine(index, options.steps, PEAK, 100))
         x, y = batch(images, labels, options.seed, index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             logits = model.classify(x)
         loss = F.cross_entropy(logits.float(), y)
         optimizer.zero_grad(set_to_none=True)
@@ -69,7 +69,7 @@ def main() -> None:
     common.train(run, step, evaluate=lambda: {"test_top1": accuracy(model, *test)}, every=60000 // BATCH)
     common.write_weights(model, WEIGHTS)
     common.record(run, settings={"batch": BATCH, "peak_rate": PEAK, "optimizer": "AdamW", "weight_decay": 1e-2,
-                                 "shift": SHIFT, "precision": "bf16 autocast"},
+                                 "shift": SHIFT, "precision": common.PRECISION},
                   figures={"test_top1_percent": accuracy(model, *test), "test_images": len(test[0])},
                   weights=WEIGHTS, module=model, data="MNIST, 60,000 training images")
 

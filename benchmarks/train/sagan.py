@@ -110,7 +110,7 @@ def main() -> None:
         common.set_rate(judges, share * CRITIC_RATE)
         z = latents(BATCH, options.seed, index)
         asked, (real, told) = z[:, LATENT:].argmax(1), reals(images, labels, options.seed, index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             fake = model(z)
             both = torch.cat([real, fake.detach()]).contiguous(**fast)
             real_scores, fake_scores = critic(both, torch.cat([told, asked])).chunk(2)
@@ -119,7 +119,7 @@ def main() -> None:
         judged.backward()
         judges.step()
         critic.requires_grad_(False)  # its own gradients are not wanted here, and a third of this backward pass
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             made = -critic(fake, asked).mean()
         makers.zero_grad(set_to_none=True)
         made.backward()
@@ -138,7 +138,7 @@ def main() -> None:
     settings = {
         "batch": BATCH, "rate": RATE, "critic_rate": CRITIC_RATE, "betas": BETAS, "average_decay": DECAY,
         "loss": "hinge", "critic": f"spectral norm, projection, {LAYERS}",
-        "precision": "bf16 autocast",
+        "precision": common.PRECISION,
     }  # fmt: skip
     common.record(run, settings=settings, figures=figures(average.module), weights=WEIGHTS, module=model,
                   data="CIFAR-10, 50,000 training images")  # fmt: skip

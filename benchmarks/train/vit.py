@@ -72,7 +72,7 @@ def main() -> None:
         torch.manual_seed(options.seed * 1_000_003 + index)  # for the blocks that are left out
         common.set_rate(optimizer, common.cosine(index, options.steps, PEAK, 5 * each))
         x, y = batch(images, labels, options.seed, index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             logits = model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
@@ -90,7 +90,7 @@ def main() -> None:
     figures = {"test_top1_percent": cifar.accuracy(average.module, *judged, bf16=False), "test_images": len(judged[0])}
     common.record(run, settings={"batch": BATCH, "peak_rate": PEAK, "weight_decay": DECAY, "label_smoothing": SMOOTHING,
                                  "shift": cifar.SHIFT, "erase": ERASE, "mixup": MIXUP, "average": AVERAGE,
-                                 "drop_path": 0.1, "optimizer": "AdamW", "precision": "bf16 autocast"},
+                                 "drop_path": 0.1, "optimizer": "AdamW", "precision": common.PRECISION},
                   figures=figures, weights=WEIGHTS, module=average.module,
                   data=f"CIFAR-10, {len(images):,} training images")
 
