@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -328,6 +329,22 @@ def test_a_supernet_is_trained_once_and_both_ways_are_tried_at_the_extremes(requ
     trained = [one for one in notes if "widths" in one and "inputs" in one]
     assert sorted(one.get("steps", 0) for one in trained) == [0, 6], "once sorted, once trained, for all candidates"
     assert {point.choices["width"] for point in found.points} <= {0.0, 0.5, 0.75}
+
+
+def test_a_fault_in_one_candidate_is_its_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
+    tidied: list[Any] = []
+    monkeypatch.setattr(measured, "_tidy", tidied.append)
+
+    def faulty(*given: Any) -> Any:
+        raise KeyError("a layer that is not there")
+
+    monkeypatch.setattr(measured, "_measured", faulty)
+    bench: Any = argparse.Namespace(layers={"conv": "Conv2d"})
+    found = measured.objective(bench, SPACE, Budget(), lambda: ())({"channels": 1, "training": 1, "int8": 1})
+    assert "a fault in edgegen" in found.failure and "a layer that is not there" in found.failure
+    assert tidied == [bench]
+    assert "in faulty" in next((tmp_path / "faults").glob("*.txt")).read_text(), "the traceback is kept"
 
 
 def test_a_trained_candidate_is_built_in_the_runtime_that_was_the_fastest_untrained(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgegen import graph, judgement, recipe, run, run_graphs, run_jobs, steps, teacher, variants
+from edgegen import faults, graph, judgement, recipe, run, run_graphs, run_jobs, steps, teacher, variants
 from edgegen.candidates import LEAST_GAIN, Candidate, fastest
 from edgegen.errors import EdgegenError, NothingChanged, PassError, UsageError
 from edgegen.request import Request
@@ -78,22 +78,24 @@ def objective(
 
     def measured(choices: Mapping[str, int]) -> Figures:
         made = to_recipe(space, choices, bench.layers)
-        try:
-            return _measured(bench, made, budget, done)
-        except EdgegenError as error:  # a candidate that cannot be made or run is a result
-            return Figures(failure=" ".join(str(error).split())[:500])
-        finally:
-            _tidy(bench)
+        return _answered(bench, lambda: _measured(bench, made, budget, done))
 
     return measured
 
 
 def reach(bench: Bench, made: recipe.Recipe) -> Figures:
     """Latency and size of a candidate without any training, for the ends of a space; quality is not looked at."""
+    return _answered(bench, lambda: _untrained(bench, made))
+
+
+def _answered(bench: Bench, work: Callable[[], Figures]) -> Figures:
+    """What `work` finds; that a candidate cannot be made or run is a result, and so is a fault of ours in one."""
     try:
-        return _untrained(bench, made)
+        return work()
     except EdgegenError as error:
         return Figures(failure=" ".join(str(error).split())[:500])
+    except Exception as error:  # noqa: BLE001 - hours of search must not be lost to a fault in one candidate
+        return Figures(failure=faults.told(error)[:500])
     finally:
         _tidy(bench)
 
