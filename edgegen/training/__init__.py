@@ -129,7 +129,7 @@ def train(
 @contextmanager
 def in_training(module: nn.Module, settings: Settings, device: str) -> Iterator[None]:
     """A module as it is while it learns, and a random state of its own; the caller's comes back."""
-    with memory.kept(), torch.random.fork_rng(devices=[]), _layout(module, device), _mode(module, settings), \
+    with memory.given_back(), torch.random.fork_rng(devices=[]), _layout(module, device), _mode(module, settings), \
             distributed.synced(module):  # fmt: skip
         yield
 

@@ -1,7 +1,7 @@
-"""Memory that training frees stays with the process until the training is over.
+"""Memory that training freed goes back to the system when the training is over.
 
-A step frees what it allocated, and by default glibc hands it back to the system, which must clear every page for the
-next step: a tenth of the time of a step of a small convolutional network.
+glibc keeps it for the process, which has no use for it any more: ResNet-56 trained with batches of 64 leaves 1.08 GB
+without this and 0.75 GB with it, while builds and measurements in other processes need memory.
 """
 
 from __future__ import annotations
@@ -11,22 +11,12 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-_NEVER = 2**31 - 1
-_LARGEST, _USUAL = 32 * 2**20, 64 * 2**20  # the most that glibc takes for M_MMAP_THRESHOLD, and where it goes by itself
-
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Keep freed memory while the body runs, and give it back at the end; without glibc nothing changes."""
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP, _LARGEST)
-    libc.mallopt(_TRIM, _NEVER)
+def given_back() -> Iterator[None]:
+    """Give freed memory back after the body; without glibc nothing is done."""
     try:
         yield
     finally:
-        libc.mallopt(_TRIM, _USUAL)
-        libc.malloc_trim(0)
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
