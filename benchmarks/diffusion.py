@@ -24,16 +24,20 @@ import conditions
 import diffusion_table
 import numpy as np
 
-from edgegen import bundle, data, files, loading, measuring, onnx_graph, registry, samplers, targets
-from edgegen.metrics._common import feature_rows
-from edgegen.metrics.kid import kid
-from edgegen.nn import cached as cached_blocks
-from edgegen.nn import diffusion
-from edgegen.nn.features import load_features
-from edgegen.run import model_key
-from edgegen.types import Model, PrecisionPlan
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks" / "train"))
+
+import diffusion as trained  # noqa: E402 - the training script's
+
+from edgegen import bundle, data, files, loading, measuring, onnx_graph, registry, samplers, targets  # noqa: E402
+from edgegen.metrics._common import feature_rows  # noqa: E402
+from edgegen.metrics.kid import kid  # noqa: E402
+from edgegen.nn import cached as cached_blocks  # noqa: E402
+from edgegen.nn import diffusion  # noqa: E402
+from edgegen.nn.features import load_features  # noqa: E402
+from edgegen.run import model_key  # noqa: E402
+from edgegen.types import Model, PrecisionPlan  # noqa: E402
+
 BUILDS = {
     "onnxruntime fp32": ("onnxruntime", PrecisionPlan(), ""),
     "openvino fp32": ("openvino", PrecisionPlan(), ""),
@@ -92,8 +96,10 @@ class Bench:
         """The images that KID is taken to, batches in 0..1."""
         if self.asked.data is not None:
             return data.Dataset(data.open_source(self.asked.data), self.teacher).real_images()
-        found = TESTED[self.teacher.name]()
-        drawn = found[np.random.default_rng(13).permutation(len(found))[: self.asked.count]].astype(np.float32) / 255
+        learned = next((name for name, model in trained.MODELS.items() if model == self.teacher.name), None)
+        if learned is None:
+            raise SystemExit(f"{self.teacher.name}: which images it learned from is not known; give --data")
+        drawn = trained.tested(learned, self.asked.count)
         return iter(np.array_split(drawn, max(1, len(drawn) // 250)))
 
     def unit(self, images: np.ndarray) -> np.ndarray:
@@ -144,16 +150,15 @@ class Bench:
                 place = self.folder / files.key(str(key), name)
                 graph = onnx_graph.to_onnx(stage, place.with_suffix(".onnx"))
                 graph = dataclasses.replace(graph, plan=plan)
-                samples = place.with_suffix(".samples")
-                if calibration:
-                    self.calibrate(model, samples, calibration, settings if name == "partial" else None)
+                between = settings if name == "partial" else None
+                samples = (self.calibration(model, place.with_suffix(".samples"), calibration, between)
+                           if calibration else None)  # fmt: skip
                 module = registry.module("runtimes", runtime)
-                found[name] = module.build(graph, place, calibration=samples if calibration else None,
-                                           target=self.target)  # fmt: skip
+                found[name] = module.build(graph, place, calibration=samples, target=self.target)
             self.made[key] = found
         return self.made[key]
 
-    def calibrate(self, model: Model, folder: Path, kind: str, cached: dict | None) -> None:
+    def calibration(self, model: Model, folder: Path, kind: str, cached: dict | None) -> Path:
         """Inputs along the model's own way from noise to image (cached: of its partial network), or the naive ones."""
         folder.mkdir(exist_ok=True)
         runs = cached_blocks.runs(model.stage.module, cached) if cached else diffusion.runner(model.stage.module)
@@ -161,6 +166,7 @@ class Bench:
                                     self.asked.calibration_images, naive=kind == "naive")  # fmt: skip
         for name, values in given.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        return folder
 
     def feeds(self, artifact, settings: dict) -> dict:
         given = samplers.feeds(settings, self.latents[:1])
@@ -172,26 +178,7 @@ class Bench:
 
 def sampling(model: Model, sampler: str, steps: int, every: int) -> dict:
     """The settings of a sampler for this network."""
-    facts = {key: model.options[key] for key in ("prediction", "schedule", "train_steps", "labels")
-             if key in model.options}  # fmt: skip
-    return samplers.complete({**facts, "name": sampler, "steps": steps, "cache_every": every})
-
-
-def digits() -> np.ndarray:
-    """MNIST's test images as the model's training reads them, uint8 (N, 1, 32, 32)."""
-    sys.path.append(str(ROOT / "benchmarks" / "train"))
-    from encoder import padded
-
-    return padded("test")[0][:, None]
-
-
-def photographs() -> np.ndarray:
-    """CIFAR-10's test images, uint8 (N, 3, 32, 32)."""
-    with np.load(ROOT / "out" / "data" / "cifar" / "test.npz") as archive:
-        return archive["x"].transpose(0, 3, 1, 2)
-
-
-TESTED = {"ddpm_unet": digits, "ddpm_cifar": photographs}
+    return samplers.of({**model.options, "sampler": {"name": sampler, "steps": steps, "cache_every": every}})
 
 
 def told(asked: argparse.Namespace) -> dict:

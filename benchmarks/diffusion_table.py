@@ -31,11 +31,12 @@ def table(found: dict[str, Any]) -> str:
     heads = ("network", "build", "sampler", "steps", "runs (partial)", "KID x 1000", "window", "PSNR", "ms an image",
              "faster")  # fmt: skip
     lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    first = spent_on(own, points[own], times) if own else None
     for key, point in points.items():
         name, build, sampler, steps, cache = key.split(" | ")
         runs = f"{point['nfe']}" + (f" ({point['partial']})" if point["partial"] else "")
         low, high = (1000 * end for end in point["kid_interval"])
-        spent, first = spent_on(key, point, times), spent_on(own, points[own], times) if own else None
+        spent = spent_on(key, point, times)
         faster = f"{np.median(first / spent):.2f}" if spent is not None and first is not None else ""
         lines.append(
             f"| {name} | {build} | {sampler}{'' if cache == 'cache 1' else f', {cache}'} | {steps} | {runs} | "

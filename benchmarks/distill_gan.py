@@ -64,9 +64,8 @@ def learned(model: Model) -> data.Dataset:
 
 @functools.cache
 def reference(model: str, features: str, count: int) -> tuple[Rows, Rows | None]:
-    """Features of test images, drawn evenly (the files are sorted by class), and of photographs another network's."""
-    found = diffusion.images(DATA[model], "test")[0]
-    drawn = found[np.random.default_rng(13).permutation(len(found))[:count]].astype(np.float32) / 255
+    """Features of test images, and of photographs another network's."""
+    drawn = diffusion.tested(DATA[model], count)
     parts = [drawn[start : start + AT_ONCE] for start in range(0, len(drawn), AT_ONCE)]
     return feature_rows(iter(parts), load_features(features)), (
         search_gan.other_rows(parts) if features == "cifar" else None)  # fmt: skip

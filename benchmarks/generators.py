@@ -163,10 +163,11 @@ def build(made: Any, feeds: Any, wanted: Any, runtime: str, precision: str, fold
 
     target = Target("generators", "", (runtime,), precisions=("fp32", "fp16", "bf16", "int8"), threads=1)
     plans = registry.module("runtimes", runtime).plans(target, local.cpu_flags())
-    fitting = sorted((plan for plan in plans if plan.precision == precision), key=lambda plan: plan.ranges != "minmax")
-    if not fitting:
+    fitting = (plan for plan in plans if plan.precision == precision)
+    plan = min(fitting, key=lambda plan: plan.ranges != "minmax", default=None)  # averages cut off rare bright values
+    if plan is None:
         return {"status": "not offered", "why": f"{runtime} builds {', '.join(dict.fromkeys(p.label for p in plans))}"}
-    limits, plan = measuring.Limits(SECONDS, MEMORY), fitting[0]  # images have rare bright values, which means cut off
+    limits = measuring.Limits(SECONDS, MEMORY)
     try:
         made = dataclasses.replace(made, plan=plan)
         cured = rewriting.cures(made, runtime, target, feeds=feeds, out=folder / f"{runtime}.onnx")

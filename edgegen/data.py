@@ -152,10 +152,13 @@ class Dataset:
         """How many real images there are.
 
         Raises:
-            DataError: there is no source of images.
+            DataError: there is no source of images, or the network's output is none.
         """
+        shape = self.model.stages[-1].outputs[0].shape[1:]
         if self.source is None or self.source.kind != "images":
             raise DataError(f"{self.model.name}: no real images to compare with; give --data with images")
+        if len(shape) != 3 or any(isinstance(s, str) for s in shape):
+            raise DataError(f"{self.model.name}: output {shape} is not an image (C, H, W) of fixed size")
         return len(self.source) if self._real is None else len(self._real)
 
     def real_image(self, i: int) -> np.ndarray:
@@ -164,12 +167,9 @@ class Dataset:
         Raises:
             DataError: there is no source of images, or the output is none.
         """
-        shape = self.model.stages[-1].outputs[0].shape[1:]
         if i >= self.real_count() or self.source is None:
             raise IndexError(f"real image {i} of {self.real_count()}")
-        if len(shape) != 3 or any(isinstance(s, str) for s in shape):
-            raise DataError(f"{self.model.name}: output {shape} is not an image (C, H, W) of fixed size")
-        channels, height, width = (int(s) for s in shape)
+        channels, height, width = (int(s) for s in self.model.stages[-1].outputs[0].shape[1:])
         found = self.source.image(i if self._real is None else self._real[i])
         return images.scaled(images.fit(images.with_channels(found, channels), height, width), (0.0, 1.0))
 

@@ -157,6 +157,10 @@ def test_passes_learn_from_all_real_images_and_keep_few_of_them(monkeypatch: pyt
     np.testing.assert_array_equal(little.drawn(2000, [0, 1]), drawn)
     assert len(little._kept) == 2, "4 bytes each"
     assert _reals.reals(data.Dataset(None, net), net) is None
+    assert _reals.reals(data.Dataset(dataset.source, model("unconditional", (1, 16), (1, 5))), net) is None
+    none = dataset.subset(range(3))
+    none._real = ()
+    assert _reals.reals(none, net) is None
 
 
 def test_what_does_not_fit_the_model_is_said():

@@ -94,11 +94,15 @@ def features(name: str, found: torch.Tensor) -> np.ndarray:
     return torch.cat([encoder(part)[1] for part in found.split(250)]).double().numpy()
 
 
-def test_features(name: str, count: int) -> np.ndarray:
-    """Features of test images drawn evenly: the files are sorted by class."""
+def tested(name: str, count: int) -> np.ndarray:
+    """Test images (count, C, 32, 32) in 0..1, drawn evenly: the files are sorted by class."""
     found, _ = images(name, "test")
-    order = np.random.default_rng(13).permutation(len(found))[:count]
-    return features(name, torch.from_numpy(found[order]).float() / 255)
+    return found[np.random.default_rng(13).permutation(len(found))[:count]].astype(np.float32) / 255
+
+
+def test_features(name: str, count: int) -> np.ndarray:
+    """Features of test images."""
+    return features(name, torch.from_numpy(tested(name, count)))
 
 
 def figures(name: str, module: nn.Module, options: dict, channels: int, count: int = 2000) -> dict[str, object]:

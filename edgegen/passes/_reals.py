@@ -42,6 +42,7 @@ def reals(data: Any, model: Model, default: tuple[float, float] = (0.0, 1.0)) ->
     if not hasattr(data, "real_image"):
         return None
     try:
-        return Reals(data, model.stage.outputs[0].value_range or default)
-    except DataError:  # latents without a source of images
+        found = Reals(data, model.stage.outputs[0].value_range or default)
+    except DataError:  # latents without a source of images, or an output that is none
         return None
+    return found if found.count else None
