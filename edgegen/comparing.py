@@ -6,6 +6,7 @@ divided. Quality comes from the reports, paired by sample where both were judged
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -244,13 +245,13 @@ def _facts(
         ("build", both(lambda side, _: bundle.artifacts(side)[0].label)),
         ("MACs", both(lambda _, report: text.count(report["result"]["macs"]))),
         ("parameters", both(lambda _, report: text.count(report["result"]["params"]))),
-        (
-            "weights in INT8 or less",
-            both(lambda _, report: text.share(report["result"]["precision"]["int8_weight_share"])),
-        ),
-        ("MACs in INT8", both(lambda _, report: text.share(report["result"]["precision"]["int8_macs_share"]))),
+        *((label, both(functools.partial(_share, key))) for key, label in text.INT8_SHARES),
         ("passes kept", both(lambda _, report: _passes(report))),
     ]
+
+
+def _share(key: str, _: Bundle, report: dict[str, Any]) -> str:
+    return text.share(report["result"]["precision"][key])
 
 
 def _passes(report: dict[str, Any]) -> str:

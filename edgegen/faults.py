@@ -19,7 +19,7 @@ def told(error: BaseException) -> str:
     """
     if os.environ.get("EDGEGEN_TRACEBACK") == "1":
         raise error
-    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     try:
         where = f"the traceback is in {_keep(error)}"
     except OSError as lost:

@@ -7,7 +7,6 @@ A build for this host has weights of 7 bits then (runtimes/_common.py). What is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+# Two of ONNX Runtime's own rewrites spoil INT8 files (1.31.1). MatMulAddFusion makes a Gemm with a float bias of a
+# matrix product and its bias, which no integer kernel takes: INT8 transformers then run in float.
+# WeightBiasQuantization quantizes the weights of float layers between INT8 neighbours, layers that a plan keeps in
+# float included. Whoever runs such a file elsewhere must switch them off as well; the artifact's options name them.
+DISABLED = ("MatMulAddFusion", "WeightBiasQuantization")
 
-def session(file: Path | bytes, *, threads: int = 0, disabled: Sequence[str] = ()) -> Any:
-    """An ONNX Runtime session whose sums are exact on this machine. threads: 0 is its own choice."""
+
+def session(file: Path | bytes, *, threads: int = 0) -> Any:
+    """An ONNX Runtime session of an INT8 file whose sums are exact on this machine. threads: 0 is its own choice."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -27,7 +32,7 @@ def session(file: Path | bytes, *, threads: int = 0, disabled: Sequence[str] = (
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return onnxruntime.InferenceSession(
         file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"],
-        disabled_optimizers=list(disabled),
+        disabled_optimizers=list(DISABLED),
     )  # fmt: skip
 
 

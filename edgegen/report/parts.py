@@ -189,7 +189,7 @@ def _difference(before: Report | None, after: Report | None) -> str:
 
 def _precision_rows(report: Report) -> list[str]:
     rows: list[str] = []
-    for name, label in (("int8_weight_share", "weights in INT8 or less"), ("int8_macs_share", "MACs in INT8")):
+    for name, label in text.INT8_SHARES:
         values = [report[side]["precision"][name] for side in _SIDES]
         if any(value is not None for value in values):
             cells = [shown(f"{side}.precision.{name}", value, text.share(value)) for side, value in zip(_SIDES, values)]

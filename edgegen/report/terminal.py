@@ -70,7 +70,7 @@ def _figures(report: dict[str, Any]) -> Table:
     for key, label, form in forms:
         table.add_row(label, form(base[key]), form(result[key]), text.percent_less(base[key], result[key]))
     _quality_rows(table, base["quality"], result["quality"])
-    for key, label in (("int8_weight_share", "weights in INT8 or less"), ("int8_macs_share", "MACs in INT8")):
+    for key, label in text.INT8_SHARES:
         shares = [row["precision"][key] for row in (base, result)]
         if any(value is not None for value in shares):
             table.add_row(label, *map(text.share, shares), "read back from the file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NOT_MEASURED = "not measured"
+INT8_SHARES = (("int8_weight_share", "weights in INT8 or less"), ("int8_macs_share", "MACs in INT8"))
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _WORDS = {
     "value_range": "value range", "sha256": "SHA-256", "weights_sha256": "weights SHA-256",

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from edgegen import errors, files, onnx_cost, onnx_files, onnx_fp16, onnx_qdq
+from edgegen import errors, files, onnx_cost, onnx_exact, onnx_files, onnx_fp16, onnx_qdq
 from edgegen.runtimes import _common, _weights_only
 from edgegen.types import Artifact, Graph, Inspection, PrecisionPlan, Problem, Target
 
@@ -33,12 +33,6 @@ _NARROW = (PrecisionPlan("fp32", weights="int8"), PrecisionPlan("fp32", weights=
 _KNOWN = (*_PLANS, *_FOUR_BITS, *_NARROW)
 _BITS: dict[int, int] = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT4: 4}  # of stored integer weights
 _INT8_KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"))
-
-# Two of ONNX Runtime's own rewrites spoil INT8 files (1.31.1). MatMulAddFusion makes a Gemm with a float bias of a
-# matrix product and its bias, which no integer kernel takes: INT8 transformers then run in float.
-# WeightBiasQuantization quantizes the weights of float layers between INT8 neighbours, layers that a plan keeps in
-# float included. Whoever runs such a file elsewhere must switch them off as well; the artifact's options name them.
-DISABLED = ("MatMulAddFusion", "WeightBiasQuantization")
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -108,7 +102,7 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
     _common.check_plan(NAME, plan, (*_KNOWN, *map(_common.seven_bits, _KNOWN)), calibration)
     settings = {"threads": count, "execution": "sequential", "graph_optimization": "all"}
     if plan.precision == "int8":
-        settings["disabled_optimizers"] = list(DISABLED)
+        settings["disabled_optimizers"] = list(onnx_exact.DISABLED)
     promised = 0.0
     with files.whole(out) as folder:
         folder.mkdir()
@@ -242,7 +236,7 @@ def _session(path: Path, options: Any, plan: PrecisionPlan) -> Any:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
-    disabled = list(DISABLED) if plan.precision == "int8" else []
+    disabled = list(onnx_exact.DISABLED) if plan.precision == "int8" else []
     return onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
     )

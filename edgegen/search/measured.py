@@ -95,7 +95,7 @@ def _answered(bench: Bench, work: Callable[[], Figures]) -> Figures:
     except EdgegenError as error:
         return Figures(failure=" ".join(str(error).split())[:500])
     except Exception as error:  # noqa: BLE001 - hours of search must not be lost to a fault in one candidate
-        return Figures(failure=faults.told(error)[:500])
+        return Figures(failure=faults.told(error))
     finally:
         _tidy(bench)
 
