@@ -72,7 +72,7 @@ WRONG = [
     ("distill", {"margin": 3, "crop": 6}, "margin must be 0, or less than half of crop, got 3 with crop 6"),
     ("distill", {"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, muon, got 'lion'"),
     ("reconstruct", {"samples": 0}, "samples, positions and ridge must be positive, got 0"),
-    ("distill_steps", {"method": "magic"}, "method must be one of progressive, pairs, consistency, got 'magic'"),
+    ("distill_steps", {"method": "magic"}, "method must be one of progressive, pairs, consistency, distribution, got 'magic'"),
     ("distill_steps", {"steps": 0}, "steps must be at least 1, got 0"),
     ("distill_steps", {"perceptual": 1.0}, "perceptual must be 0 or more and is for method pairs, got 1.0"),
     ("tune_sampler", {"methods": ["ddpm"]}, "methods must be among ddim, euler, heun, dpmpp_2m, got 'ddpm'"),

@@ -3,7 +3,8 @@
 progressive: Salimans & Ho, 2022, arXiv:2202.00512: each round learns two of the teacher's steps as one. pairs:
 regression from points of the teacher's paths to where they end (Kang et al., 2024, arXiv:2405.05967). consistency: two
 neighbouring points of a path must lead to the same image (Song et al., 2023, arXiv:2303.01469; without an averaged
-target, as in Song & Dhariwal, 2023, arXiv:2310.14189).
+target, as in Song & Dhariwal, 2023, arXiv:2310.14189). distribution: the student's images are to be distributed as
+the teacher's (Yin et al., 2024, arXiv:2405.14867; see _matching).
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from edgegen import graph, samplers, training
 from edgegen.errors import PassError
 from edgegen.nn import diffusion, encoders
 from edgegen.nn import losses as nn_losses
-from edgegen.passes import _denoising
+from edgegen.passes import _denoising, _matching
 from edgegen.types import Job, Model, PassResult
 
-METHODS = ("progressive", "pairs", "consistency")
+METHODS = ("progressive", "pairs", "consistency", "distribution")
 Batch = tuple[torch.Tensor, ...]
 
 
@@ -45,7 +46,7 @@ def distill_steps(
     """Fewer steps for the same images; the new sampler goes into the model's options, guidance into its weights.
 
     Args:
-        method: progressive (then sampled by ddim), pairs or consistency (then by consistency).
+        method: progressive (then sampled by ddim), pairs, consistency or distribution (then by consistency).
         steps: of the result's sampler.
         train: training steps; of progressive in each round, and a round halves the steps.
         pairs: paths that the method pairs makes with the teacher's own sampler before it trains.
@@ -68,10 +69,14 @@ def distill_steps(
     counts = _rounds(started["steps"], steps) if method == "progressive" else [steps]
     student, rounds = graph.clone(model.stage.module), []
     for number, count in enumerate(counts):
-        lesson = _Lesson(model, job, teacher, started, method, count, batch, pairs, perceptual, encoder)
+        lesson: _Lesson | _matching.Matching
+        if method == "distribution":
+            lesson = _matching.Matching(model, student, teacher, started, count, batch, job.seed)
+        else:
+            lesson = _Lesson(model, job, teacher, started, method, count, batch, pairs, perceptual, encoder)
         student.requires_grad_(True)
-        result = training.train(
-            student, lesson.loss, lesson.batch_at, steps=train, lr=lr, seed=job.seed, ema=ema, precision=precision,
+        result = lesson.train(
+            student, steps=train, lr=lr, seed=job.seed, ema=ema, precision=precision,
             checkpoint=job.checkpoints / f"steps-{number}-{count}.safetensors" if job.checkpoints else None,
             progress=job.progress, warmup=0.05, threads=job.threads, device=job.device,
         )  # fmt: skip
@@ -128,6 +133,10 @@ class _Lesson:
         else:
             self.images, self.source = _denoising.images(model, size, job.seed, job.data, job.teacher)
             self.batch_at = self._noised
+
+    def train(self, student: nn.Module, **how: Any) -> training.TrainResult:
+        """Train the student in place; how: as in `training.train`."""
+        return training.train(student, self.loss, self.batch_at, **how)
 
     def _noised(self, step: int) -> Batch:
         """(x, place on the grid of times, label) of images with noise put on them."""
