@@ -22,6 +22,7 @@ from edgegen.errors import PassError
 from edgegen.nn import diffusion, encoders
 from edgegen.nn import losses as nn_losses
 from edgegen.passes import _denoising, _matching
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
 METHODS = ("progressive", "pairs", "consistency", "distribution")
@@ -63,9 +64,10 @@ def distill_steps(
         return _denoising.untouched(model, "the network makes its output in one run; there is no sampler to shorten")
     if samplers.nfe(settings) <= steps:
         return _denoising.untouched(model, f"the sampler runs the network {samplers.nfe(settings)} times already")
+    job = dataclasses.replace(job, device=distributed.own_device(job.device))
     origin = job.teacher if job.teacher is not None and samplers.of(job.teacher.options) else model
     started = samplers.of(origin.options) or settings
-    teacher = _denoising.Teacher(_frozen(origin.stage.module), started)
+    teacher = _denoising.Teacher(_frozen(origin.stage.module, job.device), started)
     counts = _rounds(started["steps"], steps) if method == "progressive" else [steps]
     student, rounds = graph.clone(model.stage.module), []
     for number, count in enumerate(counts):
@@ -85,7 +87,7 @@ def distill_steps(
         curve = [list(point) for point in result.curve]
         rounds.append({"steps": count, "loss_first": curve[0][1], "loss_last": curve[-1][1], "curve": curve,
                        "images": lesson.source, "stopped": result.stopped})  # fmt: skip
-        teacher = _denoising.Teacher(_frozen(student), {**started, "guidance": 1.0})
+        teacher = _denoising.Teacher(_frozen(student, job.device), {**started, "guidance": 1.0})
     student.requires_grad_(False)
     loop = {"name": "ddim" if method == "progressive" else "consistency", "steps": steps, "clip": settings["clip"]}
     made = dataclasses.replace(model.with_module(student.eval()), options={**model.options, "sampler": loop})
@@ -111,8 +113,8 @@ def _rounds(start: int, steps: int) -> list[int]:
     return counts
 
 
-def _frozen(module: nn.Module) -> nn.Module:
-    return graph.clone(module).eval().requires_grad_(False)
+def _frozen(module: nn.Module, device: str) -> nn.Module:
+    return graph.clone(module).eval().requires_grad_(False).to(device)
 
 
 class _Lesson:
@@ -124,7 +126,7 @@ class _Lesson:
     ) -> None:  # fmt: skip
         self.teacher, self.levels, self.method, self.seed = teacher, diffusion.Levels(settings), method, job.seed
         self.perceptual, self.size = perceptual, size
-        self.encoder = encoders.create(encoder) if perceptual else None
+        self.encoder, self.device = encoders.create(encoder).to(job.device) if perceptual else None, job.device
         finer = {"progressive": 2 * steps, "consistency": max(settings["steps"], 2 * steps), "pairs": steps}[method]
         self.times = _denoising.times(settings, finer)
         self.steps = steps
@@ -156,22 +158,23 @@ class _Lesson:
         """Points of the teacher's paths at the student's times, with the images where they end."""
         shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
         rng = np.random.default_rng([self.seed, 3])
-        x = torch.from_numpy(rng.standard_normal((pairs, *shape), dtype=np.float32))
-        label = torch.from_numpy(rng.integers(self.levels.labels, size=pairs)).float() if self.levels.labels else None
+        x = torch.from_numpy(rng.standard_normal((pairs, *shape), dtype=np.float32)).to(self.device)
+        labels = torch.from_numpy(rng.integers(self.levels.labels, size=pairs)).float() if self.levels.labels else None
+        label = None if labels is None else labels.to(self.device)
         finer = max(1, round(settings["steps"] / self.steps))
         grid = _denoising.times(settings, finer * self.steps)
         points = []
         for place in range(len(grid) - 1):
             if place % finer == 0:
                 points.append(x)
-            t, end = (torch.full((pairs,), float(grid[i])) for i in (place, place + 1))
+            t, end = (torch.full((pairs,), float(grid[i]), device=x.device) for i in (place, place + 1))
             x = self.teacher.step(x, t, end, label)
-        starts = torch.stack(points)
+        starts, x = torch.stack(points).cpu(), x.cpu()
 
         def at(step: int) -> Batch:
             rng = np.random.default_rng([self.seed, step])
             places, chosen = (torch.from_numpy(rng.integers(n, size=self.size)) for n in (self.steps, pairs))
-            told = () if label is None else (label[chosen],)
+            told = () if labels is None else (labels[chosen],)
             return (starts[places, chosen], places, *told, x[chosen])
 
         return at
