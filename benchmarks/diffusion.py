@@ -1,11 +1,11 @@
 """Runs of the network against quality and time, of a denoiser: `python benchmarks/diffusion.py --model ddpm_unet`.
 
-For the teacher and (with --student BUNDLE) a student, in ONNX Runtime and OpenVINO: FP32, BF16 and INT8 (calibrated
-along the way from noise to image, and naively), every sampler of --samplers at every number of steps of --steps; U-Nets
-also with cached deep blocks. KID to real images: --data, else the test images of what the model learned from; PSNR to
-the teacher's images of the same latents at its own settings. Every point is written when it is there, so a run goes on
-where it stopped. At the end all networks are timed, in one interleaved run (--no-times: not now).
-results/diffusion-MODEL.json and .md.
+For the teacher, in --builds (INT8: calibrated along the way from noise to image, or naively): every sampler of
+--samplers at every number of steps of --steps, the first one also with cached deep blocks (U-Nets). For a student
+(--student BUNDLE): its own sampler at up to its own number of steps. KID to real images: --data, else the test images
+of what the model learned from; PSNR to the teacher's images of the same latents at its own settings. Every point is
+written when it is there, so a run goes on where it stopped. At the end all networks are timed, in one interleaved run
+(--no-times: not now). results/diffusion-MODEL.json and .md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     asked = arguments()
     teacher = loading.load_model(asked.model, weights=asked.weights)
     out = asked.out or ROOT / "benchmarks" / "results" / f"diffusion-{teacher.name}.json"
-    settings = told(asked)
+    settings = told(asked, teacher)
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     if found.get("settings") != settings:
         found = {"settings": settings, "points": {}}
@@ -62,11 +62,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(asked, Path(scratch), teacher)
         for name, model in networks.items():
-            for build, sampler, steps, every in itertools.product(
-                asked.builds, asked.samplers, asked.steps, (1, *asked.cache)
-            ):
+            for build, (sampler, steps, every) in itertools.product(asked.builds, ways(name, model, asked)):
                 key = f"{name} | {build} | {sampler} | {steps} | cache {every}"
-                if key in found["points"] or (every > 1 and cached_blocks.unfit(model.stage.module)):
+                if key in found["points"]:
                     continue
                 found["points"][key] = bench.point(model, build, sampler, steps, every)
                 conditions.write_json(out, found)
@@ -176,15 +174,27 @@ class Bench:
                 for name, shape in shapes.items()}  # fmt: skip
 
 
+def ways(name: str, model: Model, asked: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """(sampler, steps, cached every so many) of a network's points."""
+    own = samplers.of(model.options)
+    kinds, counts = asked.samplers, asked.steps
+    if name == "student":
+        kinds, counts = [own["name"]], [steps for steps in (1, 2, 4, 8) if steps < own["steps"]] + [own["steps"]]
+    caches = [] if cached_blocks.unfit(model.stage.module) else asked.cache
+    found = list(itertools.product(kinds, counts, (1,)))
+    return found + [(kinds[0], steps, every) for steps in counts for every in caches if every < steps]
+
+
 def sampling(model: Model, sampler: str, steps: int, every: int) -> dict:
     """The settings of a sampler for this network."""
     return samplers.of({**model.options, "sampler": {"name": sampler, "steps": steps, "cache_every": every}})
 
 
-def told(asked: argparse.Namespace) -> dict:
+def told(asked: argparse.Namespace, teacher: Model) -> dict:
     """What every figure depends on: a run with other settings starts anew."""
     kept = ("model", "weights", "data", "features", "count", "paired", "calibration_images", "threads", "seed")
-    return {key: value.name if isinstance(value := getattr(asked, key), Path) else value for key in kept}
+    given = {key: value.name if isinstance(value := getattr(asked, key), Path) else value for key in kept}
+    return {**given, "network": model_key(teacher)}
 
 
 def arguments() -> argparse.Namespace:
@@ -194,9 +204,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--student", type=Path, help="a bundle")
     parser.add_argument("--data", type=Path, help="real images for KID (ddpm_unet, ddpm_cifar: test images)")
     parser.add_argument("--features", default="")
-    parser.add_argument("--builds", nargs="+", default=list(BUILDS), choices=list(BUILDS))
-    parser.add_argument("--samplers", nargs="+", default=["ddim", "dpmpp_2m", "heun"])
-    parser.add_argument("--steps", nargs="+", type=int, default=[2, 4, 8, 16, 32, 50])
+    parser.add_argument("--builds", nargs="+", default=["openvino fp32", "openvino int8"], choices=list(BUILDS))
+    parser.add_argument("--samplers", nargs="+", default=["ddim", "dpmpp_2m"])
+    parser.add_argument("--steps", nargs="+", type=int, default=[4, 8, 12, 16, 24, 50])
     parser.add_argument("--cache", nargs="*", type=int, default=[2, 3])
     parser.add_argument("--count", type=int, default=5000, help="images for KID")
     parser.add_argument("--paired", type=int, default=500, help="images for the PSNR to the teacher's")
