@@ -33,7 +33,7 @@ RECORD: dict[str, Any] = {
 
 def create(
     channels: int = 1,
-    widths: Sequence[int] = (32, 64, 64),
+    widths: Sequence[int] = (16, 32, 64),
     blocks: int = 1,
     attention: Sequence[bool] = (False, False, True),
     groups: int = 8,
