@@ -61,6 +61,7 @@ def test_the_window_is_of_the_float_teacher_with_most_runs(made: Any, tmp_path: 
     made.write(file)
     told = rows(file.with_suffix(".md").read_text())
     assert made.window_of(found["points"]) == "teacher | openvino fp32 | ddim | 50 | cache 1"
+    assert made.fewest(found["points"]) == "teacher | openvino fp32 | ddim | 8 | cache 1", "cached ones do not count"
     assert {name: row[6] for name, row in told.items()} == {
         "student openvino int8 ddim 4": "inside", "student openvino int8 ddim 2": "above",
         "teacher openvino fp32 ddim 8": "below", "teacher openvino fp32 ddim 50": "inside",
@@ -68,8 +69,16 @@ def test_the_window_is_of_the_float_teacher_with_most_runs(made: Any, tmp_path: 
     }  # fmt: skip
 
 
+def test_the_picture_has_a_line_for_each_way(made: Any, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    made.plot(figures(), tmp_path / "curve.svg")
+    drawn = (tmp_path / "curve.svg").read_text()
+    for line in ("student, openvino int8, ddim", "teacher, openvino fp32, ddim, cache 2", "the window"):
+        assert f"<!-- {line} -->" in drawn
+
+
 def test_an_image_costs_its_runs_and_ratios_are_taken_round_by_round(made: Any):
     told = rows(made.table(figures()))
-    assert told["student openvino int8 ddim 4"][8:] == ["8.0", "25.00"]
-    assert told["teacher openvino fp32 ddim, cache 2 50"][8:] == ["125.0", "1.60"]
-    assert told["teacher openvino int8 ddim 99"][8:] == ["", ""], "it was not timed"
+    assert told["student openvino int8 ddim 4"][8:] == ["8.0", "25.00", "4.00"]
+    assert told["teacher openvino fp32 ddim, cache 2 50"][8:] == ["125.0", "1.60", "0.26"]
+    assert told["teacher openvino int8 ddim 99"][8:] == ["", "", ""], "it was not timed"

@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_weights_and_the_input_is_left_alone(method
     before = {name: value.clone() for name, value in model.stage.module.state_dict().items()}
     made = [
         distill_steps.distill_steps(model, Job(TARGET, seed=3, threads=1), method=method, steps=1, train=5, pairs=8,
-                                    batch=4)  # fmt: skip
+                                    batch=4)
         for _ in range(2)
     ]
     states = [result.model.stage.module.state_dict() for result in made]
