@@ -99,7 +99,8 @@ def within(candidate: Candidate, budget: Budget, gate: quality.Gate) -> str:
     if budget.max_size_bytes is not None and artifact is not None and artifact.size_bytes > budget.max_size_bytes:
         return f"size {artifact.size_bytes / 1e6:.3g} MB is over --max-size {budget.max_size_bytes / 1e6:g} MB"
     if budget.max_quality_drop is not None and candidate.drop is not None and candidate.drop > budget.max_quality_drop:
-        return f"drop of {candidate.drop:.3g} is over the budget of {budget.max_quality_drop:g} {gate.unit}"
+        told = f"drop of {candidate.drop:.3g} is over the budget of {budget.max_quality_drop:g} {gate.unit}"
+        return told + quality.undecided(gate, candidate.figures, budget.max_quality_drop)
     return ""
 
 

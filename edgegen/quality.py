@@ -193,6 +193,16 @@ def drop(model: Model, chosen: Gate, teacher: tuple[Measurement, ...], candidate
     return round(scale * (theirs - mine), 9)  # 100 x (0.934 - 0.929) is more than the half point that it is
 
 
+def undecided(chosen: Gate, figures: tuple[Measurement, ...], allowed: float) -> str:
+    """What to do where only the interval of a drop is over what is allowed and its value is not; else empty."""
+    if chosen.figure != "KID" or not any(figure.name == KID_CHANGE for figure in figures):
+        return ""
+    change = 1000.0 * find(figures, KID_CHANGE).value
+    if not abs(change) <= allowed:
+        return ""
+    return f" (the change itself is {change:+.3g}: too few samples to decide; --samples takes more)"
+
+
 def find(figures: tuple[Measurement, ...], name: str) -> Measurement:
     """The figure of that name."""
     for figure in figures:

@@ -161,6 +161,14 @@ def test_the_kid_gate_looks_at_the_interval_in_both_directions():
     assert gate_of(-0.03, 0.03) > gate_of(-0.002, 0.002)  # too few images: not shown to be small
 
 
+@pytest.mark.parametrize(("middle", "told"), [(0.014, "+14"), (-0.02, "-20"), (0.021, ""), (float("nan"), "")])
+def test_too_few_samples_to_decide_are_said(middle, told):
+    figures = (Measurement("KID", "", 0.01), Measurement(quality.KID_CHANGE, "", middle, (-0.07, 0.09)))
+    said = quality.undecided(quality.gate(model("unconditional"), labelled=False), figures, 20.0)
+    assert said.startswith(f" (the change itself is {told}: too few") if told else said == ""
+    assert not quality.undecided(quality.gate(model("classification"), labelled=True), figures, 20.0)
+
+
 def generated(tmp_path, shift):
     from edgegen.nn.features import FeatureExtractor
 
