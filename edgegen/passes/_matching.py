@@ -42,6 +42,7 @@ class Matching:
         self.times, self.clip = _denoising.times(settings, steps), float(settings["clip"])
         self.shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
         self.steps, self.size, self.seed = steps, size, seed
+        self._way: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 
     def train(self, student: nn.Module, *, lr: float, ema: float, **how: Any) -> training.TrainResult:
         """Train both in place; how: as in `adversarial.train`."""
@@ -73,13 +74,21 @@ class Matching:
     def _made(self, student: nn.Module, batch: Batch) -> torch.Tensor:
         """What the student takes the image to be at the last step of its way; only that step has a gradient."""
         noises, label = batch[0], self._label(batch)
-        x, way = noises[:, 0], noises.shape[1]
-        with torch.no_grad():
-            for place in range(way - 1):
-                found = self._image(student, x, place, label)
-                found = found.clamp(-self.clip, self.clip) if self.clip else found
-                x = self.levels.noised(found, self._at(place + 1, x), noises[:, place + 1])
-        return self._image(student, x, way - 1, label)
+        known, x = self._way
+        if known is not noises or x is None:  # the second denoiser learns first, of the same student
+            x = self._walked(student, noises, label)
+            self._way = noises, x
+        return self._image(student, x, noises.shape[1] - 1, label)
+
+    @torch.no_grad()
+    def _walked(self, student: nn.Module, noises: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        """What the student takes at the last step of its way."""
+        x = noises[:, 0]
+        for place in range(noises.shape[1] - 1):
+            found = self._image(student, x, place, label)
+            found = found.clamp(-self.clip, self.clip) if self.clip else found
+            x = self.levels.noised(found, self._at(place + 1, x), noises[:, place + 1])
+        return x
 
     def _image(self, student: nn.Module, x: torch.Tensor, place: int, label: torch.Tensor | None) -> torch.Tensor:
         t = self._at(place, x)
