@@ -31,7 +31,7 @@ RECORD = {
 
 
 def create(
-    widths: Sequence[int] = (32, 64, 96),
+    widths: Sequence[int] = (16, 32, 96),
     blocks: int = 1,
     attention: Sequence[bool] = (False, False, True),
     groups: int = 8,
