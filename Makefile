@@ -14,6 +14,8 @@ NETWORKS ?= resnet20 resnet56 style-mosaic taef2-decoder rlfn mobilenet_v2 effic
 T ?= tests
 K ?=
 M ?= not slow
+# Processes that run tests side by side.
+JOBS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -43,8 +45,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/edgegen compress --model edsr --target cpu --out $(OUT) --resume
 
+# What times something runs after all others. pytest ends with 5 where it was given no test.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(T) -m '$(M)' $(if $(K),-k '$(K)')
+	@beside=0; alone=0; \
+	$(BIN)/python -m pytest $(T) -m '($(M)) and not alone' -n $(JOBS) --dist loadfile -k '$(K)' || beside=$$?; \
+	$(BIN)/python -m pytest $(T) -m '($(M)) and alone' -k '$(K)' || alone=$$?; \
+	[ $$beside -ne 5 ] || exit $$alone; [ $$alone -ne 5 ] || exit $$beside; exit $$((beside + alone))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

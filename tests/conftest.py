@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,14 @@ import pytest
 from edgegen.types import Graph, Model, Preprocessing, Stage, TensorSpec
 
 TINY = ("conv_chain", "residual", "depthwise_generator")
+
+
+def pytest_configure() -> None:
+    """Processes of pytest-xdist share out the cores: runtimes of two tests that spin on the same core crawl."""
+    name, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if name is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[int(name.removeprefix("gw")) % len(cores) :: count])
 
 
 @pytest.fixture(autouse=True)

@@ -28,11 +28,13 @@ def seconds(*arguments, enough):
     return min(times)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not EDGEGEN.exists(), reason="the command `edgegen` is not installed beside this Python")
 def test_help_takes_less_than_three_tenths_of_a_second():
     assert seconds("--help", enough=0.3) < 0.3
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not EDGEGEN.exists(), reason="the command `edgegen` is not installed beside this Python")
 @pytest.mark.parametrize("kind", cli.LISTED)
 def test_listing_takes_less_than_half_a_second(kind):
