@@ -36,9 +36,9 @@ from edgegen.metrics.kid import kid  # noqa: E402
 from edgegen.nn import cached as cached_blocks  # noqa: E402
 from edgegen.nn import diffusion  # noqa: E402
 from edgegen.nn.features import load_features  # noqa: E402
-from edgegen.run import model_key  # noqa: E402
 from edgegen.runtimes import _common  # noqa: E402
 from edgegen.types import Model, PrecisionPlan  # noqa: E402
+from edgegen.weights import state_hash  # noqa: E402
 
 BUILDS = {
     "onnxruntime fp32": ("onnxruntime", PrecisionPlan(), ""),
@@ -59,7 +59,7 @@ def main() -> None:
     if found.get("settings") != settings:
         found = {"settings": settings, "points": {}}
     networks = {"teacher": teacher, **({"student": bundle.load_model(asked.student)} if asked.student else {})}
-    if "student" in networks and found.get("student") != (mine := model_key(networks["student"])):
+    if "student" in networks and found.get("student") != (mine := state_hash(networks["student"].stage.module)):
         found["points"] = {key: point for key, point in found["points"].items() if not key.startswith("student")}
         found["student"] = mine
     with tempfile.TemporaryDirectory() as scratch:
@@ -203,7 +203,7 @@ def told(asked: argparse.Namespace, teacher: Model) -> dict:
     """What every figure depends on: a run with other settings starts anew."""
     kept = ("model", "weights", "data", "features", "count", "paired", "calibration_images", "threads", "seed")
     given = {key: value.name if isinstance(value := getattr(asked, key), Path) else value for key in kept}
-    return {**given, "network": model_key(teacher)}
+    return {**given, "network": state_hash(teacher.stage.module)}
 
 
 def arguments() -> argparse.Namespace:

@@ -133,7 +133,7 @@ def _path(value: PathLike | None) -> Path | None:
 
 
 def _saved(module: nn.Module, stated: dict[str, Any]) -> Path:
-    """The module as a torch export in the cache, under a name that its weights and its input decide.
+    """The module as a torch export in the cache, under a name that its weights, its code and its input decide.
 
     Raises:
         ModelError: no module, no input shape, or a module that torch.export cannot follow.
@@ -148,14 +148,15 @@ def _saved(module: nn.Module, stated: dict[str, Any]) -> Path:
     if not shape:
         raise ModelError("a module needs model_options={'task': ..., 'input_shape': (1, C, H, W), ...}")
     name = type(module).__name__.lower()
-    file = files.cache_folder() / "modules" / files.key(weights.state_hash(module), list(shape)) / f"{name}.pt2"
-    if file.is_file():
-        return file
     try:
         with torch.no_grad():
             program = torch.export.export(module.eval(), (torch.zeros([int(size) for size in shape]),))
     except Exception as error:  # whatever the user's own forward raises
         raise ModelError(f"{name}: torch.export cannot follow it ({' '.join(str(error).split())[:200]})") from error
+    content = files.key(weights.state_hash(module), program.graph_module.code, list(shape))
+    file = files.cache_folder() / "modules" / content / f"{name}.pt2"
+    if file.is_file():
+        return file
     file.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(file) as temporary:
         torch.export.save(program, temporary.with_suffix(".pt2"))

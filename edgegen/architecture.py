@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgegen import blocks
+from edgegen import blocks, weights
 from edgegen.errors import ModelError
 
 SCHEMA = 1
@@ -87,6 +88,23 @@ def rebuild(fresh: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     if not fits:
         raise ModelError("architecture description does not fit this network: other tensors or shapes are left over")
     return fresh
+
+
+def identity(module: nn.Module) -> str:
+    """SHA-256 over all that decides about a network's output: weights, classes, plain attributes, code of a traced one.
+
+    Blocks that drop tokens or shrink attention's keys have no tensors of their own: equal weights are not one network.
+    """
+    digest = hashlib.sha256(weights.state_hash(module).encode())
+    for path, part in module.named_modules(remove_duplicate=False):
+        plain = {name: _encode(value) for name, value in part.__dict__.items()
+                 if name not in _PRIVATE and _is_plain(value)}  # fmt: skip
+        code = part.code if isinstance(part, torch.fx.GraphModule) else ""
+        digest.update(json.dumps([path, _class(part), plain, code], sort_keys=True).encode())
+        for name in sorted(part._non_persistent_buffers_set):
+            if (value := part._buffers[name]) is not None:
+                digest.update(f"{name} {_form(value)}".encode() + value.detach().cpu().double().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _class(module: nn.Module) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgegen import (
     __version__,
+    architecture,
     bundle,
     files,
     inputs,
@@ -22,7 +23,6 @@ from edgegen import (
     samplers,
     serial,
     targets,
-    weights,
 )
 from edgegen.devices import _spec as devices
 from edgegen.errors import ModelError, RecipeError
@@ -163,10 +163,10 @@ def _check_trainable(plan: recipe.Recipe, model: Model) -> None:
 
 
 def model_key(model: Model) -> str:
-    """Identity of a model's weights, whatever it was loaded from."""
+    """Identity of a model's network, whatever it was loaded from."""
     stage = model.stage
     if stage.module is not None:
-        return weights.state_hash(stage.module)
+        return architecture.identity(stage.module)
     return files.sha256(Path(str(stage.onnx)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import files, inputs, operator_times, profiling, weights
+from edgegen import architecture, files, inputs, operator_times, profiling
 from edgegen.candidates import Candidate, fastest
 from edgegen.errors import RecipeError
 from edgegen.run import SCREEN_ROUNDS, Run
@@ -38,7 +38,7 @@ def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fract
 
     def latency(stage: Stage) -> Measurement:
         shapes = [list(spec.shape) for spec in stage.inputs]
-        name = f"candidate {files.key(weights.state_hash(stage.module), shapes)[:12]}"
+        name = f"candidate {files.key(architecture.identity(stage.module), shapes)[:12]}"
         own = run if shapes == [list(spec.shape) for spec in run.model.stage.inputs] else _apart(run, stage, name)
         graph = export(own, dataclasses.replace(own.model, stages=(stage,)), name)
         best = fastest(unquantized(own, name, graph, None))
@@ -56,6 +56,7 @@ def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fract
         progress=progress,
         latency=latency,
         operators=(lambda probes: _operators(run, probes, progress)) if run.bench.measures else None,
+        measured_on=run.bench.device,
     )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     Raises:
         RecipeError: an option value that the pass refuses. PassError: the pass failed; says which.
     """
-    teacher = weights.state_hash(job.teacher.stage.module) if job.teacher is not None else ""
+    teacher = architecture.identity(job.teacher.stage.module) if job.teacher is not None else ""
     module = registry.module("passes", step.name)
     timed = getattr(module, "ON_TARGET", False) or step.options.get("by") == "latency"  # by times of this target alone
-    where = [job.target.name, dict(job.target.versions)] if timed else []
+    where = [job.target.name, dict(job.target.versions), job.measured_on] if timed else []
     key = files.key(
-        weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__,
-        _contract(model), dict(job.target.channel_multiple), job.threads, dataclasses.asdict(model.plan),
-        *where,
+        architecture.identity(model.stage.module), teacher, step.name, step.options, _files(step.options), data_key,
+        job.seed, __version__, _contract(model), dict(job.target.channel_multiple), job.threads,
+        dataclasses.asdict(model.plan), *where,
     )  # fmt: skip
     kept = files.cache_folder() / "steps" / key
     if (kept / "result.json").is_file():
@@ -55,6 +55,12 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     _keep(kept, result, original)
     shutil.rmtree(files.cache_folder() / "checkpoints" / key, ignore_errors=True)
     return result
+
+
+def _files(options: Mapping[str, Any]) -> dict[str, str]:
+    """The content of files that options name (`critic.safetensors`, `critic.py:critic`), as SHA-256."""
+    named = {key: Path(value.partition(":")[0]) for key, value in options.items() if isinstance(value, str)}
+    return {key: files.sha256(path) for key, path in named.items() if path.is_file()}
 
 
 def _contract(model: Model) -> dict[str, Any]:

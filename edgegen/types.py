@@ -313,6 +313,7 @@ class Job:
     step alone in which a long pass may keep its state to resume from, or None. progress(text, fraction 0..1).
     latency(stage) -> Measurement and quality(model) -> Measurement judge a candidate on the target. operators(probes)
     -> a Measurement each: small networks as JSON (see `probes`), timed on the target into a table that is kept.
+    measured_on: the device that times them (`--device`); empty: this machine.
     """
 
     target: Target
@@ -327,6 +328,7 @@ class Job:
     latency: Callable[[Stage], Measurement] | None = None
     quality: Callable[[Model], Measurement] | None = None
     operators: Callable[[Sequence[Mapping[str, Any]]], Sequence[Measurement]] | None = None
+    measured_on: str = ""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,9 @@ def test_a_module_becomes_a_file_that_gives_the_same(tmp_path: Path, monkeypatch
     x = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(torch.export.load(file).module()(x), module(x))
+    other = type("Conv2d", (torch.nn.Conv2d,), {"forward": lambda self, x: self._conv_forward(x, -self.weight, None)})
+    module.__class__ = other  # the same name and weights, other code: not the file of before
+    assert api._saved(module, {"input_shape": (1, 3, 8, 8)}) != file
 
 
 @pytest.mark.slow

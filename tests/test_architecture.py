@@ -212,3 +212,29 @@ def test_malformed_descriptions_are_refused(
     part[place[-1]] = value
     with pytest.raises(ModelError, match=message):
         architecture.rebuild(_chain(), description)
+
+
+def test_equal_weights_are_one_network_only_with_the_same_classes_attributes_and_buffers() -> None:
+    first, again = Gate(), Gate()
+    again.load_state_dict(first.state_dict())
+    assert architecture.identity(first) == architecture.identity(again)
+    assert architecture.identity(first) == architecture.identity(copy.deepcopy(first).eval())
+    known = {architecture.identity(first)}
+
+    def differs(change: Callable[[Gate], None]) -> None:
+        other = copy.deepcopy(first)
+        change(other)
+        found = architecture.identity(other)
+        assert found not in known
+        known.add(found)
+
+    differs(lambda gate: setattr(gate, "split", (2, 6)))
+    differs(lambda gate: gate.order.copy_(torch.arange(8).flip(0)))
+    differs(lambda gate: setattr(gate.conv, "__class__", type("Other", (nn.Conv2d,), {})))
+    differs(lambda gate: gate.gain.data.mul_(2))
+    traced = [torch.fx.symbolic_trace(f) for f in (nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(), nn.ReLU()))]
+    traced[1].delete_submodule("1")  # now both have one ReLU, which the second one calls twice
+    for node in traced[1].graph.nodes:
+        node.target = "0" if node.target == "1" else node.target
+    traced[1].recompile()
+    assert architecture.identity(traced[0]) != architecture.identity(traced[1])

@@ -159,7 +159,7 @@ def test_images_and_the_teachers_own_discriminator(residual: Model, tmp_path: Pa
 
 
 def test_the_weights_of_the_discriminator_are_read(residual: Model, tmp_path: Path) -> None:
-    from edgegen import origins, weights
+    from edgegen import origins, steps, weights
 
     file, stored = tmp_path / "critic.py", tmp_path / "critic.safetensors"
     file.write_text(FACTORY)
@@ -173,6 +173,13 @@ def test_the_weights_of_the_discriminator_are_read(residual: Model, tmp_path: Pa
         distill_gan(student, job(residual), **options | more) for more in ({"discriminator_weights": str(stored)}, {})
     )
     assert not equal(with_file.model, without.model)
+    named = {"discriminator": f"{file}:plain", "discriminator_weights": str(stored), "steps": 4, "loss": "hinge"}
+    before = steps._files(named)
+    assert set(before) == {"discriminator", "discriminator_weights"}
+    file.write_text(f"{FACTORY}\n# changed\n")
+    after = steps._files(named)
+    assert before["discriminator"] != after["discriminator"]
+    assert before["discriminator_weights"] == after["discriminator_weights"]
 
 
 def test_a_loss_that_becomes_nan_stops_all_players_with_the_last_good_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import architecture, graph, onnx_graph
+from edgegen import architecture, graph, onnx_graph, recipe, steps
 from edgegen.nn import tokens
 from edgegen.passes.prune_tokens import prune_tokens
 from edgegen.types import Job, Model, PassResult, Stage, Target, TensorSpec
@@ -217,3 +217,19 @@ def test_it_runs_in_onnx_runtime_and_openvino(options: dict[str, Any], tmp_path:
     compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     np.testing.assert_allclose(compiled([x])[0], want, rtol=1e-4, atol=1e-4)
     assert not math.isclose(float(np.abs(want).max()), 0.0)
+
+
+def test_the_step_cache_keeps_apart_what_has_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
+    plain = model_of(vit())
+    job = Job(Target("t", "", ()), teacher=plain)
+    distill = recipe.Step(name="distill", options={"steps": 2, "batch": 2})
+    configs = []
+    for ratio in (0.25, 0.5):
+        pruned = prune_tokens(plain, job, ratio=ratio).model
+        trained = steps.run_step(distill, pruned, plain, job, "data")
+        assert "from" not in trained.notes
+        configs.append(trained.model.stage.module.blocks.config)
+        assert steps.run_step(distill, pruned, plain, job, "data").notes["from"] == "cache"
+    assert configs[0] != configs[1]
+    assert "from" not in steps.run_step(distill, plain, plain, job, "data").notes

@@ -228,10 +228,11 @@ def test_results_of_one_target_are_not_another_ones(tmp_path: Any, monkeypatch: 
 
     monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
     step = recipe.Step(name="slim_to_latency", options={"max_latency": 4.2, **INNER})
-    for name, rule, wanted in (("a", rules(4.0, 0.0), (32, 64)), ("b", rules(0.1, 5.0), (64, 32))):
+    dear, cheap = (rules(4.0, 0.0), (32, 64)), (rules(0.1, 5.0), (64, 32))
+    for name, place, (rule, wanted) in (("a", "", dear), ("b", "", cheap), ("a", "ssh://b", cheap)):
         device = FakeDevice(rule)
         target = Target(name, "", ("onnxruntime",), channel_multiple={"default": 8})
-        job = Job(target, threads=1, latency=device.latency, operators=device.operators)
+        job = Job(target, threads=1, latency=device.latency, operators=device.operators, measured_on=place)
         assert widths(steps.run_step(step, network(), network(), job, "data").model) == wanted
 
 
