@@ -70,16 +70,16 @@ def cause(run: Run, build: Candidate, beaten: Candidate) -> str:
     return reasons.told(reasons.why(both[0], both[1], run.target)) if len(both) == 2 else ""
 
 
-def unrecovered(status: str, reason: str, advice: str, judged: bool) -> tuple[str, str]:
-    """(status, reason) of a group that no training ends. judged: its quality was measured.
+def unrecovered(status: str, reason: str, advice: str, holds: bool) -> tuple[str, str]:
+    """(status, reason) of a group that no training ends. holds: its quality was measured, and keeps the budget.
 
-    Without a measured quality it is no success, however fast; inside the quality budget it is one as it stands.
+    Without that it is no success, however fast and whoever asked for it; with it, it is one as it stands.
     """
     if status == "undone":
         return status, f"{reason}; {advice}"
-    if judged:
+    if holds:
         return status, f"{reason}; inside the quality budget without recovery"
-    return (status if status == "forced" else "needs recovery"), f"{advice}; {reason}"
+    return "needs recovery", f"{advice}; {reason}"
 
 
 def preparing_verdict(broken: str, forced: bool) -> tuple[str, str]:

@@ -167,7 +167,7 @@ def _group(
             reason += decide.cause(run, best, max(alive, key=lambda c: c.gain))
         if unfinished := recovery.open_ends(group, results):
             advice = recovery.advice(unfinished, recovery.step_seconds(run, current))
-            status, reason = decide.unrecovered(status, reason, advice, evaluations is not None)
+            status, reason = decide.unrecovered(status, reason, advice, evaluations is not None and not broken)
     work.records += summary.step_records(group, results, status, reason, name)
     builds = [best if c.key == best.key else c for c in builds]
     work.pool += [c.judged("undone", reason) for c in builds] if status == "undone" else builds

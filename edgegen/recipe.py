@@ -22,6 +22,8 @@ PRECISION_PASSES = ("quantize", "cast")
 # Passes after which a network is as good as it gets: a group ends there, after the rounds of training that follow.
 ENDS = ("distill", "distill_gan", "distill_steps", "tune_sampler", "cache_steps")
 ROUNDS = ("distill", "distill_gan")
+# Those among them that train the network, and so bring back what the passes before them took.
+TRAINS = (*ROUNDS, "distill_steps")
 # Passes that change nothing but how well the network stands INT8: judged by INT8 builds, beside those without them.
 PREPARING_PASSES = ("equalize", "correct_bias", "round_adaptively", "quantize_aware")
 

@@ -17,7 +17,7 @@ STEPS, BATCH = 2000, 8  # of the preset `strong`, whose distillation is advised
 
 def open_ends(group: Sequence[recipe.Step], results: Sequence[PassResult]) -> list[str]:
     """Passes of a group that change what the network computes, with no training after them."""
-    trained = max((place for place, step in enumerate(group) if step.name in recipe.ENDS), default=-1)
+    trained = max((place for place, step in enumerate(group) if step.name in recipe.TRAINS), default=-1)
     return [
         step.name for place, (step, result) in enumerate(zip(group, results, strict=True))
         if place > trained and result.needs_recovery and result.changed and step.name not in recipe.PREPARING_PASSES

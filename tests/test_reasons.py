@@ -98,6 +98,9 @@ def test_only_what_no_training_follows_needs_recovery(conv_chain: Model) -> None
     prune, distill = recipe.Step(name="prune_channels"), recipe.Step(name="distill")
     assert recovery.open_ends([prune], [result(conv_chain)]) == ["prune_channels"]
     assert recovery.open_ends([prune, distill], [result(conv_chain), result(conv_chain)]) == []
+    for tuned in ("tune_sampler", "cache_steps"):  # they train nothing
+        pair = [result(conv_chain), result(conv_chain, needs=False)]
+        assert recovery.open_ends([prune, recipe.Step(name=tuned)], pair) == ["prune_channels"]
     exact = recipe.Step(name="commute_upsample")
     assert recovery.open_ends([exact], [result(conv_chain, needs=False)]) == []
     assert recovery.open_ends([prune], [replace(result(conv_chain), changed={})]) == []
@@ -116,12 +119,13 @@ def test_a_step_is_measured(conv_chain: Model) -> None:
 
 
 def test_without_recovery_and_without_quality_there_is_no_success() -> None:
-    status, reason = decide.unrecovered("kept", "2.00x", "needs recovery: distill", judged=False)
+    status, reason = decide.unrecovered("kept", "2.00x", "needs recovery: distill", holds=False)
     assert (status, reason) == ("needs recovery", "needs recovery: distill; 2.00x")
-    assert decide.unrecovered("predicted", "2.00x", "A", judged=False)[0] == "needs recovery"
-    assert decide.unrecovered("undone", "drop of 3", "A", judged=True) == ("undone", "drop of 3; A")
-    assert decide.unrecovered("forced", "2.00x", "A", judged=False) == ("forced", "A; 2.00x")
-    kept = decide.unrecovered("kept", "2.00x", "A", judged=True)
+    assert decide.unrecovered("predicted", "2.00x", "A", holds=False)[0] == "needs recovery"
+    assert decide.unrecovered("undone", "drop of 3", "A", holds=True) == ("undone", "drop of 3; A")
+    assert decide.unrecovered("forced", "drop of 3", "A", holds=False) == ("needs recovery", "A; drop of 3")
+    assert decide.unrecovered("forced", "1.00x", "A", holds=True)[0] == "forced"
+    kept = decide.unrecovered("kept", "2.00x", "A", holds=True)
     assert kept == ("kept", "2.00x; inside the quality budget without recovery")
     assert summary.unfinished([{"name": "prune_channels", "status": status}]).startswith("Not finished, needs recovery")
     assert summary.unfinished([{"name": "prune_channels", "status": "kept"}]) == ""

@@ -90,8 +90,8 @@ class Step(_Part):
     """A pass and what became of it.
 
     status: kept; undone (it did not pay, `reason` says why); forced (kept on request, although it did not pay);
-    predicted (kept by the estimate, the device is not here); needs recovery (faster, but nothing was trained after it
-    and no quality was measured); skipped (not run). changed, skipped: layer -> text.
+    predicted (kept by the estimate, the device is not here); needs recovery (there, but nothing was trained after it
+    and no quality was measured that keeps the budget); skipped (not run). changed, skipped: layer -> text.
     figures: name -> number or text, as the pass reported them.
     """
 
