@@ -13,7 +13,8 @@ stylegan2_mobile.py.
 Ablation, from the candidates of the row's own report: the changed structure in float (as it is, and with its graph
 rewritten exactly), the original in INT8 (rewritten where that helps), and all of it; the share of a part is the
 logarithm of its gain by that of the whole, and the share of each structural pass inside the structure goes by the
-logarithm of the MACs that it took off. `--table` makes the page again from the finished rows.
+logarithm of its own gain, timed before the training, or where one was not timed, of the MACs that each took off.
+`--table` makes the page again from the finished rows.
 """
 
 from __future__ import annotations
@@ -183,19 +184,23 @@ def ablation(report: dict[str, Any]) -> dict[str, Any]:
         parts = {"rewritten graph": rewritten / structure if rewritten > structure else 1.0,
                  "INT8": whole / rewritten if eight else 1.0}  # fmt: skip
         shares = {name: math.log(gain) / math.log(whole) for name, gain in parts.items() if gain != 1.0}
-        found["shares"] = {**by_macs(report["steps"], 1 - sum(shares.values())), **shares}
+        found["shares"] = {**by_pass(report["steps"], 1 - sum(shares.values())), **shares}
     return found
 
 
-def by_macs(steps: list[dict[str, Any]], part: float) -> dict[str, float]:
-    """The structure's share of the gain, divided among its passes by the logarithm of the MACs that each took off."""
-    taken: dict[str, float] = {}
+def by_pass(steps: list[dict[str, Any]], part: float) -> dict[str, float]:
+    """The structure's share of the gain, divided among its passes by the logarithm of what each brought."""
+    taken: dict[str, tuple[float, float]] = {}
     for number, step in enumerate(steps, 1):
-        before, after = (step["figures"].get(key) for key in ("macs_before", "macs_after"))
-        if step["status"] in ("kept", "forced", "needs recovery") and before and after and before > after:
-            taken[f"{number} {step['name']}"] = math.log(before / after)
-    total = sum(taken.values())
-    return {name: part * value / total for name, value in taken.items()} if total else {"structure": part}
+        told = step["figures"]
+        here = step["status"] in ("kept", "forced", "needs recovery")
+        if here and told.get("macs_before") and told.get("macs_after"):
+            timed = told["gain"] / told["gain_before"] if told.get("gain") and told.get("gain_before") else 0.0
+            taken[f"{number} {step['name']}"] = (timed, told["macs_before"] / told["macs_after"])
+    which = 0 if all(timed for timed, _ in taken.values()) else 1
+    logs = {name: math.log(found[which]) for name, found in taken.items() if found[which] > 1}
+    total = sum(logs.values())
+    return {name: part * value / total for name, value in logs.items()} if total else {"structure": part}
 
 
 def table(results: dict[str, Any]) -> str:

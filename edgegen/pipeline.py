@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import shutil
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgegen import (
+    applying,
     bundle,
     decide,
     delivery,
@@ -22,7 +22,6 @@ from edgegen import (
     recipe,
     recovery,
     serial,
-    steps,
     summary,
     teacher,
     variants,
@@ -30,10 +29,10 @@ from edgegen import (
 from edgegen.candidates import Candidate, fastest, within
 from edgegen.errors import BundleError, RuntimeFailed, UsageError
 from edgegen.request import Request
-from edgegen.run import Run, data_key, open_run, quiet
+from edgegen.run import Run, open_run, quiet
 from edgegen.run_graphs import export, feeds
-from edgegen.run_jobs import job_of, unquantized
-from edgegen.types import Bundle, Graph, Model, PassResult
+from edgegen.run_jobs import unquantized
+from edgegen.types import Bundle, Graph, Model
 
 
 def compress(request: Request, progress: judgement.Progress = quiet) -> Bundle:
@@ -140,35 +139,40 @@ def _group(
     evaluations: teacher.Evaluations | None,
 ) -> None:
     """Run one group of structural passes and keep it only if it pays on the target and keeps the budget."""
+    alive = [c for c in work.pool if not c.verdict]
+    ahead, start = max(alive, key=lambda c: c.gain), list(work.networks.values())[-1][0]
+    done, current = applying.applied(run, number, group, start, baseline, ahead)
+    left = [one for one in done if not one.undone]
+    results, group = [one.result for one in left], tuple(one.step for one in left)
+    if not left:
+        work.records += applying.records(done, "undone", "")
+        return
     passes = " + ".join(step.name for step in group)
     name = passes if number == 1 else f"{passes} ({number})"  # a recipe may have the same passes twice
-    results, current = _apply(run, number, group, list(work.networks.values())[-1][0])
     try:
         graph = export(run, current, f"{number} {passes}")
         builds = unquantized(run, name, graph, baseline)
         best = fastest(builds)
     except RuntimeFailed as error:  # a network that no runtime takes is a result, not the end
-        work.records += summary.step_records(group, results, "undone", str(error))
+        work.records += applying.records(done, "undone", str(error))
         return
     if evaluations is not None:
         best = run.bench.score(best, evaluations.select, run.gate, "select")
-    alive = [c for c in work.pool if not c.verdict]
     quality_alone = dataclasses.replace(run.budget, max_latency_ms=None, max_size_bytes=None)
     broken = best.reason if best.verdict else within(best, quality_alone, run.gate)
     smaller = run.budget.max_size_bytes is not None and _least_size(builds) < 0.98 * _least_size(alive)
     forced = any(step.keep for step in group)
-    before = max(c.gain for c in alive)
     if all(step.name in recipe.PREPARING_PASSES for step in group):
         status, reason = decide.preparing_verdict(broken, forced)
         builds = [c.judged("not chosen", "made for INT8: as a float build it has nothing to gain") for c in builds]
     else:
-        status, reason = decide.group_verdict(best, before, broken, forced, run.bench.measures, smaller)
+        status, reason = decide.group_verdict(best, ahead.gain, broken, forced, run.bench.measures, smaller)
         if status in ("undone", "forced") and not broken:
-            reason += decide.cause(run, best, max(alive, key=lambda c: c.gain))
+            reason += decide.cause(run, best, ahead)
         if unfinished := recovery.open_ends(group, results):
             advice = recovery.advice(unfinished, recovery.step_seconds(run, current))
             status, reason = decide.unrecovered(status, reason, advice, evaluations is not None and not broken)
-    work.records += summary.step_records(group, results, status, reason, name)
+    work.records += applying.records(done, status, reason, name)
     builds = [best if c.key == best.key else c for c in builds]
     work.pool += [c.judged("undone", reason) for c in builds] if status == "undone" else builds
     if status != "undone":
@@ -179,20 +183,3 @@ def _group(
 
 def _least_size(builds: list[Candidate]) -> float:
     return min((c.artifact.size_bytes for c in builds if c.artifact is not None), default=math.inf)
-
-
-def _apply(
-    run: Run, number: int, group: tuple[recipe.Step, ...], current: Model
-) -> tuple[list[PassResult], Model]:
-    results = []
-    for step in group:
-        title = f"{number} {step.name}"
-        job = job_of(run, functools.partial(run.progress, title))
-        run.progress(title, "starting", 0.0)
-        result = steps.run_step(step, current, run.model, job, data_key(run))
-        run.progress(title, "done", 1.0)
-        current = result.model
-        results.append(result)
-    return results, current
-
-

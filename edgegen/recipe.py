@@ -24,6 +24,8 @@ ENDS = ("distill", "distill_gan", "distill_steps", "tune_sampler", "cache_steps"
 ROUNDS = ("distill", "distill_gan")
 # Those among them that train the network, and so bring back what the passes before them took.
 TRAINS = (*ROUNDS, "distill_steps")
+# Those that do nothing else: without a change before them there is no use in them.
+RECOVERS = ("reconstruct", *ROUNDS)
 # Passes that change nothing but how well the network stands INT8: judged by INT8 builds, beside those without them.
 PREPARING_PASSES = ("equalize", "correct_bias", "round_adaptively", "quantize_aware")
 

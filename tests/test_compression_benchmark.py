@@ -51,6 +51,11 @@ def test_shares_of_a_gain_add_up_and_follow_its_logarithm(compression: Any) -> N
     assert sum(shares.values()) == pytest.approx(1.0)
     assert found["undone"] == {"prune_tokens": "no"}
     assert "shares" not in compression.ablation(report(gain=1.0))
+    timed = report()
+    for place, gains in enumerate(((1.0, 2.0), (2.0, 4.0))):  # as much each on the clock: so are the shares
+        timed["steps"][place]["figures"] |= dict(zip(("gain_before", "gain"), gains, strict=True))
+    shares = compression.ablation(timed)["shares"]
+    assert shares == pytest.approx({"1 prune_blocks": 1 / 3, "2 prune_channels": 1 / 3, "INT8": 1 / 3})
 
 
 def test_what_an_exact_rewrite_brought_is_not_counted_to_the_passes(compression: Any) -> None:
