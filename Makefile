@@ -56,11 +56,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Both go on where they were stopped; the results are in benchmarks/results/.
+# All go on where they were stopped; the results are in benchmarks/results/.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/prepare_data.py
 	$(BIN)/python benchmarks/goals.py
 	$(BIN)/python benchmarks/by_hand.py $(addprefix --network ,$(NETWORKS))
+	$(BIN)/python benchmarks/passes.py
 
 # edgegen beside other tools, each in an environment of its own (some gigabytes under out/peers); goes on as above.
 # One case: make bench-peers CASES=resnet20
