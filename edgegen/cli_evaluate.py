@@ -55,6 +55,8 @@ def evaluate(
         typer.echo(json.dumps(told))
     else:
         _render(bundles, found)
+        for why in dict.fromkeys(found.left_out.values()):
+            typer.echo(f"without {', '.join(name for name, own in found.left_out.items() if own == why)}: {why}")
         if out is not None:
             typer.echo(f"figures and worst images: {out}")
 
@@ -69,6 +71,7 @@ def as_json(bundles: list[Path], found: Result) -> dict:
             for path, figures in zip(bundles, found.figures, strict=True)
         ],
         "paired": [schema.figure(m) for m in found.paired],
+        "left_out": found.left_out,
         "worst": {"by": found.worst_of, "samples": [{"sample": i, "value": v} for i, v, _ in found.worst]},
     }
 

@@ -8,6 +8,7 @@ with the number of images, a run that was cut off goes on, and several processes
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def evaluate(paths: list[Path], settings: Settings, progress: Progress) -> Resul
     """Figures of one bundle, or of two on the same inputs with the differences' paired intervals.
 
     Raises:
-        BundleError: not a bundle. DataError: no data where they are needed. UsageError: metrics that do not fit.
+        BundleError: not a bundle. DataError: no data where they are needed, or an extractor that a metric cannot use.
+        UsageError: metrics that do not fit.
     """
     if not 1 <= len(paths) <= 2:
         raise UsageError(f"evaluate takes one bundle, or two to compare, got {len(paths)}")
@@ -42,10 +44,16 @@ def evaluate(paths: list[Path], settings: Settings, progress: Progress) -> Resul
     _check_same(subjects)
     model = subjects[0].model
     dataset, real = _dataset(model, settings)
-    chosen = _metrics(model, dataset, settings, real, len(subjects))
+    chosen, left_out = _metrics(model, dataset, settings, real, len(subjects))
     features = None
     if any(takes(name) == "features" for name in chosen) or "perceptual" in chosen:
         features = _extractors.load(settings.features or str(model.options.get("features", "cifar")))
+    if "perceptual" in chosen and (why := registry.module("metrics", "perceptual").lacks_maps(
+        features, [int(d) for d in model.stage.outputs[0].shape[1:]]
+    )):  # fmt: skip
+        if settings.metrics:
+            raise DataError(f"metric perceptual: {why}")
+        chosen, left_out = tuple(name for name in chosen if name != "perceptual"), {**left_out, "perceptual": why}
     share = _blocks.share_of(settings.shard)
     task = Task(subjects, dataset, real, chosen, settings, features)
     made = task.blocks()
@@ -56,7 +64,7 @@ def evaluate(paths: list[Path], settings: Settings, progress: Progress) -> Resul
         reference.fill(task.reference_block, share, lambda text, part: progress("real images", text, part))
     if share.count > 1 and not share.together:
         return Result((), complete=False)
-    return result(task, made, reference)
+    return dataclasses.replace(result(task, made, reference), left_out=left_out)
 
 
 def _check_same(subjects: list[Subject]) -> None:
@@ -85,8 +93,10 @@ def _dataset(model: Model, settings: Settings) -> tuple[Any, bool]:
     return data.Dataset(source, model, seed=settings.seed, length=settings.n or None), False
 
 
-def _metrics(model: Model, dataset: Any, settings: Settings, real: bool, bundles: int) -> tuple[str, ...]:
-    """The metrics that were asked for, or those of the task that the data allow.
+def _metrics(
+    model: Model, dataset: Any, settings: Settings, real: bool, bundles: int
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The metrics that were asked for, or those of the task that the data allow; and why those left out are so.
 
     Raises:
         UsageError: an unknown metric, or one that needs what is not there; says what.
@@ -104,7 +114,7 @@ def _metrics(model: Model, dataset: Any, settings: Settings, real: bool, bundles
     if not found and bundles == 1:
         why = "; ".join(sorted({text for text in lacking.values() if text}))
         raise UsageError(f"nothing to measure on {model.name}: {why}")
-    return found
+    return found, {name: why for name, why in lacking.items() if why}
 
 
 def _lacks(name: str, model: Model, dataset: Any, real: bool, bundles: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -23,13 +23,15 @@ WORST = 4
 @dataclass(frozen=True)
 class Result:
     """figures: of each bundle, in order. paired: of the second against the first. worst: the images that differ most,
-    as (index, value, {column: (C, H, W) in 0..1}). None of them where this process did only a part of the work."""
+    as (index, value, {column: (C, H, W) in 0..1}). None of them where this process did only a part of the work.
+    left_out: metric of the task -> why it cannot be had here."""
 
     figures: tuple[tuple[Measurement, ...], ...]
     paired: tuple[Measurement, ...] = ()
     worst: tuple[tuple[int, float, dict[str, np.ndarray]], ...] = ()
     worst_of: str = ""
     complete: bool = True
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def result(task: Task, made: _blocks.Blocks, reference: _blocks.Blocks | None) -> Result:

@@ -232,6 +232,22 @@ def test_bad_input_is_one_line(tmp_path):
         evaluate([path], Settings(photos(tmp_path, 10, "restoration")), quiet)
 
 
+MAPLESS = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten())\n"
+
+
+def test_an_extractor_without_maps_has_no_perceptual_distance_and_that_is_said(tmp_path):
+    (tmp_path / "mapless.py").write_text(MAPLESS)
+    path, file = made(tmp_path / "a", "restoration"), photos(tmp_path, 10, "restoration")
+    features = f"{tmp_path / 'mapless.py'}:net"
+    found = evaluate([path], Settings(file, features=features), quiet)
+    assert "ssim to the reference" in named(found.figures[0])
+    assert found.left_out.keys() == {"perceptual"} and "mapless.py:net" in found.left_out["perceptual"]
+    assert not any("perceptual" in name for name in named(found.figures[0]))
+    with pytest.raises(DataError, match="give --features cifar"):
+        evaluate([path], Settings(file, ("psnr", "perceptual"), features=features), quiet)
+    assert not evaluate([path], Settings(file), quiet).left_out
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     from edgegen import cli
 

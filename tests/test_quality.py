@@ -3,14 +3,15 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from edgegen import quality
-from edgegen.errors import RecipeError
+from edgegen import quality, teacher
+from edgegen.errors import DataError, RecipeError
 from edgegen.metrics._common import paired
-from edgegen.types import Measurement, Model, Stage, TensorSpec
+from edgegen.types import Measurement, Model, PrecisionPlan, Stage, TensorSpec
 
 
 def model(task, value_range=(0.0, 1.0)):
@@ -210,3 +211,16 @@ def test_select_and_test_share_no_real_image_and_no_fresh_latent(tmp_path):
     assert len(sides[0]) == len(sides[1]) == 10 and not sides[0] & sides[1]
     assert not found.select.keys() & found.test.keys()
     assert [len(part) for part in found.fresh] == [12, 12] and not found.fresh[0].keys() & found.fresh[1].keys()
+
+
+def test_an_extractor_without_maps_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "outputs").mkdir()
+    np.save(tmp_path / "outputs" / "teacher-select.npy", np.zeros((2, 3, 16, 16), np.float32))
+    net = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten())\n"
+    (tmp_path / "mapless.py").write_text(net)
+    plain = SimpleNamespace(artifact=tmp_path, verdict="", graph=SimpleNamespace(plan=PrecisionPlan()))
+    request = SimpleNamespace(seed=0, features=f"{tmp_path / 'mapless.py'}:net")
+    part = SimpleNamespace(select=[Sample(np.zeros(1))], test=[Sample(np.zeros(1))], fresh=None)
+    run = SimpleNamespace(model=model("image-to-image"), data=part, request=request, folder=tmp_path)
+    with pytest.raises(DataError, match=r"mapless\.py:net gives pooled features alone; give --features cifar"):
+        teacher.evaluations(run, [plain])
