@@ -172,13 +172,17 @@ def _worst(sides: list[_Side], real: dict[str, Rows]) -> tuple[str, list[tuple[i
     if name and (len(sides) == 2 or referenced(task.dataset)):
         values = made.column(where)
         higher = _of_images(task, name, values[:1]).direction == "higher"
-        order = np.argsort(values if higher else -np.abs(values), kind="stable")[:WORST]
-        return name, [(int(i), float(values[i])) for i in order]
+        return name, _first(values, values if higher else -np.abs(values))
     if "features" in real:
         apart = _neighbours.nearest(sides[-1].rows("features"), real["features"])
-        order = np.argsort(-apart, kind="stable")[:WORST]
-        return "distance to the nearest real image, in features", [(int(i), float(apart[i])) for i in order]
+        return "distance to the nearest real image, in features", _first(apart, -apart)
     return "", []
+
+
+def _first(values: np.ndarray, score: np.ndarray) -> list[tuple[int, float]]:
+    """(number of the sample, value) of the lowest scores; what is not a number is worse than all."""
+    order = np.argsort(np.nan_to_num(score, nan=-np.inf), kind="stable")[:WORST]
+    return [(int(i), float(values[i])) for i in order]
 
 
 def _pictures(
