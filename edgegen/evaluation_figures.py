@@ -82,19 +82,28 @@ def _figures(side: _Side, real: dict[str, Rows]) -> Iterator[Measurement]:
         elif kind == "corruptions":
             yield metric(name)(side.stream("labels"), side.own("corrupted"), **options)
         elif kind == "pairs" and (name == "bad_images" or referenced(task.dataset)):
-            found = _of_images(task, name, side.made.column(f"{side.number}.{name}"))
+            found = _of_images(task, name, side.made, str(side.number))
             yield found if name == "bad_images" else dataclasses.replace(found, name=f"{name} to the reference")
 
 
-def _of_images(task: Task, name: str, samples: np.ndarray) -> Measurement:
-    """A metric whose value is the mean of its images' figures, from those figures."""
-    blank = np.zeros((1, *(int(d) for d in task.dataset.model.stage.outputs[0].shape[1:])), np.float32)
-    form = metric(name)([blank], [blank], seed=task.settings.seed, **task.options(name))
-    conditions = {k: v for k, v in form.conditions.items() if k != "kinds"} | {"n": len(samples)}
+def _of_images(task: Task, name: str, made: _blocks.Blocks, part: str) -> Measurement:
+    """A metric whose value is the mean of its images' figures, from those figures. part: "0", "1" or "pair"."""
+    samples = made.column(f"{part}.{name}")
+    form = _form(task, name)
+    conditions = {**form.conditions, "n": len(samples)}
+    if name == "bad_images":
+        kinds = made.column(f"{part}.{name}.kinds").sum(axis=0)
+        conditions["kinds"] = {kind: int(count) for kind, count in zip(form.conditions["kinds"], kinds, strict=True)}
     return dataclasses.replace(
         form, value=float(np.mean(samples)), interval=stats.mean_interval(samples, seed=task.settings.seed),
         samples=tuple(samples.tolist()), conditions=conditions,
     )  # fmt: skip
+
+
+def _form(task: Task, name: str) -> Measurement:
+    """A figure of the metric, for its name, unit, direction and conditions."""
+    blank = np.zeros((1, *(int(d) for d in task.dataset.model.stage.outputs[0].shape[1:])), np.float32)
+    return metric(name)([blank], [blank], seed=task.settings.seed, **task.options(name))
 
 
 def _paired(sides: list[_Side], real: dict[str, Rows]) -> Iterator[Measurement]:
@@ -103,7 +112,7 @@ def _paired(sides: list[_Side], real: dict[str, Rows]) -> Iterator[Measurement]:
     for name in task.metrics:
         kind = takes(name)
         if kind == "pairs":
-            found = _of_images(task, name, a.made.column(f"pair.{name}"))
+            found = _of_images(task, name, a.made, "pair")
             yield dataclasses.replace(found, name=f"{name} of the second to the first")
         elif kind == "logits":
             yield metric(name)(a.own("logits"), b.own("logits"), seed=task.settings.seed)
@@ -171,7 +180,7 @@ def _worst(sides: list[_Side], real: dict[str, Rows]) -> tuple[str, list[tuple[i
     where = f"pair.{name}" if len(sides) == 2 else f"0.{name}"
     if name and (len(sides) == 2 or referenced(task.dataset)):
         values = made.column(where)
-        higher = _of_images(task, name, values[:1]).direction == "higher"
+        higher = _form(task, name).direction == "higher"
         return name, _first(values, values if higher else -np.abs(values))
     if "features" in real:
         apart = _neighbours.nearest(sides[-1].rows("features"), real["features"])

@@ -19,6 +19,7 @@ from edgegen.sources import content_key
 from edgegen.types import Artifact, Measurement, Model, Preprocessing, Stage, TensorSpec
 
 BLOCK = 64
+FORM = 2  # of what a block holds: blocks of another form are not read
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Task:
 
     def _blocks(self, samples: int, *parts: Any) -> _blocks.Blocks:
         extractor = None if self.features is None else [self.features.sha256, self.features.resize]
-        name = files.key(parts, extractor, BLOCK, __version__)
+        name = files.key(parts, extractor, BLOCK, FORM, __version__)
         return _blocks.Blocks(files.cache_folder() / "features" / name, math.ceil(samples / BLOCK))
 
     def reference_block(self, number: int) -> dict[str, np.ndarray]:
@@ -161,6 +162,8 @@ class Task:
             if a is not None or name == "bad_images":
                 value = metric(name)(None if a is None else [a], [b], **self.options(name))
                 found[name] = np.array(value.samples)
+                if "kinds" in value.conditions:  # a row for each block
+                    found[f"{name}.kinds"] = np.array([list(value.conditions["kinds"].values())])
         return found
 
     def options(self, name: str) -> dict[str, Any]:

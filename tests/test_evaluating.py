@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgegen import bundle, data, evaluating, evaluation_work, files
+from edgegen import bundle, data, evaluating, evaluation_figures, evaluation_work, files
 from edgegen.bundle import Contents
 from edgegen.errors import BundleError, DataError, UsageError
 from edgegen.evaluating import Settings, evaluate
@@ -230,6 +230,16 @@ def test_bad_input_is_one_line(tmp_path):
     (path / "model.onnxruntime.onnx").write_bytes(b"other")
     with pytest.raises(BundleError, match="not the file that was bundled"):
         evaluate([path], Settings(photos(tmp_path, 10, "restoration")), quiet)
+
+
+def test_what_overflows_is_counted_as_not_finite_and_comes_first_among_the_worst(tmp_path):
+    path, darker = made(tmp_path / "a", "restoration", float("inf")), made(tmp_path / "b", "restoration", 1e-3)
+    file = photos(tmp_path, 70, "restoration")
+    first, second = map(named, evaluate([path, darker], Settings(file, ("psnr", "bad_images")), quiet).figures)
+    assert first["bad_images"].value == 1 and np.isnan(first["psnr to the reference"].value)
+    assert first["bad_images"].conditions["kinds"] == {"not finite": 70, "black": 0, "flat": 0}
+    assert second["bad_images"].conditions["kinds"] == {"not finite": 0, "black": 70, "flat": 0}
+    assert evaluation_figures._first(np.array([3.0, np.nan, 1]), np.array([3.0, np.nan, 1]))[0][0] == 1
 
 
 MAPLESS = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten())\n"

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from edgegen import quality, teacher
+from edgegen.candidates import Candidate, within
 from edgegen.errors import DataError, RecipeError
 from edgegen.metrics._common import paired
-from edgegen.types import Measurement, Model, PrecisionPlan, Stage, TensorSpec
+from edgegen.types import Budget, Measurement, Model, PrecisionPlan, Stage, TensorSpec
 
 
 def model(task, value_range=(0.0, 1.0)):
@@ -89,12 +90,34 @@ def test_the_teacher_is_perfect_against_itself_and_zeros_and_doubles_are_not(tmp
         assert quality.find(found, "SSIM to the teacher").value < 0.9
 
 
+def test_a_build_that_breaks_images_is_refused_whatever_its_drop_and_the_kinds_are_counted(tmp_path):
+    images = np.random.default_rng(0).uniform(0.2, 0.5, (6, 3, 16, 16)).astype(np.float32)
+    images[5] = 0.0  # black already in the teacher's: no fault of the build
+    judged, broken = evaluation(tmp_path, images), images + np.float32(0.02)
+    broken[0], broken[1], broken[2], broken[5] = 0.0, 0.4, np.inf, 0.0
+    np.save(tmp_path / "broken.npy", broken)
+    found = judged.figures(tmp_path / "broken.npy")
+    bad = quality.find(found, "bad images")
+    assert bad.value == 0.5 and bad.conditions["kinds"] == {"not finite": 1, "black": 1, "flat": 1}
+    told = "3 of 6 images are bad where the teacher's are not (1 not finite, 1 black, 1 flat)"
+    assert quality.spoilt(found) == f"{told}; of the teacher's own 16.67% are"
+    gate = quality.gate(judged.model, labelled=False)
+    build = Candidate("net", "onnxruntime", None, figures=found, drop=0.0)
+    assert within(build, Budget(max_quality_drop=0.5), gate).startswith(told)
+    assert not within(build, Budget(), gate)  # the baseline, which quality never refuses
+    np.save(tmp_path / "lighter.npy", images + np.float32(0.02))
+    found = judged.figures(tmp_path / "lighter.npy")
+    assert not within(dataclasses.replace(build, figures=found), Budget(max_quality_drop=0.5), gate)
+    assert quality.find(found, "brightness shift from the teacher").value == pytest.approx(5.1, abs=1e-3)
+    assert quality.find(found, "colour shift from the teacher").value == pytest.approx(0.0, abs=1e-3)
+
+
 def test_one_figure_alone_is_the_same_as_among_all(tmp_path):
     images = np.random.default_rng(0).uniform(0.2, 0.5, (5, 3, 16, 16)).astype(np.float32)
     judged = evaluation(tmp_path, images)
     np.save(tmp_path / "off.npy", images + 0.01)
     whole = judged.figures(tmp_path / "off.npy")
-    assert len(whole) == 4
+    assert len(whole) == 7
     for figure in whole:
         assert judged.figures(tmp_path / "off.npy", figure.name) == (figure,)
 
@@ -193,7 +216,8 @@ def test_a_generator_is_judged_by_its_change_from_the_teacher(tmp_path, shift, l
     assert quality.drop(judged.model, gate, own, own) == 0.0
     found = judged.figures(tmp_path / "student.npy")
     assert least <= quality.drop(judged.model, gate, own, found) <= most
-    assert {m.name for m in found} == {"KID", quality.KID_CHANGE, "PSNR to the teacher"}
+    named = {"KID", quality.KID_CHANGE, "PSNR to the teacher", *quality.FAULTS.values()}
+    assert {m.name for m in found} == named
 
 
 def test_select_and_test_share_no_real_image_and_no_fresh_latent(tmp_path):
