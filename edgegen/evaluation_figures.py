@@ -6,11 +6,10 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 import numpy as np
 
-from edgegen import images, registry, stats
+from edgegen import conditions, images, registry, stats
 from edgegen.evaluation_work import Task, Work, metric, referenced, takes
 from edgegen.metrics import _blocks, _neighbours
 from edgegen.metrics._rows import Rows
@@ -39,7 +38,7 @@ def result(task: Task, made: _blocks.Blocks, reference: _blocks.Blocks | None) -
     sides = [_Side(task, made, k) for k in range(len(task.subjects))]
     real = {kind: reference.rows(kind, _label(task, kind)) for kind in ("features", "spectra")
             if reference is not None and task.taking(kind)}  # fmt: skip
-    figures = tuple(tuple(_told(task, m) for m in _figures(side, real)) for side in sides)
+    figures = tuple(tuple(_told(task, m, s.number) for m in _figures(s, real)) for s in sides)
     paired = tuple(_told(task, m) for m in _paired(sides, real)) if len(sides) == 2 else ()
     worst_of, order = _worst(sides, real)
     return Result(figures, paired, _pictures(task, order), worst_of)
@@ -90,13 +89,13 @@ def _of_images(task: Task, name: str, made: _blocks.Blocks, part: str) -> Measur
     """A metric whose value is the mean of its images' figures, from those figures. part: "0", "1" or "pair"."""
     samples = made.column(f"{part}.{name}")
     form = _form(task, name)
-    conditions = {**form.conditions, "n": len(samples)}
+    told = {**form.conditions, "n": len(samples)}
     if name == "bad_images":
         kinds = made.column(f"{part}.{name}.kinds").sum(axis=0)
-        conditions["kinds"] = {kind: int(count) for kind, count in zip(form.conditions["kinds"], kinds, strict=True)}
+        told["kinds"] = {kind: int(count) for kind, count in zip(form.conditions["kinds"], kinds, strict=True)}
     return dataclasses.replace(
         form, value=float(np.mean(samples)), interval=stats.mean_interval(samples, seed=task.settings.seed),
-        samples=tuple(samples.tolist()), conditions=conditions,
+        samples=tuple(samples.tolist()), conditions=told,
     )  # fmt: skip
 
 
@@ -156,19 +155,14 @@ def _set_difference(name: str, task: Task, real: Rows, a: Rows, b: Rows) -> Meas
     )
 
 
-def _told(task: Task, figure: Measurement) -> Measurement:
-    """The figure with what was compared: the data, and how images are stored there."""
+def _told(task: Task, figure: Measurement, number: int | None = None) -> Measurement:
+    """The figure with what was compared: the data, and what each bundle ran. number: of the bundle; None: both."""
     source = task.dataset.source
-    suffixes = sorted({PurePosixPath(n).suffix.lower() for n in getattr(source, "names", ())})
-    told = {
-        "data": source.name if source is not None else "latents N(0, 1)",
-        "file_format": ", ".join(suffixes) or ("arrays" if source is not None else "none"),
-        "data_seed": task.settings.seed,
-        "artifact": [s.artifact.label for s in task.subjects],
-    }
-    if task.real:
-        shape = task.dataset.model.stage.outputs[0].shape
-        told["reference_fit"] = f"resized to cover {shape[2]} x {shape[3]}, bicubic, then centre crop"
+    told = conditions.of_data(task.dataset.model, source, source if task.real else None)
+    ran = task.subjects if number is None else [task.subjects[number]]
+    told |= {"data_seed": task.settings.seed, "artifact": [s.artifact.label for s in ran]}
+    networks = [conditions.of_network(s.model, s.sampler) for s in ran]
+    told |= networks[0] if number is not None else {"networks": networks}
     return dataclasses.replace(figure, conditions={**figure.conditions, **told})
 
 

@@ -68,6 +68,7 @@ def subject(path: Path) -> Subject:
         stages=(Stage(told["stage"], None, specs[0], specs[1]),),
         preprocessing=serial.from_json(Preprocessing, told["preprocessing"]),
         options=told["options"],
+        origin=told["origin"],
     )
     sampler = opened.manifest["graph"].get("sampler")
     if len(artifact.inputs) != 1 and not sampler:

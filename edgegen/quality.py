@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgegen import registry
+from edgegen import conditions, registry
 from edgegen.errors import RecipeError
 from edgegen.images import unit_range
 from edgegen.metrics._common import feature_rows
@@ -114,11 +114,23 @@ class Evaluation:
     fresh: Path | None = None
     kept: dict[str, Rows] = field(default_factory=dict, repr=False, compare=False)
 
-    def figures(self, outputs: Path, only: str = "") -> tuple[Measurement, ...]:
-        """All figures of one candidate, the deciding one of its task among them.
+    def figures(
+        self, outputs: Path, only: str = "", sampler: Mapping[str, Any] | None = None
+    ) -> tuple[Measurement, ...]:
+        """All figures of one candidate, the deciding one of its task among them, each with what it was made from.
 
-        only: the name of one figure of an image network; the others, which may take longer, are left out.
+        only: the name of one figure of an image network; the others, which may take longer, are left out. sampler: the
+        complete settings of the loop that made the outputs.
         """
+        source = getattr(self.data, "source", None)
+        told = conditions.of_data(self.model, source, source if self.real is not None else None)
+        told |= conditions.of_network(self.model, sampler)
+        return tuple(
+            dataclasses.replace(figure, conditions={**figure.conditions, **told})
+            for figure in self._figures(outputs, only)
+        )
+
+    def _figures(self, outputs: Path, only: str) -> tuple[Measurement, ...]:
         if self.model.task == "classification":
             return self._classification(outputs)
         if self.model.task == "unconditional":

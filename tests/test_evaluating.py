@@ -95,7 +95,8 @@ def test_restoration_alone_and_in_pairs(tmp_path):
     assert change.interval[0] <= change.value <= change.interval[1] < -10
     values = paired["psnr of the second to the first"].samples
     assert [v for _, v, _ in both.worst] == pytest.approx(sorted(values)[:4]) and both.worst_of == "psnr"
-    assert {"data", "file_format", "artifact", "seed"} <= set(change.conditions)
+    assert {"data", "file_format", "fit", "artifact", "seed", "networks"} <= set(change.conditions)
+    assert both.figures[1][0].conditions["artifact"] == ["onnxruntime fp32"]
 
 
 def test_a_classifier_is_right_wrong_and_corrupted(tmp_path):

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgegen import quality, teacher
+from edgegen import conditions, quality, teacher
 from edgegen.candidates import Candidate, within
 from edgegen.errors import DataError, RecipeError
 from edgegen.metrics._common import paired
-from edgegen.types import Budget, Measurement, Model, PrecisionPlan, Stage, TensorSpec
+from edgegen.types import Budget, Measurement, Model, PrecisionPlan, Preprocessing, Stage, TensorSpec
 
 
 def model(task, value_range=(0.0, 1.0)):
@@ -120,6 +120,26 @@ def test_one_figure_alone_is_the_same_as_among_all(tmp_path):
     assert len(whole) == 7
     for figure in whole:
         assert judged.figures(tmp_path / "off.npy", figure.name) == (figure,)
+
+
+def test_every_figure_says_which_data_which_network_and_which_sampler(tmp_path):
+    images = np.random.default_rng(0).uniform(0.2, 0.5, (2, 3, 16, 16)).astype(np.float32)
+    judged = evaluation(tmp_path, images)
+    net = dataclasses.replace(judged.model, origin={"kind": "builtin", "config": {"truncation": 0.7}})
+    loop = {"name": "ddim", "steps": 4, "guidance": 2.0}
+    for figure in dataclasses.replace(judged, model=net).figures(judged.teacher, "", loop):
+        assert figure.conditions["config"] == {"truncation": 0.7} and figure.conditions["sampler"] == loop
+        assert {"data", "file_format", "fit", "n", "seed"} <= figure.conditions.keys()
+    assert not any("sampler" in figure.conditions for figure in judged.figures(judged.teacher))
+    photos = SimpleNamespace(kind="images", name="photos", names=("a/0.PNG", "b.jpg"))
+    told = conditions.of_data(dataclasses.replace(net, options={"scale": 4}), photos)
+    assert (told["data"], told["file_format"]) == ("photos", ".jpg, .png") and "by 4" in told["fit"]
+    told = conditions.of_data(model("unconditional"), photos, photos)
+    assert told["file_format"] == "none" and told["real_file_format"] == ".jpg, .png"
+    assert "cover 16 x 16" in told["reference_fit"]
+    small = dataclasses.replace(model("image-to-image"), preprocessing=Preprocessing(resize=20, crop=(18, 18)))
+    said = "shorter side to 20, centre crop 18 x 18, resized to cover 16 x 16"
+    assert conditions.of_data(small, photos)["fit"].startswith(said)
 
 
 def test_luminance_decides_where_the_model_says_so(tmp_path):

@@ -28,8 +28,8 @@ class FeatureExtractor:
     """Images (N, C, H, W) in 0..1, float32 -> (list of maps (N, C', H', W'), pooled (N, D)), float32.
 
     An image that is not finite has features that are NaN. name: what figures state. sha256: of the weights file.
-    channels: what it takes; grey is repeated, colour averaged. resize, pixels: what happens to images before the network
-    sees them, for figures. head: pooled (N, D) -> logits (N, classes), where the network is a classifier.
+    channels: what it takes; grey is repeated, colour averaged. resize, pixels: what happens to images before the
+    network sees them, for figures. head: pooled (N, D) -> logits (N, classes), where the network is a classifier.
     """
 
     name: str
