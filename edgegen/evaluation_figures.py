@@ -157,8 +157,7 @@ def _set_difference(name: str, task: Task, real: Rows, a: Rows, b: Rows) -> Meas
 
 def _told(task: Task, figure: Measurement, number: int | None = None) -> Measurement:
     """The figure with what was compared: the data, and what each bundle ran. number: of the bundle; None: both."""
-    source = task.dataset.source
-    told = conditions.of_data(task.dataset.model, source, source if task.real else None)
+    told = conditions.of_data(task.dataset.model, task.dataset.source, task.real)
     ran = task.subjects if number is None else [task.subjects[number]]
     told |= {"data_seed": task.settings.seed, "artifact": [s.artifact.label for s in ran]}
     networks = [conditions.of_network(s.model, s.sampler) for s in ran]

@@ -133,6 +133,33 @@ def test_a_generator_against_real_images_and_against_another(tmp_path):
     assert same["kid: second less first"].value == 0 and same["spectrum: second less first"].interval == (0.0, 0.0)
 
 
+def test_a_network_without_pairs_is_compared_with_real_images_as_sets(tmp_path):
+    """As a CycleGAN: inputs of one kind, images of another, no references."""
+    path, same = made(tmp_path / "a", "restoration", 0.3), made(tmp_path / "b", "restoration")
+    told = [bundle.read(one).path / "manifest.json" for one in (path, same)]
+    for file in told:
+        file.write_text(file.read_text().replace('"task": "restoration"', '"task": "image-to-image"'))
+    rng = np.random.default_rng(2)
+    np.savez(tmp_path / "inputs.npz", x=rng.integers(0, 256, (70, 16, 16, 3), dtype=np.uint8))
+    np.savez(tmp_path / "real.npz", x=rng.integers(0, 256, (90, 20, 20, 3), dtype=np.uint8))
+    settings = Settings(tmp_path / "inputs.npz", real=tmp_path / "real.npz")
+    dark, right = (named(figures) for figures in evaluate([path, same], settings, quiet).figures)
+    assert {"kid", "fid", "precision", "recall", "spectrum", "bad_images"} == dark.keys()
+    assert dark["kid"].value > right["kid"].value + 0.01 and right["kid"].conditions["n"] == (70, 70)
+    assert right["kid"].conditions["real"].endswith("real.npz") and "16 x 16" in right["kid"].conditions["reference_fit"]
+    with pytest.raises(UsageError, match="needs real images; give --real"):
+        evaluate([path], Settings(tmp_path / "inputs.npz", ("fid",)), quiet)
+    np.savez(tmp_path / "floats.npz", x=rng.random((5, 3, 16, 16), dtype=np.float32))
+    for real, task, error, words in [
+        ("floats.npz", "restoration", DataError, "holds arrays; what is generated is compared with images"),
+        ("real.npz", "classification", UsageError, "no images"),
+        ("real.npz", "unconditional", UsageError, "give one of them"),
+    ]:
+        other = made(tmp_path / f"{real}{task}", task)
+        with pytest.raises(error, match=words):
+            evaluate([other], Settings(photos(tmp_path, 9, task), real=tmp_path / real), quiet)
+
+
 def test_a_second_run_and_one_that_was_cut_off_do_not_run_the_network_again(tmp_path, monkeypatch):
     path = made(tmp_path / "a", "restoration")
     settings = Settings(photos(tmp_path, 150, "restoration"), ("psnr",))
