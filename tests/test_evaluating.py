@@ -146,7 +146,8 @@ def test_a_network_without_pairs_is_compared_with_real_images_as_sets(tmp_path):
     dark, right = (named(figures) for figures in evaluate([path, same], settings, quiet).figures)
     assert {"kid", "fid", "precision", "recall", "spectrum", "bad_images"} == dark.keys()
     assert dark["kid"].value > right["kid"].value + 0.01 and right["kid"].conditions["n"] == (70, 70)
-    assert right["kid"].conditions["real"].endswith("real.npz") and "16 x 16" in right["kid"].conditions["reference_fit"]
+    told = right["kid"].conditions
+    assert told["real"].endswith("real.npz") and "16 x 16" in told["reference_fit"]
     with pytest.raises(UsageError, match="needs real images; give --real"):
         evaluate([path], Settings(tmp_path / "inputs.npz", ("fid",)), quiet)
     np.savez(tmp_path / "floats.npz", x=rng.random((5, 3, 16, 16), dtype=np.float32))
@@ -209,6 +210,27 @@ def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
     alone = evaluate([path], Settings(file, ("kid", "fid", "recall"), n=150), quiet).figures[0]
     expected = [[m.name, m.value, list(m.interval)] for m in alone]
     assert told[0] == told[1] == expected
+
+
+def test_processes_that_do_not_come_are_said_in_one_line(tmp_path, monkeypatch):
+    from torch import distributed
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(found.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(_blocks, "WAIT_HOURS", 0.5 / 3600)
+    alone = _blocks.Blocks(tmp_path / "blocks", 2)
+    with pytest.raises(DataError, match=r"process 0 of 2 waited .* start them all again") as caught:
+        alone.fill(lambda number: {"x": np.zeros(1)}, _blocks.Share(0, 2, together=True), lambda text, part: None)
+    assert "\n" not in str(caught.value) and not distributed.is_initialized()
+    assert alone.read(0) is not None  # what is finished is kept
+    given = []
+    monkeypatch.setattr(distributed, "init_process_group", lambda *a, timeout, **k: given.append(timeout))
+    monkeypatch.setattr(_blocks.Blocks, "_hand_out", lambda self, share: None)
+    monkeypatch.setattr(_blocks, "WAIT_HOURS", 48.0)
+    alone.fill(lambda number: {"x": np.zeros(1)}, _blocks.Share(0, 2, together=True), lambda text, part: None)
+    assert given[0].total_seconds() == 48 * 3600
 
 
 def test_shards_by_hand_and_what_is_missing_is_said(tmp_path):
