@@ -15,7 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgegen import bundle, data, evaluating, evaluation_figures, evaluation_work, files
+import edgegen
+from edgegen import bundle, cli_evaluate, data, evaluating, evaluation_figures, evaluation_work, files
 from edgegen.bundle import Contents
 from edgegen.errors import BundleError, DataError, UsageError
 from edgegen.evaluating import Settings, evaluate
@@ -319,6 +320,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         cli.main()
     told = json.loads(capsys.readouterr().out)
     assert ended.value.code == 0 and told["bundles"][0]["figures"][0]["value"] == pytest.approx(100, abs=1)
+    same = edgegen.evaluate(edgegen.load(path), data=str(file), metrics=["psnr"], progress=False)
+    assert json.loads(json.dumps(cli_evaluate.as_json([path], same))) == told
     assert json.loads((out / "evaluation.json").read_text()) == told and (out / "worst.png").stat().st_size > 100
     with np.load(out / "worst.npz", allow_pickle=False) as kept:
         assert kept["image 0"].shape == (4, 3, 16, 16) and list(kept["columns"]) == ["reference", "1: bundle"]
