@@ -247,6 +247,18 @@ def spoilt(figures: tuple[Measurement, ...]) -> str:
     return f"{sum(kinds.values())} of {told['n']} images are bad where the teacher's are not ({counts}){own}"
 
 
+def gained(lost: float | None, allowed: float | None, unit: str) -> str:
+    """The end of a reason where a build is better than its teacher by more than it may be worse; else empty.
+
+    lost: the drop, in the gate's `unit`. To a label or a reference image a gain is no fault, but it is no sameness
+    either: the student was perhaps trained on better data, or the teacher's own build is not what it should be.
+    """
+    if lost is None or allowed is None or not math.isfinite(lost) or not -lost > allowed:
+        return ""
+    what = unit.partition(" (")[0]
+    return f"; it gains {-lost:.3g} {what} on its teacher, more than the {allowed:g} that it may lose"
+
+
 def find(figures: tuple[Measurement, ...], name: str) -> Measurement:
     """The figure of that name."""
     for figure in figures:

@@ -192,6 +192,16 @@ def test_large_images_are_judged_few_at_a_time_and_in_pairs(tmp_path):
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_a_gain_beyond_what_may_be_lost_is_told_and_refuses_nothing():
+    said = quality.gained(-1.25, 0.5, "points of top-1 (asked: 0.1; one image of this data is 0.5)")
+    assert said == "; it gains 1.25 points of top-1 on its teacher, more than the 0.5 that it may lose"
+    for lost, allowed in ((-0.5, 0.5), (0.2, 0.5), (math.inf, 0.5), (-math.inf, 0.5), (None, 0.5), (-3.0, None)):
+        assert quality.gained(lost, allowed, "dB") == ""
+    better = Candidate("net", "onnxruntime", None, drop=-1.25)
+    gate = quality.gate(model("classification"), labelled=True)
+    assert not within(better, Budget(max_quality_drop=0.5), gate)
+
+
 def gate_of(low, high):
     """The drop of a student whose KID changed by the middle of (low, high), with that interval."""
     change = Measurement(quality.KID_CHANGE, "", (low + high) / 2, (low, high))
