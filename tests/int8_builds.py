@@ -33,6 +33,9 @@ class Data:
     def __getitem__(self, i: int) -> Any:
         return SimpleNamespace(input=self.images[i], reference=None, label=None)
 
+    def select(self, n: int, seed: int) -> Data:
+        return self
+
     def train_item(self, i: int, rng: Any) -> Any:
         return self[i]
 

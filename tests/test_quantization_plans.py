@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
-from int8_builds import RUNTIMES, TARGET, job, needy, skip_without, wrong
+from int8_builds import RUNTIMES, TARGET, image_model, job, needy, skip_without, wrong
 from torch import nn
 
-from edgegen import errors, onnx_graph, recipe, registry, steps
+from edgegen import data, errors, onnx_graph, recipe, registry, steps
+from edgegen.passes import _sensitivity
 from edgegen.passes.quantize import quantize
-from edgegen.types import PrecisionPlan, Stage, TensorSpec
+from edgegen.types import Model, PrecisionPlan, Stage, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +43,50 @@ def test_a_budget_in_size_is_kept_with_the_least_noise():
     kept = set(result.model.plan.float_layers)
     size = sum(4 * n if name in kept else n for name, n in weights.items()) / (4 * sum(weights.values()))
     assert size <= 0.6 and kept
+
+
+def sorted_by_class(folder: Path, count: int) -> tuple[Model, data.Dataset]:
+    """A network that tells dark images from bright ones, and a folder of them, sorted by class."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    net = nn.Sequential(*layers)
+    labels = np.repeat([0, 1], count // 2)
+    shade = np.random.default_rng(0).integers(0, 60, (count, 16, 16, 3)) + 190 * labels[:, None, None, None]
+    np.savez(folder / "sorted.npz", x=shade.astype(np.uint8), y=labels)
+    model = dataclasses.replace(image_model(net), task="classification")
+    outputs = (TensorSpec("output", (1, 2)),)
+    model = dataclasses.replace(model, stages=(dataclasses.replace(model.stage, outputs=outputs),))
+    found = data.Dataset(data.open_source(folder / "sorted.npz"), model)
+    bright, dark = (torch.from_numpy(found[i].input)[None] for i in (-1, 0))
+    with torch.no_grad():
+        body = [net[:4](x)[0] for x in (dark, bright)]
+        net[4].weight[1], net[4].weight[0] = body[1] - body[0], body[0] - body[1]
+        net[4].bias[:] = -(net[4].weight @ ((body[0] + body[1]) / 2))
+    return model, found
+
+
+def test_sensitivity_sees_every_class_of_sorted_data_and_scores_the_samples_that_it_ran(tmp_path: Path):
+    model, found = sorted_by_class(tmp_path, 64)
+    asked = job(data=found)
+    chosen = _sensitivity.samples_of(model, asked, 16)
+    assert len(chosen) == 16 and {sample.label for sample in chosen} == {0, 1}
+    assert {found[i].label for i in range(16)} == {0}  # what the first ones would be
+    inputs, source = _sensitivity.inputs_of(model, asked, 16)
+    assert source == "data" and all(np.array_equal(a[0][0], b.input) for a, b in zip(inputs, chosen, strict=True))
+    score = _sensitivity.figure(model, asked, 16)
+    assert score(np.eye(2)[[sample.label for sample in chosen]]) == 100.0
+    assert score(np.eye(2)[[1 - sample.label for sample in chosen]]) == 0.0
+    result = quantize(model, asked, sensitivity="metric", samples=16)
+    assert result.notes["int8_figure"] == 100.0 and result.notes["sensitivity"] == "metric"
+    assert result.notes["recovers"] == {"0/Conv": 0.0, "4/Gemm": 0.0}
+    plan = dataclasses.replace(model.plan, scales=(("input", -1e-3, 1e-3),))  # all that it sees is clipped to black
+    broken = quantize(dataclasses.replace(model, plan=plan), asked, sensitivity="metric", samples=16)
+    assert broken.notes["int8_figure"] < 75 and broken.notes["recovers"]["0/Conv"] > 25
+
+
+def test_a_metric_without_its_data_is_refused():
+    with pytest.raises(ValueError, match="needs data with labels or reference images"):
+        quantize(needy(), job(), sensitivity="metric", samples=2)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -128,13 +128,13 @@ def distance(model: Model, exact: np.ndarray, found: np.ndarray) -> float:
     return 10 ** (-sqnr(exact, found) / 10)
 
 
-def figure(model: Model, data: Any, count: int) -> Callable[[np.ndarray], float]:
-    """Outputs of the first `count` samples -> the task's figure, higher is better: points of top-1, or PSNR in dB.
+def figure(model: Model, job: Job, count: int) -> Callable[[np.ndarray], float]:
+    """Outputs of `samples_of` -> the task's figure, higher is better: points of top-1, or PSNR in dB.
 
     Raises:
-        ValueError: the data has neither labels nor reference images.
+        ValueError: the data has neither labels nor reference images, or the network has several inputs.
     """
-    found = [data[i] for i in range(count)] if data is not None else []
+    found = samples_of(model, job, count)
     if model.task == "classification" and found and found[0].label is not None:
         labels = np.array([sample.label for sample in found])
         return lambda outputs: 100.0 * float((outputs.argmax(1) == labels).mean())
@@ -190,13 +190,23 @@ def _groups(sim: Simulator) -> dict[str, list[str]]:
     }
 
 
+def samples_of(model: Model, job: Job, count: int) -> list[Any]:
+    """At most `count` samples, drawn under the job's seed: the first ones of a folder are all of one class.
+
+    Empty where there is no data, or a network has more inputs than data have.
+    """
+    if job.data is None or len(model.stage.inputs) != 1:
+        return []
+    chosen = job.data.select(count, job.seed)
+    return [chosen[i] for i in range(len(chosen))]
+
+
 def inputs_of(model: Model, job: Job, count: int) -> tuple[list[tuple[np.ndarray, ...]], str]:
-    """`count` inputs, each a batch of one: the first samples of the data, or made up."""
+    """`count` inputs, each a batch of one: those of `samples_of`, or made up."""
     from edgegen.passes import _lessons
 
-    if job.data is not None and len(model.stage.inputs) == 1:
-        number = min(count, len(job.data))
-        return [(job.data[i].input[None].astype(np.float32),) for i in range(number)], "data"
+    if found := samples_of(model, job, count):
+        return [(sample.input[None].astype(np.float32),) for sample in found], "data"
     if model.stage.module is None:
         generator = (graph.example_inputs(model.stage, seed=job.seed + i, preprocessing=model.preprocessing)
                      for i in range(count))  # fmt: skip

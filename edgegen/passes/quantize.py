@@ -56,8 +56,8 @@ def quantize(
         budget: choose the layers that stay in `rest`: "size:0.4" or "latency:0.5" (fractions of the float build; the
             time is that of the MACs at the target's rates) with the least loss, or "quality:40" (signal to noise of
             the output in dB) with the most MACs in INT8.
-        samples: how many inputs sensitivity is measured on. last_layer: "float" leaves the layer that makes the output
-            in `rest`: the eye sees its steps.
+        samples: how many inputs sensitivity is measured on, drawn from the data. last_layer: "float" leaves the layer
+            that makes the output in `rest`: the eye sees its steps.
     Returns:
         PassResult; `changed` has the convolution and linear layers that become INT8, `skipped` the others; `notes` the
         sensitivity of each.
@@ -126,7 +126,7 @@ def _measured(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """(Layers in float, notes) by measured sensitivity: those that were named, and those that the budget chooses."""
     samples, source = _sensitivity.inputs_of(model, job, count)
-    score = _sensitivity.figure(model, job.data, len(samples)) if by == "metric" else None
+    score = _sensitivity.figure(model, job, count) if by == "metric" else None
     with _sensitivity.simulator(model, job, samples) as sim:
         found = _sensitivity.measure(job, sim, by, score)
         notes: dict[str, Any] = {
