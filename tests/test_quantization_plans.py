@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
-from int8_builds import RUNTIMES, TARGET, image_model, job, needy, skip_without, wrong
+from int8_builds import RUNTIMES, TARGET, image_model, job, needy, skip_without, sorted_by_class, wrong
 from torch import nn
 
-from edgegen import data, errors, onnx_graph, recipe, registry, steps, variants
+from edgegen import errors, onnx_graph, recipe, registry, steps, variants
 from edgegen.passes import _sensitivity
 from edgegen.passes.quantize import quantize
 from edgegen.types import Model, PrecisionPlan, Stage, TensorSpec
@@ -101,26 +101,6 @@ def test_builds_with_narrow_weights_alone_are_tried_where_a_recipe_asks_for_them
         notes = quantize(needy(), job(), weights_only=asked).notes
         found = [plan for _, plan in variants._quantized_plans(run, notes)]
         assert {plan.weights for plan in found} == wanted and {plan.precision for plan in found} <= {"fp32"}
-
-
-def sorted_by_class(folder: Path, count: int) -> tuple[Model, data.Dataset]:
-    """A network that tells dark images from bright ones, and a folder of them, sorted by class."""
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
-    net = nn.Sequential(*layers)
-    labels = np.repeat([0, 1], count // 2)
-    shade = np.random.default_rng(0).integers(0, 60, (count, 16, 16, 3)) + 190 * labels[:, None, None, None]
-    np.savez(folder / "sorted.npz", x=shade.astype(np.uint8), y=labels)
-    model = dataclasses.replace(image_model(net), task="classification")
-    outputs = (TensorSpec("output", (1, 2)),)
-    model = dataclasses.replace(model, stages=(dataclasses.replace(model.stage, outputs=outputs),))
-    found = data.Dataset(data.open_source(folder / "sorted.npz"), model)
-    bright, dark = (torch.from_numpy(found[i].input)[None] for i in (-1, 0))
-    with torch.no_grad():
-        body = [net[:4](x)[0] for x in (dark, bright)]
-        net[4].weight[1], net[4].weight[0] = body[1] - body[0], body[0] - body[1]
-        net[4].bias[:] = -(net[4].weight @ ((body[0] + body[1]) / 2))
-    return model, found
 
 
 def test_sensitivity_sees_every_class_of_sorted_data_and_scores_the_samples_that_it_ran(tmp_path: Path):
