@@ -105,7 +105,7 @@ def export(
     path = _folder(source)
     is_bundle = (path / MANIFEST).is_file()
     request: Request = exporting.request_of(path) if is_bundle else Request(model=str(source))
-    stated = {name: _path(value) if name in PATHS else value for name, value in options.items()}
+    stated: dict[str, Any] = {name: _path(v) if name in PATHS else v for name, v in options.items()}
     if model_options:
         stated["model_options"] = dict(model_options)
     command = shlex.join(["edgegen", "export", "--bundle" if is_bundle else "--model", str(path), "--target", *targets])
