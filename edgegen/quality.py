@@ -123,7 +123,8 @@ class Evaluation:
         complete settings of the loop that made the outputs.
         """
         source = getattr(self.data, "source", None)
-        told = conditions.of_data(self.model, source, source if self.real is not None else None)
+        real = source if self.model.task == "unconditional" and self.real is not None else None
+        told = conditions.of_data(self.model, source, real)
         told |= conditions.of_network(self.model, sampler)
         return tuple(
             dataclasses.replace(figure, conditions={**figure.conditions, **told})

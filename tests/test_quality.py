@@ -130,6 +130,8 @@ def test_every_figure_says_which_data_which_network_and_which_sampler(tmp_path):
     for figure in dataclasses.replace(judged, model=net).figures(judged.teacher, "", loop):
         assert figure.conditions["config"] == {"truncation": 0.7} and figure.conditions["sampler"] == loop
         assert {"data", "file_format", "fit", "n", "seed"} <= figure.conditions.keys()
+    beside = dataclasses.replace(judged, real=lambda: iter([images]))  # as every dataset of images has
+    assert not any("real" in figure.conditions for figure in beside.figures(judged.teacher))
     assert not any("sampler" in figure.conditions for figure in judged.figures(judged.teacher))
     photos = SimpleNamespace(kind="images", name="photos", names=("a/0.PNG", "b.jpg"))
     told = conditions.of_data(dataclasses.replace(net, options={"scale": 4}), photos)
