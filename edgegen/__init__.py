@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # imported when first asked for, so that `import edgegen` stays light
-    from edgegen.api import compare, compress, export, load, profile
+    from edgegen.api import compare, compress, evaluate, export, load, profile, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "compress", "export", "load", "profile"]
+__all__ = ["__version__", "compare", "compress", "evaluate", "export", "load", "profile", "train"]
 
 
 def __getattr__(name: str) -> Any:

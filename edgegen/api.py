@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
     from edgegen.comparing import Comparison
     from edgegen.device_records import Record
+    from edgegen.evaluation_figures import Result
     from edgegen.exporting import Exported
     from edgegen.request import Request
 
 PathLike = str | Path
+PATHS = ("weights", "data", "eval_data")  # fields of a request that are paths
 Progress = Callable[[str, str, float], None]
 
 
@@ -78,9 +80,21 @@ def compress(
 
 
 def export(
-    source: Bundle | PathLike, targets: Sequence[str], *, out: PathLike = "out", progress: bool | Progress = True
+    source: Bundle | PathLike,
+    targets: Sequence[str],
+    *,
+    out: PathLike = "out",
+    progress: bool | Progress = True,
+    model_options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> list[Exported]:
-    """A bundle for each target from the compressed network of a bundle, or from a model's name: `edgegen export`."""
+    """A bundle for each target from the compressed network of a bundle, or from a model's name: `edgegen export`.
+
+    Args:
+        model_options: of a model's name, as for `compress`, such as {"sampler": {"name": "ddim", "steps": 10}}; a
+            bundle states its own.
+        options: further fields of `request.Request`, such as weights, data, calibration, latency_only, resume.
+    """
     import dataclasses
 
     from edgegen import exporting
@@ -88,20 +102,87 @@ def export(
     from edgegen.report import terminal
     from edgegen.request import Request
 
-    path = source.path if isinstance(source, Bundle) else Path(source)
+    path = _folder(source)
     is_bundle = (path / MANIFEST).is_file()
     request: Request = exporting.request_of(path) if is_bundle else Request(model=str(source))
+    stated: dict[str, Any] = {name: _path(v) if name in PATHS else v for name, v in options.items()}
+    if model_options:
+        stated["model_options"] = dict(model_options)
     command = shlex.join(["edgegen", "export", "--bundle" if is_bundle else "--model", str(path), "--target", *targets])
     shown = nullcontext(progress) if callable(progress) else terminal.progress(quiet=not progress)
     with shown as tell:
-        return exporting.export(dataclasses.replace(request, command=command), list(targets), Path(out), tell)
+        return exporting.export(dataclasses.replace(request, command=command, **stated), list(targets), Path(out), tell)
+
+
+def evaluate(
+    *bundles: Bundle | PathLike,
+    data: PathLike | None = None,
+    real: PathLike | None = None,
+    metrics: Sequence[str] = (),
+    n: int = 0,
+    features: str = "",
+    seed: int = 0,
+    shard: str = "",
+    progress: bool | Progress = True,
+) -> Result:
+    """The quality of a bundle on data, or of two on the same inputs with the paired difference: `edgegen evaluate`.
+
+    Args:
+        data: inputs with what they need (labels, references); of a generator of latents, real images.
+        real: real images to compare sets with, where `data` are inputs.
+        metrics: names; empty for the task's own. n: samples; 0 for all, or 2,048 latents. shard: "I/N" for one part.
+        features: an extractor, such as cifar, inception or clip:FILE. seed: of latents, choices and intervals.
+    Returns:
+        `figures` of each bundle, `paired`, `worst` (images in 0..1), `left_out`: why a metric of the task is absent.
+    Raises:
+        UsageError: no bundle, no data where they are needed, or metrics that do not fit.
+    """
+    from edgegen import evaluating
+    from edgegen.report import terminal
+
+    settings = evaluating.Settings(_path(data), tuple(metrics), n, seed, features, shard, _path(real))
+    shown = nullcontext(progress) if callable(progress) else terminal.progress(quiet=not progress)
+    with shown as tell:
+        return evaluating.evaluate([_folder(one) for one in bundles], settings, tell)
+
+
+def train(
+    model: str,
+    *,
+    data: PathLike,
+    out: PathLike,
+    weights: PathLike | None = None,
+    progress: bool | Progress = True,
+    model_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a network on images and write its weights: `edgegen train`.
+
+    Args:
+        out: a .safetensors file; the record with the loss curve is written beside it.
+        weights: to begin with. model_options: as for `compress`, such as {"config": {"size": 64}}.
+        options: further fields of `trainers.Order`: steps, batch, lr, ema, optimizer, precision, seed, threads, resume.
+    Returns:
+        The record: steps, seconds, curve, and `stopped`: why it ended early, if it did.
+    Raises:
+        UsageError: an unknown model, data that do not fit it, or a setting out of range.
+    """
+    from edgegen import trainers
+    from edgegen.records import ModelOptions
+    from edgegen.report import terminal
+
+    chosen = ModelOptions(**(model_options or {}))
+    order = trainers.Order(model, Path(data), Path(out), start=_path(weights), options=chosen, **options)
+    shown = nullcontext(progress) if callable(progress) else terminal.progress(quiet=not progress)
+    with shown as tell:
+        return trainers.train(order, lambda text, share: tell("train", text, share))
 
 
 def profile(bundles: Sequence[Bundle | PathLike], *, device: str = "local", rounds: int = 15) -> list[Record]:
     """Measure bundles on a device, in turns: `edgegen profile`. Each record has every sample."""
     from edgegen import on_device
 
-    paths = [one.path if isinstance(one, Bundle) else Path(one) for one in bundles]
+    paths = [_folder(one) for one in bundles]
     return on_device.profile(paths, device, settings=on_device.Settings(rounds=rounds))
 
 
@@ -113,8 +194,7 @@ def compare(before: Bundle | PathLike, after: Bundle | PathLike, **options: Any)
     """
     from edgegen import comparing
 
-    paths = [one.path if isinstance(one, Bundle) else Path(one) for one in (before, after)]
-    return comparing.compare(*paths, **options)
+    return comparing.compare(_folder(before), _folder(after), **options)
 
 
 def load(path: PathLike) -> Bundle:
@@ -126,6 +206,10 @@ def load(path: PathLike) -> Bundle:
     from edgegen import bundle
 
     return bundle.read(Path(path))
+
+
+def _folder(one: Bundle | PathLike) -> Path:
+    return one.path if isinstance(one, Bundle) else Path(one)
 
 
 def _path(value: PathLike | None) -> Path | None:

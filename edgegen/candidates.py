@@ -101,7 +101,7 @@ def within(candidate: Candidate, budget: Budget, gate: quality.Gate) -> str:
     if budget.max_quality_drop is not None and candidate.drop is not None and candidate.drop > budget.max_quality_drop:
         told = f"drop of {candidate.drop:.3g} is over the budget of {budget.max_quality_drop:g} {gate.unit}"
         return told + quality.undecided(gate, candidate.figures, budget.max_quality_drop)
-    return ""
+    return "" if budget.max_quality_drop is None else quality.spoilt(candidate.figures)
 
 
 def per_image(

@@ -22,6 +22,7 @@ def evaluate(
     n: Annotated[int, typer.Option("--n", "--samples", help="Samples; 0: all data, or 2,048 latents.", min=0)] = 0,
     features: Annotated[str, typer.Option(help="Feature extractor, such as cifar, inception or clip:FILE.")] = "",
     seed: Annotated[int, typer.Option(help="Of latents, of the choice of images, of intervals.", min=0)] = 0,
+    real: Annotated[Path | None, typer.Option(help="Real images for FID and KID, where --data are inputs.")] = None,
     shard: Annotated[str, typer.Option(help="I/N: do one part of N only; run without it to merge.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and the worst images.")] = None,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
@@ -38,7 +39,7 @@ def evaluate(
     from edgegen.metrics import _blocks
     from edgegen.report import terminal
 
-    settings = evaluating.Settings(data, tuple(metric or ()), n, seed, features, shard)
+    settings = evaluating.Settings(data, tuple(metric or ()), n, seed, features, shard, real)
     share = _blocks.share_of(shard)
     first = share.index == 0 or not share.together
     with terminal.progress(quiet=quiet or json_output or not first) as progress:
@@ -55,6 +56,8 @@ def evaluate(
         typer.echo(json.dumps(told))
     else:
         _render(bundles, found)
+        for why in dict.fromkeys(found.left_out.values()):
+            typer.echo(f"without {', '.join(name for name, own in found.left_out.items() if own == why)}: {why}")
         if out is not None:
             typer.echo(f"figures and worst images: {out}")
 
@@ -69,6 +72,7 @@ def as_json(bundles: list[Path], found: Result) -> dict:
             for path, figures in zip(bundles, found.figures, strict=True)
         ],
         "paired": [schema.figure(m) for m in found.paired],
+        "left_out": found.left_out,
         "worst": {"by": found.worst_of, "samples": [{"sample": i, "value": v} for i, v, _ in found.worst]},
     }
 

@@ -25,6 +25,8 @@ def export(
     data: Annotated[Path | None, typer.Option(help="Images; default: those of the bundle's own run.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
     calibration: Annotated[str, cli_options.named("calibration", "Calibration set: a name or a path.")] = "",
+    sampler: Annotated[str, typer.Option(help=cli_options.SAMPLER_HELP)] = "",
+    steps: Annotated[int, typer.Option(help="Steps of a denoiser's sampler (0: as the model says).", min=0)] = 0,
     max_size: Annotated[str, typer.Option(help="Size limit of each artifact, such as 2MB.")] = "",
     max_quality_drop: Annotated[str, typer.Option(help=cli_options.DROP_HELP)] = "",
     out: Annotated[Path, typer.Option(help="The bundles go into OUT/MODEL-TARGET.")] = Path("out"),
@@ -50,9 +52,12 @@ def export(
     base = exporting.request_of(bundle) if bundle is not None else Request(model=model, weights=weights)
     if bundle is not None and weights is not None:
         raise errors.ModelError("--weights is for --model; a bundle carries its own")
+    loop = cli_options.sampler(sampler, steps)
+    if bundle is not None and loop:
+        raise errors.ModelError("--sampler and --steps are for --model; a bundle carries its own")
     stated: dict[str, Any] = {
         "data": data, "eval_data": eval_data, "calibration": calibration, "latency_only": latency_only,
-        "resolutions": parse_resolutions(resolution or ()),
+        "resolutions": parse_resolutions(resolution or ()), "model_options": {"sampler": loop} if loop else {},
     }  # fmt: skip
     request = _with(base, {name: value for name, value in stated.items() if value}, budget, unit)
     with terminal.progress(quiet=quiet or json_output) as progress:

@@ -33,7 +33,6 @@ def train(
     """
     cli_options.need_torch("to train")
     from edgegen import trainers
-    from edgegen.errors import RecipeError
     from edgegen.records import ModelOptions
     from edgegen.report import terminal
 
@@ -42,10 +41,7 @@ def train(
         ModelOptions(config=cli_options.config(config) or {}), optimizer,
     )  # fmt: skip
     with terminal.progress(quiet=quiet) as progress:
-        try:
-            record = trainers.train(order, lambda text, share: progress("train", text, share))
-        except ValueError as error:
-            raise RecipeError(str(error)) from error
+        record = trainers.train(order, lambda text, share: progress("train", text, share))
     last = record["curve"][-1][1] if record["curve"] else float("nan")
     curve = out.with_suffix(".json")
     print(f"{out}: {record['steps']} steps in {record['seconds']:.0f} s, loss {last:.4g}; curve: {curve}")

@@ -221,6 +221,8 @@ def _figure(name: str, old: dict[str, Any], new: dict[str, Any], same_data: bool
     else:
         return Line(name, *shown, change, "not comparable", "a figure without interval")
     sign = 1.0 if new["direction"] == "higher" else -1.0
+    if new["conditions"].get("two_sided"):  # zero is best: away from it is worse, on either side
+        sign = -1.0 if max(old["value"], new["value"], key=abs) > 0 else 1.0
     low, high = sorted(sign * end for end in interval)  # of the gain
     verdict = "worse" if high < -allowed else "better" if low > 0 else "same"
     return Line(name, *shown, change, verdict, how, None, interval)

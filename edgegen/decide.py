@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from edgegen import reasons
+from edgegen import quality, reasons
 from edgegen.candidates import LEAST_GAIN, Candidate, is_faster, within
 from edgegen.errors import BudgetError
 from edgegen.final import Final, final_figures
@@ -127,7 +127,8 @@ def choose(
         broken = broken or refuted.get(candidate.key, "")
         if not broken:
             rest = [c.judged("not chosen", _why_not(run, c, candidate, baseline)) for c in queue]
-            return candidate.judged("chosen", _why(candidate, baseline, demand)), [*judged, *rest]
+            more = quality.gained(candidate.drop, run.budget.max_quality_drop, run.gate.unit)
+            return candidate.judged("chosen", _why(candidate, baseline, demand) + more), [*judged, *rest]
         rejected.append((candidate, broken))
         judged.append(candidate.judged("undone", broken))
         family = f"{candidate.of} {candidate.runtime}"

@@ -142,7 +142,8 @@ def pictures(run: Run, final: Final, folder: Path) -> list[dict[str, str]]:
         return []
     spread = np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).astype(int)
     figure = _paired(final.chosen)
-    worst = [int(i) for i in np.argsort(figure)[:WORST]] if len(figure) == len(dataset) else []
+    order = np.argsort(np.nan_to_num(figure, nan=-np.inf))
+    worst = [int(i) for i in order[:WORST]] if len(figure) == len(dataset) else []
     shown = []
     for name, indices in (("examples", [int(i) for i in spread]), ("worst", worst)):
         if not indices:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgegen import images, registry, stats
+from edgegen import conditions, images, registry, stats
 from edgegen.evaluation_work import Task, Work, metric, referenced, takes
 from edgegen.metrics import _blocks, _neighbours
 from edgegen.metrics._rows import Rows
@@ -23,13 +22,15 @@ WORST = 4
 @dataclass(frozen=True)
 class Result:
     """figures: of each bundle, in order. paired: of the second against the first. worst: the images that differ most,
-    as (index, value, {column: (C, H, W) in 0..1}). None of them where this process did only a part of the work."""
+    as (index, value, {column: (C, H, W) in 0..1}). None of them where this process did only a part of the work.
+    left_out: metric of the task -> why it cannot be had here."""
 
     figures: tuple[tuple[Measurement, ...], ...]
     paired: tuple[Measurement, ...] = ()
     worst: tuple[tuple[int, float, dict[str, np.ndarray]], ...] = ()
     worst_of: str = ""
     complete: bool = True
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def result(task: Task, made: _blocks.Blocks, reference: _blocks.Blocks | None) -> Result:
@@ -37,7 +38,7 @@ def result(task: Task, made: _blocks.Blocks, reference: _blocks.Blocks | None) -
     sides = [_Side(task, made, k) for k in range(len(task.subjects))]
     real = {kind: reference.rows(kind, _label(task, kind)) for kind in ("features", "spectra")
             if reference is not None and task.taking(kind)}  # fmt: skip
-    figures = tuple(tuple(_told(task, m) for m in _figures(side, real)) for side in sides)
+    figures = tuple(tuple(_told(task, m, s.number) for m in _figures(s, real)) for s in sides)
     paired = tuple(_told(task, m) for m in _paired(sides, real)) if len(sides) == 2 else ()
     worst_of, order = _worst(sides, real)
     return Result(figures, paired, _pictures(task, order), worst_of)
@@ -80,19 +81,28 @@ def _figures(side: _Side, real: dict[str, Rows]) -> Iterator[Measurement]:
         elif kind == "corruptions":
             yield metric(name)(side.stream("labels"), side.own("corrupted"), **options)
         elif kind == "pairs" and (name == "bad_images" or referenced(task.dataset)):
-            found = _of_images(task, name, side.made.column(f"{side.number}.{name}"))
+            found = _of_images(task, name, side.made, str(side.number))
             yield found if name == "bad_images" else dataclasses.replace(found, name=f"{name} to the reference")
 
 
-def _of_images(task: Task, name: str, samples: np.ndarray) -> Measurement:
-    """A metric whose value is the mean of its images' figures, from those figures."""
-    blank = np.zeros((1, *(int(d) for d in task.dataset.model.stage.outputs[0].shape[1:])), np.float32)
-    form = metric(name)([blank], [blank], seed=task.settings.seed, **task.options(name))
-    conditions = {k: v for k, v in form.conditions.items() if k != "kinds"} | {"n": len(samples)}
+def _of_images(task: Task, name: str, made: _blocks.Blocks, part: str) -> Measurement:
+    """A metric whose value is the mean of its images' figures, from those figures. part: "0", "1" or "pair"."""
+    samples = made.column(f"{part}.{name}")
+    form = _form(task, name)
+    told = {**form.conditions, "n": len(samples)}
+    if name == "bad_images":
+        kinds = made.column(f"{part}.{name}.kinds").sum(axis=0)
+        told["kinds"] = {kind: int(count) for kind, count in zip(form.conditions["kinds"], kinds, strict=True)}
     return dataclasses.replace(
         form, value=float(np.mean(samples)), interval=stats.mean_interval(samples, seed=task.settings.seed),
-        samples=tuple(samples.tolist()), conditions=conditions,
+        samples=tuple(samples.tolist()), conditions=told,
     )  # fmt: skip
+
+
+def _form(task: Task, name: str) -> Measurement:
+    """A figure of the metric, for its name, unit, direction and conditions."""
+    blank = np.zeros((1, *(int(d) for d in task.dataset.model.stage.outputs[0].shape[1:])), np.float32)
+    return metric(name)([blank], [blank], seed=task.settings.seed, **task.options(name))
 
 
 def _paired(sides: list[_Side], real: dict[str, Rows]) -> Iterator[Measurement]:
@@ -101,7 +111,7 @@ def _paired(sides: list[_Side], real: dict[str, Rows]) -> Iterator[Measurement]:
     for name in task.metrics:
         kind = takes(name)
         if kind == "pairs":
-            found = _of_images(task, name, a.made.column(f"pair.{name}"))
+            found = _of_images(task, name, a.made, "pair")
             yield dataclasses.replace(found, name=f"{name} of the second to the first")
         elif kind == "logits":
             yield metric(name)(a.own("logits"), b.own("logits"), seed=task.settings.seed)
@@ -145,19 +155,13 @@ def _set_difference(name: str, task: Task, real: Rows, a: Rows, b: Rows) -> Meas
     )
 
 
-def _told(task: Task, figure: Measurement) -> Measurement:
-    """The figure with what was compared: the data, and how images are stored there."""
-    source = task.dataset.source
-    suffixes = sorted({PurePosixPath(n).suffix.lower() for n in getattr(source, "names", ())})
-    told = {
-        "data": source.name if source is not None else "latents N(0, 1)",
-        "file_format": ", ".join(suffixes) or ("arrays" if source is not None else "none"),
-        "data_seed": task.settings.seed,
-        "artifact": [s.artifact.label for s in task.subjects],
-    }
-    if task.real:
-        shape = task.dataset.model.stage.outputs[0].shape
-        told["reference_fit"] = f"resized to cover {shape[2]} x {shape[3]}, bicubic, then centre crop"
+def _told(task: Task, figure: Measurement, number: int | None = None) -> Measurement:
+    """The figure with what was compared: the data, and what each bundle ran. number: of the bundle; None: both."""
+    told = conditions.of_data(task.dataset.model, task.dataset.source, task.real)
+    ran = task.subjects if number is None else [task.subjects[number]]
+    told |= {"data_seed": task.settings.seed, "artifact": [s.artifact.label for s in ran]}
+    networks = [conditions.of_network(s.model, s.sampler) for s in ran]
+    told |= networks[0] if number is not None else {"networks": networks}
     return dataclasses.replace(figure, conditions={**figure.conditions, **told})
 
 
@@ -169,14 +173,18 @@ def _worst(sides: list[_Side], real: dict[str, Rows]) -> tuple[str, list[tuple[i
     where = f"pair.{name}" if len(sides) == 2 else f"0.{name}"
     if name and (len(sides) == 2 or referenced(task.dataset)):
         values = made.column(where)
-        higher = _of_images(task, name, values[:1]).direction == "higher"
-        order = np.argsort(values if higher else -np.abs(values), kind="stable")[:WORST]
-        return name, [(int(i), float(values[i])) for i in order]
+        higher = _form(task, name).direction == "higher"
+        return name, _first(values, values if higher else -np.abs(values))
     if "features" in real:
         apart = _neighbours.nearest(sides[-1].rows("features"), real["features"])
-        order = np.argsort(-apart, kind="stable")[:WORST]
-        return "distance to the nearest real image, in features", [(int(i), float(apart[i])) for i in order]
+        return "distance to the nearest real image, in features", _first(apart, -apart)
     return "", []
+
+
+def _first(values: np.ndarray, score: np.ndarray) -> list[tuple[int, float]]:
+    """(number of the sample, value) of the lowest scores; what is not a number is worse than all."""
+    order = np.argsort(np.nan_to_num(score, nan=-np.inf), kind="stable")[:WORST]
+    return [(int(i), float(values[i])) for i in order]
 
 
 def _pictures(

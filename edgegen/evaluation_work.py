@@ -19,11 +19,15 @@ from edgegen.sources import content_key
 from edgegen.types import Artifact, Measurement, Model, Preprocessing, Stage, TensorSpec
 
 BLOCK = 64
+FORM = 2  # of what a block holds: blocks of another form are not read
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to evaluate on. n: samples; 0: all, or 2,048 latents. features, metrics: empty for the task's own."""
+    """What to evaluate on. n: samples; 0: all, or 2,048 latents. features, metrics: empty for the task's own.
+
+    real: images to compare sets with, where `data` are inputs; a generator of latents takes them from `data` too.
+    """
 
     data: Path | None = None
     metrics: tuple[str, ...] = ()
@@ -31,6 +35,7 @@ class Settings:
     seed: int = 0
     features: str = ""
     shard: str = ""
+    real: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def subject(path: Path) -> Subject:
         stages=(Stage(told["stage"], None, specs[0], specs[1]),),
         preprocessing=serial.from_json(Preprocessing, told["preprocessing"]),
         options=told["options"],
+        origin=told["origin"],
     )
     sampler = opened.manifest["graph"].get("sampler")
     if len(artifact.inputs) != 1 and not sampler:
@@ -90,11 +96,11 @@ def referenced(dataset: Any) -> bool:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that the blocks of one evaluation depend on."""
+    """Everything that the blocks of one evaluation depend on. real: source of real images, if there are any."""
 
     subjects: list[Subject]
     dataset: Any
-    real: bool
+    real: Any
     metrics: tuple[str, ...]
     settings: Settings
     features: Any
@@ -118,28 +124,27 @@ class Task:
         return source.label(self.dataset.place(i)), None if reference is None else content_key(reference)
 
     def reference_blocks(self) -> _blocks.Blocks | None:
-        if not self.real or not (self.taking("features") or self.taking("spectra")):
+        if self.real is None or not (self.taking("features") or self.taking("spectra")):
             return None
-        source, made = self.dataset.source, self.dataset.model.stage.outputs[0]
-        content = [source.key(i) for i in self.places]
+        made = self.dataset.model.stage.outputs[0]
+        content = [self.real.key(i) for i in self.places]
         return self._blocks(len(content), "real", content, [made.shape, bool(self.taking("spectra"))])
 
     @property
     def places(self) -> list[int]:
         """Real images: as many as are generated, where there are more."""
-        total = len(self.dataset.source)
-        order = np.random.default_rng(self.settings.seed).permutation(total)[: len(self.dataset)]
+        order = np.random.default_rng(self.settings.seed).permutation(len(self.real))[: len(self.dataset)]
         return sorted(int(i) for i in order)
 
     def _blocks(self, samples: int, *parts: Any) -> _blocks.Blocks:
         extractor = None if self.features is None else [self.features.sha256, self.features.resize]
-        name = files.key(parts, extractor, BLOCK, __version__)
+        name = files.key(parts, extractor, BLOCK, FORM, __version__)
         return _blocks.Blocks(files.cache_folder() / "features" / name, math.ceil(samples / BLOCK))
 
     def reference_block(self, number: int) -> dict[str, np.ndarray]:
         """Features of one block of real images."""
         shape = tuple(int(d) for d in self.dataset.model.stage.outputs[0].shape[1:])
-        source, found = self.dataset.source, []
+        source, found = self.real, []
         for place in self.places[number * BLOCK : (number + 1) * BLOCK]:
             image = images.fit(images.with_channels(source.image(place), shape[0]), *shape[1:])
             found.append(images.scaled(image, (0.0, 1.0)))
@@ -161,6 +166,8 @@ class Task:
             if a is not None or name == "bad_images":
                 value = metric(name)(None if a is None else [a], [b], **self.options(name))
                 found[name] = np.array(value.samples)
+                if "kinds" in value.conditions:  # a row for each block
+                    found[f"{name}.kinds"] = np.array([list(value.conditions["kinds"].values())])
         return found
 
     def options(self, name: str) -> dict[str, Any]:

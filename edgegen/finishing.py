@@ -158,7 +158,7 @@ def _points(
                 raise RuntimeFailed(made.reason)
             with tempfile.TemporaryDirectory(dir=run.folder) as scratch:
                 outputs = run.bench.outputs(made, evaluation.data, Path(scratch) / "outputs.npy")
-                points.append((size, serial.to_json(_figure(evaluation.figures(outputs, only)))))
+                points.append((size, serial.to_json(_figure(evaluation.figures(outputs, only, graph.sampler)))))
         except RuntimeFailed as error:
             return {"points": points, "reason": f"with {size} samples: {error}"}
         last = time.monotonic() - began

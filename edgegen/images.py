@@ -149,6 +149,7 @@ def network_input(image: np.ndarray, how: Preprocessing, layout: str = "NCHW") -
 
 
 def unit_range(values: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
-    """Values in `value_range` -> 0..1, clipped, float32."""
+    """Values in `value_range` -> 0..1, clipped, float32. What is not finite becomes NaN: an overflow is no white."""
     low, high = value_range or (0.0, 1.0)
-    return np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    unit = np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    return np.where(np.isfinite(values), unit, np.float32(np.nan))

@@ -237,7 +237,7 @@ class Bench:
             try:
                 with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
                     outputs = self.outputs(candidate, evaluation.data, Path(scratch) / "outputs.npy")
-                    return [serial.to_json(m) for m in evaluation.figures(outputs, only)]
+                    return [serial.to_json(m) for m in evaluation.figures(outputs, only, candidate.graph.sampler)]
             except RuntimeFailed as error:
                 return {"failure": str(error)}
 
@@ -252,7 +252,8 @@ class Bench:
         """The figures of the teacher itself (its FP32 build) on the same data."""
 
         def work() -> list[Any]:
-            return [serial.to_json(m) for m in evaluation.figures(evaluation.teacher, only)]
+            loop = samplers.of(evaluation.model.options)
+            return [serial.to_json(m) for m in evaluation.figures(evaluation.teacher, only, loop)]
 
         return tuple(serial.from_json(Measurement, value) for value in self.log.once(files.key("teacher", where), work))
 

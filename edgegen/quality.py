@@ -7,6 +7,9 @@
 | image-to-image | PSNR, SSIM and perceptual distance to the teacher | dB of paired PSNR below 50 dB (two builds of one network in FP32 and BF16 are about 50 dB apart); with "%": perceptual distance to the teacher x 100 |
 | unconditional | KID to real images or to other samples of the teacher, its change from the teacher's (paired), PSNR to the teacher | KID x 1000 that the change may be in either direction (two-sided): the far end of its 95 % interval |
 
+Images have more figures: those that are black, flat or not finite where the teacher's are not, and the shift of
+brightness and colour. A build that breaks more images than the teacher does is refused, whatever its drop.
+
 Teacher and candidate always see the same inputs. Outputs lie on disk as memory-mapped arrays, so memory stays bounded.
 """  # noqa: E501
 
@@ -14,14 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgegen import registry
+from edgegen import conditions, registry
 from edgegen.errors import RecipeError
 from edgegen.images import unit_range
 from edgegen.metrics._common import feature_rows
@@ -34,6 +37,9 @@ KID_CHANGE = "KID change from the teacher"
 PERCEPTUAL = "perceptual distance to the teacher"
 TO_REFERENCE = "PSNR to the reference"
 LUMINANCE = "luminance PSNR to the reference"
+BAD = "bad images"
+FAULTS = {"bad_images": BAD, "brightness_shift": "brightness shift from the teacher",
+          "colour_shift": "colour shift from the teacher"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,16 +114,40 @@ class Evaluation:
     fresh: Path | None = None
     kept: dict[str, Rows] = field(default_factory=dict, repr=False, compare=False)
 
-    def figures(self, outputs: Path, only: str = "") -> tuple[Measurement, ...]:
-        """All figures of one candidate, the deciding one of its task among them.
+    def figures(
+        self, outputs: Path, only: str = "", sampler: Mapping[str, Any] | None = None
+    ) -> tuple[Measurement, ...]:
+        """All figures of one candidate, the deciding one of its task among them, each with what it was made from.
 
-        only: the name of one figure of an image network; the others, which may take longer, are left out.
+        only: the name of one figure of an image network; the others, which may take longer, are left out. sampler: the
+        complete settings of the loop that made the outputs.
         """
+        source = getattr(self.data, "source", None)
+        real = source if self.model.task == "unconditional" and self.real is not None else None
+        told = conditions.of_data(self.model, source, real)
+        told |= conditions.of_network(self.model, sampler)
+        return tuple(
+            dataclasses.replace(figure, conditions={**figure.conditions, **told})
+            for figure in self._figures(outputs, only)
+        )
+
+    def _figures(self, outputs: Path, only: str) -> tuple[Measurement, ...]:
         if self.model.task == "classification":
             return self._classification(outputs)
         if self.model.task == "unconditional":
-            return self._unconditional(outputs)
+            return self._unconditional(outputs, only)
         return self._images(outputs, only)
+
+    def _faults(self, outputs: Path, only: str) -> Iterator[Measurement]:
+        """What averages hide: images that the teacher makes well and this build does not, and a shift of all."""
+        for name, title in FAULTS.items():
+            if only not in ("", title):
+                continue
+            value = _metric(name)(self._images_of(self.teacher), self._images_of(outputs), seed=self.seed)
+            told = {}
+            if name == "bad_images":
+                told = {"teacher": _metric(name)(None, self._images_of(self.teacher), seed=self.seed).value}
+            yield dataclasses.replace(value, name=title, conditions={**value.conditions, **told})
 
     def _classification(self, outputs: Path) -> tuple[Measurement, ...]:
         found = [_metric("agreement")(rows(self.teacher), rows(outputs), seed=self.seed)]
@@ -141,9 +171,9 @@ class Evaluation:
             pair = (self._images_of(self.teacher), self._images_of(outputs))
             value = distance(*pair, features=self.features, seed=self.seed)
             found.append(_renamed(value, PERCEPTUAL))
-        return tuple(found)
+        return (*found, *self._faults(outputs, only))
 
-    def _unconditional(self, outputs: Path) -> tuple[Measurement, ...]:
+    def _unconditional(self, outputs: Path, only: str) -> tuple[Measurement, ...]:
         reference = self._rows("reference", self._real_images)
         teacher = self._rows("teacher", lambda: self._images_of(self.teacher))
         mine = teacher if outputs == self.teacher else feature_rows(self._images_of(outputs), self.features)
@@ -151,7 +181,8 @@ class Evaluation:
         kid = module.kid(reference, mine, features=self.features, seed=self.seed)
         change = module.change(reference, teacher, mine, features=self.features, seed=self.seed)
         paired = _metric("psnr")(self._images_of(self.teacher), self._images_of(outputs), seed=self.seed)
-        return (_renamed(kid, "KID"), _renamed(change, KID_CHANGE), _renamed(paired, "PSNR to the teacher"))
+        named = (_renamed(kid, "KID"), _renamed(change, KID_CHANGE), _renamed(paired, "PSNR to the teacher"))
+        return (*named, *self._faults(outputs, only))
 
     def _rows(self, name: str, images: Callable[[], Iterable[np.ndarray]]) -> Rows:
         if name not in self.kept:
@@ -201,6 +232,32 @@ def undecided(chosen: Gate, figures: tuple[Measurement, ...], allowed: float) ->
     if not abs(change) <= allowed:
         return ""
     return f" (the change itself is {change:+.3g}: too few samples to decide; --samples takes more)"
+
+
+def spoilt(figures: tuple[Measurement, ...]) -> str:
+    """Which images a build breaks, where it breaks more than the teacher has broken ones; else empty.
+
+    Of the same latent a student may make another image than its teacher: what is compared are the shares.
+    """
+    found = next((figure for figure in figures if figure.name == BAD), None)
+    if found is None or found.value <= found.conditions["teacher"]:
+        return ""
+    told, kinds = found.conditions, found.conditions["kinds"]
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    own = f"; of the teacher's own {told['teacher']:.2%} are" if told["teacher"] else ""
+    return f"{sum(kinds.values())} of {told['n']} images are bad where the teacher's are not ({counts}){own}"
+
+
+def gained(lost: float | None, allowed: float | None, unit: str) -> str:
+    """The end of a reason where a build is better than its teacher by more than it may be worse; else empty.
+
+    lost: the drop, in the gate's `unit`. To a label or a reference image a gain is no fault, but it is no sameness
+    either: the student was perhaps trained on better data, or the teacher's own build is not what it should be.
+    """
+    if lost is None or allowed is None or not math.isfinite(lost) or not -lost > allowed:
+        return ""
+    what = unit.partition(" (")[0]
+    return f"; it gains {-lost:.3g} {what} on its teacher, more than the {allowed:g} that it may lose"
 
 
 def find(figures: tuple[Measurement, ...], name: str) -> Measurement:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgegen import registry
 from edgegen.candidates import Candidate
+from edgegen.errors import DataError
 from edgegen.quality import Evaluation
 from edgegen.run import Run
 from edgegen.types import PrecisionPlan
@@ -21,7 +25,12 @@ class Evaluations:
 
 
 def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
-    """Collect the teacher's outputs on both held-out parts; None under --latency-only."""
+    """Collect the teacher's outputs on both held-out parts; None under --latency-only.
+
+    Raises:
+        DataError: the feature extractor is unknown, its weights are not here, or it gives no maps where images are
+            compared in pairs.
+    """
     if run.data.select is None:
         return None
     teacher = teacher_build(run, floats)
@@ -34,7 +43,12 @@ def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
         return Evaluation(run.model, dataset, outputs, run.request.seed, features, real, fresh)
 
     fresh = run.data.fresh or (None, None)
-    return Evaluations(on("select", run.data.select, fresh[0]), on("test", run.data.test, fresh[1]))
+    select = on("select", run.data.select, fresh[0])
+    if run.model.task not in ("classification", "unconditional"):  # known now, not after every pass was trained
+        shape = np.load(select.teacher, mmap_mode="r", allow_pickle=False).shape[1:]
+        if why := registry.module("metrics", "perceptual").lacks_maps(features, shape):
+            raise DataError(why)
+    return Evaluations(select, on("test", run.data.test, fresh[1]))
 
 
 def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:

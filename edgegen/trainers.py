@@ -22,7 +22,7 @@ from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
 
 from edgegen import __version__, data, files, images, loading, origins, samplers, training, weights
-from edgegen.errors import DataError, ModelError
+from edgegen.errors import DataError, ModelError, RecipeError, UsageError
 from edgegen.nn import diffusion
 from edgegen.nn import losses as nn_losses
 from edgegen.passes import _lessons
@@ -69,8 +69,17 @@ def train(order: Order, progress: Progress | None = None) -> dict[str, Any]:
 
     Raises:
         ModelError: a model that is a file, or an `out` that is no .safetensors. DataError: data that do not fit the
-            task. ValueError: a setting out of range.
+            task. RecipeError: a setting out of range.
     """
+    try:
+        return _trained(order, progress)
+    except UsageError:
+        raise
+    except ValueError as error:  # of `training`, which passes use too: there it is a pass that was set wrongly
+        raise RecipeError(str(error)) from error
+
+
+def _trained(order: Order, progress: Progress | None) -> dict[str, Any]:
     if order.out.suffix != ".safetensors":
         raise ModelError(f"--out {order.out}: weights are written as .safetensors")
     model = _fresh(order)

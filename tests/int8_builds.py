@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import graph, onnx_graph, registry
+from edgegen import data, graph, onnx_graph, registry
 from edgegen.passes import _scaling, _simulate
 from edgegen.types import Job, Model, PrecisionPlan, Stage, Target, TensorSpec
 
@@ -32,6 +32,9 @@ class Data:
 
     def __getitem__(self, i: int) -> Any:
         return SimpleNamespace(input=self.images[i], reference=None, label=None)
+
+    def select(self, n: int, seed: int) -> Data:
+        return self
 
     def train_item(self, i: int, rng: Any) -> Any:
         return self[i]
@@ -62,6 +65,26 @@ def needy(seed: int = 0) -> Model:
         _scaling.scale_outputs(first, factor)
         _scaling.scale_inputs(second, 1 / factor)
     return image_model(net)
+
+
+def sorted_by_class(folder: Path, count: int) -> tuple[Model, data.Dataset]:
+    """A network that tells dark images from bright ones, and a folder of them, sorted by class."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    net = nn.Sequential(*layers)
+    labels = np.repeat([0, 1], count // 2)
+    shade = np.random.default_rng(0).integers(0, 60, (count, 16, 16, 3)) + 190 * labels[:, None, None, None]
+    np.savez(folder / "sorted.npz", x=shade.astype(np.uint8), y=labels)
+    model = dataclasses.replace(image_model(net), task="classification")
+    outputs = (TensorSpec("output", (1, 2)),)
+    model = dataclasses.replace(model, stages=(dataclasses.replace(model.stage, outputs=outputs),))
+    found = data.Dataset(data.open_source(folder / "sorted.npz"), model)
+    bright, dark = (torch.from_numpy(found[i].input)[None] for i in (-1, 0))
+    with torch.no_grad():
+        body = [net[:4](x)[0] for x in (dark, bright)]
+        net[4].weight[1], net[4].weight[0] = body[1] - body[0], body[0] - body[1]
+        net[4].bias[:] = -(net[4].weight @ ((body[0] + body[1]) / 2))
+    return model, found
 
 
 def out(model: Model, x: torch.Tensor) -> np.ndarray:

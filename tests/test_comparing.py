@@ -53,6 +53,13 @@ def test_a_bundle_is_the_same_as_its_copy(tmp_path: Path) -> None:
     assert "not interleaved" in found.lines[0].how
 
 
+@pytest.mark.parametrize(("before", "after", "verdict"), [(-1, -6, "worse"), (-6, 1, "better"), (1, 6, "worse")])
+def test_a_shift_is_worse_the_farther_it_is_from_zero_on_either_side(before: float, after: float, verdict: str) -> None:
+    told = {"n": 4, "seed": 0, "two_sided": True}
+    old, new = (measured("brightness shift", v, "/255", samples=(v,) * 4, conditions=told) for v in (before, after))
+    assert comparing._figure("brightness shift", old, new, True, 0.0).verdict == verdict
+
+
 def test_latency_is_measured_now_and_slower_is_worse(tmp_path: Path) -> None:
     fast, slow = bundle(tmp_path / "a"), bundle(tmp_path / "b", side=384)
     found = comparing.compare(fast, slow, rounds=3)

@@ -68,6 +68,13 @@ def test_the_fastest_inside_the_budget_is_chosen_and_the_others_say_why_not():
     assert "0.5" in others["fast"].reason
 
 
+def test_a_gain_beyond_what_may_be_lost_is_in_the_reason():
+    chosen, _ = chosen_of(run_with(max_quality_drop=0.5), candidate("better", 0.5, drop=-2.0))
+    assert chosen.reason.endswith("; it gains 2 dB on its teacher, more than the 0.5 that it may lose")
+    chosen, _ = chosen_of(run_with(max_quality_drop=0.5), candidate("better", 0.5, drop=-0.4))
+    assert "it gains" not in chosen.reason
+
+
 def test_what_is_not_faster_than_the_baseline_is_never_chosen_for_speed():
     chosen, others = chosen_of(run_with(max_quality_drop=0.5), candidate("slow", 1.3, precision="int8"))
     assert chosen.label == BASE.label

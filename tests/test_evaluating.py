@@ -15,7 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgegen import bundle, data, evaluating, evaluation_work, files
+import edgegen
+from edgegen import bundle, cli_evaluate, data, evaluating, evaluation_figures, evaluation_work, files
 from edgegen.bundle import Contents
 from edgegen.errors import BundleError, DataError, UsageError
 from edgegen.evaluating import Settings, evaluate
@@ -95,7 +96,8 @@ def test_restoration_alone_and_in_pairs(tmp_path):
     assert change.interval[0] <= change.value <= change.interval[1] < -10
     values = paired["psnr of the second to the first"].samples
     assert [v for _, v, _ in both.worst] == pytest.approx(sorted(values)[:4]) and both.worst_of == "psnr"
-    assert {"data", "file_format", "artifact", "seed"} <= set(change.conditions)
+    assert {"data", "file_format", "fit", "artifact", "seed", "networks"} <= set(change.conditions)
+    assert both.figures[1][0].conditions["artifact"] == ["onnxruntime fp32"]
 
 
 def test_a_classifier_is_right_wrong_and_corrupted(tmp_path):
@@ -130,6 +132,34 @@ def test_a_generator_against_real_images_and_against_another(tmp_path):
         assert change.interval[0] <= change.value <= change.interval[1]
     same = named(evaluate([path, path], settings, quiet).paired)
     assert same["kid: second less first"].value == 0 and same["spectrum: second less first"].interval == (0.0, 0.0)
+
+
+def test_a_network_without_pairs_is_compared_with_real_images_as_sets(tmp_path):
+    """As a CycleGAN: inputs of one kind, images of another, no references."""
+    path, same = made(tmp_path / "a", "restoration", 0.3), made(tmp_path / "b", "restoration")
+    told = [bundle.read(one).path / "manifest.json" for one in (path, same)]
+    for file in told:
+        file.write_text(file.read_text().replace('"task": "restoration"', '"task": "image-to-image"'))
+    rng = np.random.default_rng(2)
+    np.savez(tmp_path / "inputs.npz", x=rng.integers(0, 256, (70, 16, 16, 3), dtype=np.uint8))
+    np.savez(tmp_path / "real.npz", x=rng.integers(0, 256, (90, 20, 20, 3), dtype=np.uint8))
+    settings = Settings(tmp_path / "inputs.npz", real=tmp_path / "real.npz")
+    dark, right = (named(figures) for figures in evaluate([path, same], settings, quiet).figures)
+    assert {"kid", "fid", "precision", "recall", "spectrum", "bad_images"} == dark.keys()
+    assert dark["kid"].value > right["kid"].value + 0.01 and right["kid"].conditions["n"] == (70, 70)
+    told = right["kid"].conditions
+    assert told["real"].endswith("real.npz") and "16 x 16" in told["reference_fit"]
+    with pytest.raises(UsageError, match="needs real images; give --real"):
+        evaluate([path], Settings(tmp_path / "inputs.npz", ("fid",)), quiet)
+    np.savez(tmp_path / "floats.npz", x=rng.random((5, 3, 16, 16), dtype=np.float32))
+    for real, task, error, words in [
+        ("floats.npz", "restoration", DataError, "holds arrays; what is generated is compared with images"),
+        ("real.npz", "classification", UsageError, "no images"),
+        ("real.npz", "unconditional", UsageError, "give one of them"),
+    ]:
+        other = made(tmp_path / f"{real}{task}", task)
+        with pytest.raises(error, match=words):
+            evaluate([other], Settings(photos(tmp_path, 9, task), real=tmp_path / real), quiet)
 
 
 def test_a_second_run_and_one_that_was_cut_off_do_not_run_the_network_again(tmp_path, monkeypatch):
@@ -183,6 +213,27 @@ def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
     assert told[0] == told[1] == expected
 
 
+def test_processes_that_do_not_come_are_said_in_one_line(tmp_path, monkeypatch):
+    from torch import distributed
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(found.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(_blocks, "WAIT_HOURS", 0.5 / 3600)
+    alone = _blocks.Blocks(tmp_path / "blocks", 2)
+    with pytest.raises(DataError, match=r"process 0 of 2 waited .* start them all again") as caught:
+        alone.fill(lambda number: {"x": np.zeros(1)}, _blocks.Share(0, 2, together=True), lambda text, part: None)
+    assert "\n" not in str(caught.value) and not distributed.is_initialized()
+    assert alone.read(0) is not None  # what is finished is kept
+    given = []
+    monkeypatch.setattr(distributed, "init_process_group", lambda *a, timeout, **k: given.append(timeout))
+    monkeypatch.setattr(_blocks.Blocks, "_hand_out", lambda self, share: None)
+    monkeypatch.setattr(_blocks, "WAIT_HOURS", 48.0)
+    alone.fill(lambda number: {"x": np.zeros(1)}, _blocks.Share(0, 2, together=True), lambda text, part: None)
+    assert given[0].total_seconds() == 48 * 3600
+
+
 def test_shards_by_hand_and_what_is_missing_is_said(tmp_path):
     path, file = made(tmp_path / "a", "restoration"), photos(tmp_path, 130, "restoration")
     settings = Settings(file, ("psnr",))
@@ -232,6 +283,32 @@ def test_bad_input_is_one_line(tmp_path):
         evaluate([path], Settings(photos(tmp_path, 10, "restoration")), quiet)
 
 
+def test_what_overflows_is_counted_as_not_finite_and_comes_first_among_the_worst(tmp_path):
+    path, darker = made(tmp_path / "a", "restoration", float("inf")), made(tmp_path / "b", "restoration", 1e-3)
+    file = photos(tmp_path, 70, "restoration")
+    first, second = map(named, evaluate([path, darker], Settings(file, ("psnr", "bad_images")), quiet).figures)
+    assert first["bad_images"].value == 1 and np.isnan(first["psnr to the reference"].value)
+    assert first["bad_images"].conditions["kinds"] == {"not finite": 70, "black": 0, "flat": 0}
+    assert second["bad_images"].conditions["kinds"] == {"not finite": 0, "black": 70, "flat": 0}
+    assert evaluation_figures._first(np.array([3.0, np.nan, 1]), np.array([3.0, np.nan, 1]))[0][0] == 1
+
+
+MAPLESS = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten())\n"
+
+
+def test_an_extractor_without_maps_has_no_perceptual_distance_and_that_is_said(tmp_path):
+    (tmp_path / "mapless.py").write_text(MAPLESS)
+    path, file = made(tmp_path / "a", "restoration"), photos(tmp_path, 10, "restoration")
+    features = f"{tmp_path / 'mapless.py'}:net"
+    found = evaluate([path], Settings(file, features=features), quiet)
+    assert "ssim to the reference" in named(found.figures[0])
+    assert found.left_out.keys() == {"perceptual"} and "mapless.py:net" in found.left_out["perceptual"]
+    assert not any("perceptual" in name for name in named(found.figures[0]))
+    with pytest.raises(DataError, match="give --features cifar"):
+        evaluate([path], Settings(file, ("psnr", "perceptual"), features=features), quiet)
+    assert not evaluate([path], Settings(file), quiet).left_out
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     from edgegen import cli
 
@@ -243,6 +320,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         cli.main()
     told = json.loads(capsys.readouterr().out)
     assert ended.value.code == 0 and told["bundles"][0]["figures"][0]["value"] == pytest.approx(100, abs=1)
+    same = edgegen.evaluate(edgegen.load(path), data=str(file), metrics=["psnr"], progress=False)
+    assert json.loads(json.dumps(cli_evaluate.as_json([path], same))) == told
     assert json.loads((out / "evaluation.json").read_text()) == told and (out / "worst.png").stat().st_size > 100
     with np.load(out / "worst.npz", allow_pickle=False) as kept:
         assert kept["image 0"].shape == (4, 3, 16, 16) and list(kept["columns"]) == ["reference", "1: bundle"]
@@ -275,6 +354,30 @@ def test_peak_memory_is_flat_from_1000_to_5000_images():
     """The images would take 61 MB a side, and their features in float64 10 MB more a side."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, env=env)
+    small, large = map(float, done.stdout.split())
+    assert large - small < 25
+
+
+WHOLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from edgegen.evaluating import Settings, evaluate
+metrics = ("kid", "spectrum", "bad_images")  # FID's bootstrap holds up to 16 million features at once
+for n in (4000, 10000):
+    settings = Settings(Path(sys.argv[2]), metrics, n=n, features=sys.argv[3])
+    evaluate([Path(sys.argv[1])], settings, lambda *a: None)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_whole_evaluation_is_flat_from_4000_to_10000_images(tmp_path):
+    """The images alone would take 74 MB more. (Below 2,000 the bootstrap of a mean draws fewer numbers at once.)"""
+    path, file = made(tmp_path / "a", "unconditional"), photos(tmp_path, 100, "unconditional")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (tmp_path / "pooled.py").write_text(MAPLESS)  # its features take no time
+    command = [sys.executable, "-c", WHOLE_MEMORY, str(path), str(file), f"{tmp_path / 'pooled.py'}:net"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     small, large = map(float, done.stdout.split())
     assert large - small < 25
 

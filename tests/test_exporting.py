@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
+import bundles_for_devices
 import pytest
 
-from edgegen import errors, exporting
+import edgegen
+from edgegen import cli, errors, exporting, serial
 from edgegen.request import Request
 
 
@@ -72,6 +75,29 @@ def test_what_is_wrong_with_the_model_is_said_once(tmp_path: Path) -> None:
 def test_an_export_takes_the_data_of_the_bundles_own_run(tmp_path: Path) -> None:
     with pytest.raises(errors.BundleError):
         exporting.request_of(tmp_path)
+
+
+def test_the_sampler_of_a_model_is_the_users_to_choose_and_that_of_a_bundle_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="export needs the extra `torch`")
+    asked: list[Request] = []
+    monkeypatch.setattr(exporting, "export", lambda request, *rest: asked.append(request) or [])
+
+    def run(*more: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["edgegen", "export", "--target", "cpu", "--quiet", *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    assert run("--model", "ddpm_unet", "--sampler", "heun,rho=5", "--steps", "9") == 0
+    edgegen.export("ddpm_unet", ["cpu"], model_options={"sampler": {"name": "heun", "rho": 5, "steps": 9}}, data="a")
+    assert asked[0].model_options == asked[1].model_options == {"sampler": {"name": "heun", "rho": 5, "steps": 9}}
+    assert asked[1].data == Path("a") and asked[0].data is None
+    made = bundles_for_devices.tiny(tmp_path / "a")
+    (made / "request.json").write_text(json.dumps(serial.to_json(Request(model="net"))))
+    assert run("--bundle", str(made), "--steps", "9") == 2
+    assert "--steps are for --model; a bundle carries its own" in capsys.readouterr().err
 
 
 @pytest.mark.slow

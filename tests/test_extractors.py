@@ -73,6 +73,18 @@ def test_a_network_of_timm_sees_what_timm_would_feed_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_dinov2_from_a_file_sees_the_size_at_which_figures_are_made(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    published = timm.create_model(_extractors.NETWORKS["dinov2"], pretrained=False)  # for 518, as its file is
+    torch.save(published.state_dict(), tmp_path / "w.pth")
+    found = _extractors.load(f"dinov2:{tmp_path / 'w.pth'}")
+    whole, enlarged = found(pictures(1, 224)), found(pictures(1, 32))
+    assert whole[1].shape == enlarged[1].shape == (1, 384) and np.isfinite(whole[1]).all()
+    assert "224 x 224" in found.resize
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in torchao, which transformers imports
 def test_clip_and_dinov2_come_from_folders_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")

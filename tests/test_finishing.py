@@ -58,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def found(run: Any) -> Any:
-    def figures(outputs: Path, only: str) -> tuple[Measurement, ...]:
+    def figures(outputs: Path, only: str, sampler: Any) -> tuple[Measurement, ...]:
         return (Measurement("PSNR to the teacher", "dB", 30.0 + math.log2(run.bench.built[-1])),)
 
     return SimpleNamespace(test=SimpleNamespace(data=None, figures=figures))

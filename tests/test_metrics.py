@@ -170,6 +170,16 @@ def test_unit_range_maps_and_clips():
     values = np.array([-1.0, 0.0, 1.0, 3.0])
     np.testing.assert_allclose(images.unit_range(values, (-1.0, 1.0)), [0, 0.5, 1, 1])
     np.testing.assert_allclose(images.unit_range(values, None), [0, 0, 1, 1])
+    assert np.isnan(images.unit_range(np.array([np.inf, -np.inf, np.nan]), (-1.0, 1.0))).all()
+
+
+def test_features_of_an_image_that_is_not_finite_are_nan_though_the_network_swallows_it():
+    lossy = FeatureExtractor("lossy", "0" * 64, lambda x: ([np.nan_to_num(x)], np.nan_to_num(x).mean(axis=(2, 3))))
+    images_in = pictures(3)
+    images_in[1, 0, 2, 2] = np.nan
+    maps, pooled = lossy(images_in)
+    assert np.isnan(maps[0][1]).all() and np.isnan(pooled[1]).all()
+    np.testing.assert_array_equal(pooled[[0, 2]], images_in[[0, 2]].mean(axis=(2, 3)))
 
 
 # Classification

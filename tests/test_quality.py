@@ -3,14 +3,16 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from edgegen import quality
-from edgegen.errors import RecipeError
+from edgegen import conditions, quality, teacher
+from edgegen.candidates import Candidate, within
+from edgegen.errors import DataError, RecipeError
 from edgegen.metrics._common import paired
-from edgegen.types import Measurement, Model, Stage, TensorSpec
+from edgegen.types import Budget, Measurement, Model, PrecisionPlan, Preprocessing, Stage, TensorSpec
 
 
 def model(task, value_range=(0.0, 1.0)):
@@ -88,14 +90,58 @@ def test_the_teacher_is_perfect_against_itself_and_zeros_and_doubles_are_not(tmp
         assert quality.find(found, "SSIM to the teacher").value < 0.9
 
 
+def test_a_build_that_breaks_images_is_refused_whatever_its_drop_and_the_kinds_are_counted(tmp_path):
+    images = np.random.default_rng(0).uniform(0.2, 0.5, (6, 3, 16, 16)).astype(np.float32)
+    images[5] = 0.0  # black already in the teacher's: no fault of the build
+    judged, broken = evaluation(tmp_path, images), images + np.float32(0.02)
+    broken[0], broken[1], broken[2], broken[5] = 0.0, 0.4, np.inf, 0.0
+    np.save(tmp_path / "broken.npy", broken)
+    found = judged.figures(tmp_path / "broken.npy")
+    bad = quality.find(found, "bad images")
+    assert bad.value == 0.5 and bad.conditions["kinds"] == {"not finite": 1, "black": 1, "flat": 1}
+    told = "3 of 6 images are bad where the teacher's are not (1 not finite, 1 black, 1 flat)"
+    assert quality.spoilt(found) == f"{told}; of the teacher's own 16.67% are"
+    gate = quality.gate(judged.model, labelled=False)
+    build = Candidate("net", "onnxruntime", None, figures=found, drop=0.0)
+    assert within(build, Budget(max_quality_drop=0.5), gate).startswith(told)
+    assert not within(build, Budget(), gate)  # the baseline, which quality never refuses
+    np.save(tmp_path / "lighter.npy", images + np.float32(0.02))
+    found = judged.figures(tmp_path / "lighter.npy")
+    assert not within(dataclasses.replace(build, figures=found), Budget(max_quality_drop=0.5), gate)
+    assert quality.find(found, "brightness shift from the teacher").value == pytest.approx(5.1, abs=1e-3)
+    assert quality.find(found, "colour shift from the teacher").value == pytest.approx(0.0, abs=1e-3)
+
+
 def test_one_figure_alone_is_the_same_as_among_all(tmp_path):
     images = np.random.default_rng(0).uniform(0.2, 0.5, (5, 3, 16, 16)).astype(np.float32)
     judged = evaluation(tmp_path, images)
     np.save(tmp_path / "off.npy", images + 0.01)
     whole = judged.figures(tmp_path / "off.npy")
-    assert len(whole) == 4
+    assert len(whole) == 7
     for figure in whole:
         assert judged.figures(tmp_path / "off.npy", figure.name) == (figure,)
+
+
+def test_every_figure_says_which_data_which_network_and_which_sampler(tmp_path):
+    images = np.random.default_rng(0).uniform(0.2, 0.5, (2, 3, 16, 16)).astype(np.float32)
+    judged = evaluation(tmp_path, images)
+    net = dataclasses.replace(judged.model, origin={"kind": "builtin", "config": {"truncation": 0.7}})
+    loop = {"name": "ddim", "steps": 4, "guidance": 2.0}
+    for figure in dataclasses.replace(judged, model=net).figures(judged.teacher, "", loop):
+        assert figure.conditions["config"] == {"truncation": 0.7} and figure.conditions["sampler"] == loop
+        assert {"data", "file_format", "fit", "n", "seed"} <= figure.conditions.keys()
+    beside = dataclasses.replace(judged, real=lambda: iter([images]))  # as every dataset of images has
+    assert not any("real" in figure.conditions for figure in beside.figures(judged.teacher))
+    assert not any("sampler" in figure.conditions for figure in judged.figures(judged.teacher))
+    photos = SimpleNamespace(kind="images", name="photos", names=("a/0.PNG", "b.jpg"))
+    told = conditions.of_data(dataclasses.replace(net, options={"scale": 4}), photos)
+    assert (told["data"], told["file_format"]) == ("photos", ".jpg, .png") and "by 4" in told["fit"]
+    told = conditions.of_data(model("unconditional"), photos, photos)
+    assert told["file_format"] == "none" and told["real_file_format"] == ".jpg, .png"
+    assert "cover 16 x 16" in told["reference_fit"]
+    small = dataclasses.replace(model("image-to-image"), preprocessing=Preprocessing(resize=20, crop=(18, 18)))
+    said = "shorter side to 20, centre crop 18 x 18, resized to cover 16 x 16"
+    assert conditions.of_data(small, photos)["fit"].startswith(said)
 
 
 def test_luminance_decides_where_the_model_says_so(tmp_path):
@@ -148,6 +194,16 @@ def test_large_images_are_judged_few_at_a_time_and_in_pairs(tmp_path):
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_a_gain_beyond_what_may_be_lost_is_told_and_refuses_nothing():
+    said = quality.gained(-1.25, 0.5, "points of top-1 (asked: 0.1; one image of this data is 0.5)")
+    assert said == "; it gains 1.25 points of top-1 on its teacher, more than the 0.5 that it may lose"
+    for lost, allowed in ((-0.5, 0.5), (0.2, 0.5), (math.inf, 0.5), (-math.inf, 0.5), (None, 0.5), (-3.0, None)):
+        assert quality.gained(lost, allowed, "dB") == ""
+    better = Candidate("net", "onnxruntime", None, drop=-1.25)
+    gate = quality.gate(model("classification"), labelled=True)
+    assert not within(better, Budget(max_quality_drop=0.5), gate)
+
+
 def gate_of(low, high):
     """The drop of a student whose KID changed by the middle of (low, high), with that interval."""
     change = Measurement(quality.KID_CHANGE, "", (low + high) / 2, (low, high))
@@ -192,7 +248,8 @@ def test_a_generator_is_judged_by_its_change_from_the_teacher(tmp_path, shift, l
     assert quality.drop(judged.model, gate, own, own) == 0.0
     found = judged.figures(tmp_path / "student.npy")
     assert least <= quality.drop(judged.model, gate, own, found) <= most
-    assert {m.name for m in found} == {"KID", quality.KID_CHANGE, "PSNR to the teacher"}
+    named = {"KID", quality.KID_CHANGE, "PSNR to the teacher", *quality.FAULTS.values()}
+    assert {m.name for m in found} == named
 
 
 def test_select_and_test_share_no_real_image_and_no_fresh_latent(tmp_path):
@@ -210,3 +267,16 @@ def test_select_and_test_share_no_real_image_and_no_fresh_latent(tmp_path):
     assert len(sides[0]) == len(sides[1]) == 10 and not sides[0] & sides[1]
     assert not found.select.keys() & found.test.keys()
     assert [len(part) for part in found.fresh] == [12, 12] and not found.fresh[0].keys() & found.fresh[1].keys()
+
+
+def test_an_extractor_without_maps_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "outputs").mkdir()
+    np.save(tmp_path / "outputs" / "teacher-select.npy", np.zeros((2, 3, 16, 16), np.float32))
+    net = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten())\n"
+    (tmp_path / "mapless.py").write_text(net)
+    plain = SimpleNamespace(artifact=tmp_path, verdict="", graph=SimpleNamespace(plan=PrecisionPlan()))
+    request = SimpleNamespace(seed=0, features=f"{tmp_path / 'mapless.py'}:net")
+    part = SimpleNamespace(select=[Sample(np.zeros(1))], test=[Sample(np.zeros(1))], fresh=None)
+    run = SimpleNamespace(model=model("image-to-image"), data=part, request=request, folder=tmp_path)
+    with pytest.raises(DataError, match=r"mapless\.py:net gives pooled features alone; give --features cifar"):
+        teacher.evaluations(run, [plain])

@@ -12,7 +12,20 @@ import onnx
 import pytest
 import torch
 from conftest import make_tiny
-from int8_builds import DATA, RUNTIMES, TARGET, built, image_model, job, needy, out, plan_of, skip_without, wrong
+from int8_builds import (
+    DATA,
+    RUNTIMES,
+    TARGET,
+    built,
+    image_model,
+    job,
+    needy,
+    out,
+    plan_of,
+    skip_without,
+    sorted_by_class,
+    wrong,
+)
 from torch import nn
 
 from edgegen import graph, onnx_graph, onnx_qdq, registry, serial
@@ -242,6 +255,22 @@ def test_training_hands_over_what_the_build_computes(tmp_path: Path):
         assert float(np.abs(made - taught).max()) <= 1.5 * step, runtime
     plain = dataclasses.replace(result.model, plan=PrecisionPlan())
     assert wrong(taught, built(plain, "onnxruntime", tmp_path / "other")) > wrong(taught, made)
+
+
+@pytest.mark.slow
+def test_the_kept_weights_are_the_best_by_the_losses_that_were_asked_for(tmp_path: Path):
+    """The teacher is always wrong: the first weights are the nearest to it, the last ones to the labels."""
+    model, found = sorted_by_class(tmp_path, 64)
+    wrong_one = graph.clone(model.stage.module)
+    for parameter in wrong_one[4].parameters():
+        parameter.data *= -1
+    model = model.with_module(wrong_one)
+    asked = job(data=found, teacher=model)
+    result = quantize_aware(model, asked, steps=40, batch=8, lr=1e-2, samples=8, output=0.0, labels=1.0)
+    assert result.notes["best_step"] > 20
+    images = np.stack([found[i].input for i in range(64)])
+    named = out(result.model, torch.from_numpy(images)).argmax(1)
+    assert (named == [found[i].label for i in range(64)]).all()
 
 
 # Error after the repair, as a share of that before. NNCF gives the weights of a first layer 7 bits (its cure for

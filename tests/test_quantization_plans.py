@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
-from int8_builds import RUNTIMES, TARGET, job, needy, skip_without, wrong
+from int8_builds import RUNTIMES, TARGET, image_model, job, needy, skip_without, sorted_by_class, wrong
 from torch import nn
 
-from edgegen import errors, onnx_graph, recipe, registry, steps
+from edgegen import errors, onnx_graph, recipe, registry, steps, variants
+from edgegen.passes import _sensitivity
 from edgegen.passes.quantize import quantize
-from edgegen.types import PrecisionPlan, Stage, TensorSpec
+from edgegen.types import Model, PrecisionPlan, Stage, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +44,87 @@ def test_a_budget_in_size_is_kept_with_the_least_noise():
     kept = set(result.model.plan.float_layers)
     size = sum(4 * n if name in kept else n for name, n in weights.items()) / (4 * sum(weights.values()))
     assert size <= 0.6 and kept
+
+
+def test_a_budget_in_latency_counts_the_macs_at_the_targets_rates():
+    model, macs = needy(), {"0/Conv": 55296, "3/Conv": 18432, "5/Conv": 6144}
+    for peaks, faster in (({}, 4.0), ({"fp32": 1e9, "int8": 2e9}, 2.0)):
+        target = dataclasses.replace(TARGET, peak_macs_per_s=peaks)
+        result = quantize(model, dataclasses.replace(job(), target=target), budget="latency:0.8", samples=2)
+        kept = set(result.model.plan.float_layers)
+        took = sum(n if name in kept else n / faster for name, n in macs.items()) / sum(macs.values())
+        assert took <= 0.8 and kept
+        share = 1 - sum(macs[name] for name in kept) / sum(macs.values())
+        assert result.notes["int8_macs_share"] == pytest.approx(share)
+    with pytest.raises(ValueError, match="the budget asks for"):
+        quantize(model, dataclasses.replace(job(), target=target), budget="latency:0.4", samples=1)
+
+
+class TwoHeads(nn.Module):
+    """A picture as the sum of two branches, and a mask, made before it in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.mask, self.fine, self.coarse = (nn.Conv2d(*ends, 3, padding=1)
+                                                        for ends in ((3, 8), (8, 1), (8, 3), (8, 3)))  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.relu(self.body(x))
+        mask = torch.sigmoid(self.mask(y))
+        return 1e-3 * mask, torch.tanh(self.fine(y) + self.coarse(y))
+
+
+def two_heads() -> Model:
+    model = image_model(TwoHeads())
+    outputs = (TensorSpec("mask", (1, 1, 16, 16)), TensorSpec("picture", (1, 3, 16, 16)))
+    return dataclasses.replace(model, stages=(dataclasses.replace(model.stage, outputs=outputs),))
+
+
+def test_the_layers_that_make_the_outputs_stay_in_float():
+    result = quantize(two_heads(), job(), last_layer="float")
+    assert set(result.model.plan.float_layers) == {"mask/Conv", "fine/Conv", "coarse/Conv"}
+    assert set(result.changed) == {"body"}
+    assert quantize(needy(), job(), last_layer="float").model.plan.float_layers == ("5/Conv",)
+
+
+def test_every_output_counts_in_the_sensitivity_however_quiet_it_is():
+    found = quantize(two_heads(), job(), sensitivity="output", samples=2).notes["sqnr_db"]
+    assert all(10 < found[f"{name}/Conv"] < 60 for name in ("body", "mask", "fine", "coarse"))
+    with pytest.raises(ValueError, match="judges one output, and net has 2"):
+        quantize(two_heads(), job(), sensitivity="metric", samples=2)
+
+
+def test_builds_with_narrow_weights_alone_are_tried_where_a_recipe_asks_for_them():
+    run = SimpleNamespace(target=TARGET, bench=SimpleNamespace(plans=lambda quantized: []))
+    for asked, wanted in ([], set()), (["int8"], {"int8"}), (["int8", "int4"], {"int8", "int4"}):
+        notes = quantize(needy(), job(), weights_only=asked).notes
+        found = [plan for _, plan in variants._quantized_plans(run, notes)]
+        assert {plan.weights for plan in found} == wanted and {plan.precision for plan in found} <= {"fp32"}
+
+
+def test_sensitivity_sees_every_class_of_sorted_data_and_scores_the_samples_that_it_ran(tmp_path: Path):
+    model, found = sorted_by_class(tmp_path, 64)
+    asked = job(data=found)
+    chosen = _sensitivity.samples_of(model, asked, 16)
+    assert len(chosen) == 16 and {sample.label for sample in chosen} == {0, 1}
+    assert {found[i].label for i in range(16)} == {0}  # what the first ones would be
+    inputs, source = _sensitivity.inputs_of(model, asked, 16)
+    assert source == "data" and all(np.array_equal(a[0][0], b.input) for a, b in zip(inputs, chosen, strict=True))
+    score = _sensitivity.figure(model, asked, 16)
+    assert score(np.eye(2)[[sample.label for sample in chosen]]) == 100.0
+    assert score(np.eye(2)[[1 - sample.label for sample in chosen]]) == 0.0
+    result = quantize(model, asked, sensitivity="metric", samples=16)
+    assert result.notes["int8_figure"] == 100.0 and result.notes["sensitivity"] == "metric"
+    assert result.notes["recovers"] == {"0/Conv": 0.0, "4/Gemm": 0.0}
+    plan = dataclasses.replace(model.plan, scales=(("input", -1e-3, 1e-3),))  # all that it sees is clipped to black
+    broken = quantize(dataclasses.replace(model, plan=plan), asked, sensitivity="metric", samples=16)
+    assert broken.notes["int8_figure"] < 75 and broken.notes["recovers"]["0/Conv"] > 25
+
+
+def test_a_metric_without_its_data_is_refused():
+    with pytest.raises(ValueError, match="needs data with labels or reference images"):
+        quantize(needy(), job(), sensitivity="metric", samples=2)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

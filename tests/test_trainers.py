@@ -14,8 +14,9 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
+import edgegen  # noqa: E402
 from edgegen import cli, loading, samplers, trainers, training  # noqa: E402
-from edgegen.errors import DataError, ModelError  # noqa: E402
+from edgegen.errors import DataError, ModelError, RecipeError  # noqa: E402
 from edgegen.nn import diffusion  # noqa: E402
 
 NETWORKS = '''
@@ -128,6 +129,12 @@ def test_the_command(order, tmp_path: Path, monkeypatch, capsys):
         cli.main()
     assert ended.value.code == 0
     assert "3 steps in" in capsys.readouterr().out
+    told = json.loads(made.out.with_suffix(".json").read_text(encoding="utf-8"))
+    other = made.out.with_name("python.safetensors")
+    record = edgegen.train(made.model, data=made.data, out=str(other), steps=3, threads=1, progress=False)
+    assert record["weights_sha256"] == told["weights_sha256"] and record["curve"] == told["curve"]
+    with pytest.raises(RecipeError, match="muun"):
+        edgegen.train(made.model, data=made.data, out=other, optimizer="muun", progress=False)
 
 
 def test_the_command_trains_a_network_of_other_sizes_with_another_optimizer(tmp_path: Path, monkeypatch, capsys):

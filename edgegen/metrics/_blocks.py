@@ -7,6 +7,7 @@ reads all blocks in order, so the result is that of a single process, bit for bi
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import re
@@ -20,6 +21,9 @@ import numpy as np
 from edgegen import files
 from edgegen.errors import DataError
 from edgegen.metrics._rows import Rows
+
+# Processes meet when each has done its part; torch waits half an hour, and a slow machine may be later than that.
+WAIT_HOURS = 48.0
 
 Arrays = Mapping[str, np.ndarray]
 Work = Callable[[int], Arrays]  # number of the block -> its arrays, first axis the samples
@@ -107,12 +111,29 @@ class Blocks:
             np.savez(handle, allow_pickle=False, **arrays)
 
     def _exchange(self, share: Share) -> None:
-        """Every process ends with every block; each block comes from the process that did it."""
+        """Every process ends with every block; each block comes from the process that did it.
+
+        Raises:
+            DataError: the others are not there within `WAIT_HOURS`, or one of them is gone.
+        """
+        from torch import distributed
+
+        try:
+            if not distributed.is_initialized():
+                limit = datetime.timedelta(hours=WAIT_HOURS)
+                distributed.init_process_group("gloo", rank=share.index, world_size=share.count, timeout=limit)
+            self._hand_out(share)
+        except distributed.DistError as error:
+            raise _unmet(share, error) from error
+        except RuntimeError as error:  # gloo has no class of its own for a peer that is gone
+            if "gloo" not in str(error):
+                raise
+            raise _unmet(share, error) from error
+
+    def _hand_out(self, share: Share) -> None:
         import torch
         from torch import distributed
 
-        if not distributed.is_initialized():
-            distributed.init_process_group("gloo", rank=share.index, world_size=share.count)
         have = torch.tensor([int(self._file(number).is_file()) for number in range(self.count)])
         distributed.all_reduce(have, op=distributed.ReduceOp.MIN)  # 1: all processes have it
         for number in torch.nonzero(have == 0).flatten().tolist():
@@ -128,3 +149,10 @@ class Blocks:
                 with np.load(io.BytesIO(buffer.numpy().tobytes()), allow_pickle=False) as stored:
                     self._write(number, {name: stored[name] for name in stored.files})
         distributed.barrier()
+
+
+def _unmet(share: Share, error: Exception) -> DataError:
+    return DataError(
+        f"process {share.index} of {share.count} waited at most {WAIT_HOURS:g} h and did not meet all the others"
+        f" ({str(error).splitlines()[0][:200]}); start them all again: what is finished is kept"
+    )

@@ -98,6 +98,8 @@ def _timm(network: str, path: Path, name: str, size: int | None) -> FeatureExtra
     except RuntimeError as error:
         raise DataError(f"timm has no network {network!r} ({str(error).splitlines()[0]})") from error
     told = timm.data.resolve_model_data_config(module)
+    if size:  # timm's record says what the weights were trained at, whatever size the network is built for
+        told["input_size"] = (3, size, size)
     state = weights.read_state(path)
     if size:  # the place of each patch, from the size that the file was trained at
         state = timm.models.vision_transformer.checkpoint_filter_fn(state, module)

@@ -36,7 +36,8 @@ def perceptual(
     Returns:
         Measurement without unit, lower is better, with a sample an image.
     Raises:
-        DataError: other shapes or numbers of images than the reference, or weights that do not fit the maps.
+        DataError: other shapes or numbers of images than the reference, an extractor without maps, or weights that do
+            not fit the maps.
     """
     samples: list[float] = []
     for a, b in paired(reference, candidate):
@@ -44,9 +45,24 @@ def perceptual(
             raise DataError(f"images of shape {a.shape} and {b.shape}; both must be (N, C, H, W) of one shape")
         maps_a, _ = features(np.asarray(a, np.float32))
         maps_b, _ = features(np.asarray(b, np.float32))
+        if not maps_a:
+            raise DataError(_no_maps(features))
         samples += [float(v) for v in map_distance(maps_a, maps_b, learned)]
     how = {"learned_weights": learned is not None, **feature_name(features)}
     return mean_of("perceptual", "", samples, seed=seed, direction="lower", **how)
+
+
+def lacks_maps(features: Any, shape: Sequence[int]) -> str:
+    """Why an extractor has no perceptual distance of images (C, H, W); empty where it has one. Looks at one image."""
+    maps, _ = features(np.zeros((1, *shape), np.float32))
+    return "" if maps else _no_maps(features)
+
+
+def _no_maps(features: Any) -> str:
+    return (
+        f"a perceptual distance compares maps, and {features.name} gives pooled features alone; give --features cifar,"
+        " mobilenet_v1_025:FILE, or an .onnx file or FILE.py:FACTORY with maps"
+    )
 
 
 def map_distance(

@@ -27,9 +27,9 @@ Run = Callable[[np.ndarray], tuple[list[np.ndarray], np.ndarray]]
 class FeatureExtractor:
     """Images (N, C, H, W) in 0..1, float32 -> (list of maps (N, C', H', W'), pooled (N, D)), float32.
 
-    name: what figures state. sha256: of the weights file. channels: what it takes; grey is repeated, colour averaged.
-    resize, pixels: what happens to images before the network sees them, for figures. head: pooled (N, D) -> logits
-    (N, classes), where the network is a classifier.
+    An image that is not finite has features that are NaN. name: what figures state. sha256: of the weights file.
+    channels: what it takes; grey is repeated, colour averaged. resize, pixels: what happens to images before the
+    network sees them, for figures. head: pooled (N, D) -> logits (N, classes), where the network is a classifier.
     """
 
     name: str
@@ -47,10 +47,14 @@ class FeatureExtractor:
         if images.shape[1] != self.channels:
             grey = images.shape[1] == 1
             images = np.repeat(images, 3, axis=1) if grey else images.mean(axis=1, keepdims=True)
-        images = np.ascontiguousarray(images, dtype=np.float32)
+        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        images = np.ascontiguousarray(np.where(finite[:, None, None, None], images, 0), dtype=np.float32)
         parts = [self.run(images[i : i + self.at_once]) for i in range(0, len(images), self.at_once)]
         maps = [np.concatenate(layer) for layer in zip(*(p[0] for p in parts), strict=True)]
-        return maps, np.concatenate([p[1] for p in parts])
+        pooled = np.concatenate([p[1] for p in parts])
+        for found in (*maps, pooled):  # rounding to 8 bit, ReLU and max pooling of some runtimes swallow NaN
+            found[~finite] = np.nan
+        return maps, pooled
 
 
 def load_features(spec: str) -> FeatureExtractor:

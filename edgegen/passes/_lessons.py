@@ -14,6 +14,7 @@ from edgegen import graph, samplers, training
 from edgegen.passes import _denoising
 from edgegen.types import Job, Model, TensorSpec
 
+EVALUATED = 4  # batches that an evaluation in training looks at
 Batch = dict[str, Any]  # "input": tuple of tensors, "reference": tensor or None, "label": int64 tensor or None
 
 
@@ -95,6 +96,11 @@ def some_inputs(model: Model, job: Job, samples: int) -> tuple[list[tuple[torch.
     """Inputs of one sample each to look at, and where they are from."""
     batch_at, source = batches(model, job, 1)
     return [batch_at(step)["input"] for step in range(samples)], source
+
+
+def held_out(batch_at: Callable[[int], Batch], first: int, device: str) -> list[Batch]:
+    """Four batches from `first` on, the end of training: other draws, crops and made-up inputs than it learned from."""
+    return [training.place(batch_at(first + number), device) for number in range(EVALUATED)]
 
 
 def told(result: training.TrainResult) -> dict[str, Any]:

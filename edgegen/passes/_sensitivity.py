@@ -56,7 +56,10 @@ class Found:
 
 
 class Simulator:
-    """Outputs of the network's graph on samples under any INT8 plan."""
+    """Outputs of the network's graph on samples under any INT8 plan.
+
+    layers: those that may be INT8, in graph order. last: those of them with no other layer between them and an output.
+    """
 
     def __init__(self, model: Model, job: Job, folder: Path, samples: Sequence[tuple[np.ndarray, ...]]) -> None:
         self.model, self.folder, self.samples = model, folder, samples
@@ -69,11 +72,17 @@ class Simulator:
         self.plan = dataclasses.replace(self.plan, scales=scales)
         proto = onnx.load(self.graph.onnx)
         able = set(onnx_qdq.quantized_nodes(proto, self.plan))
-        self.layers = [layer for layer in onnx_cost.cost(proto).layers if layer.name in able]
+        weighted = onnx_cost.cost(proto).layers
+        self.layers = [layer for layer in weighted if layer.name in able]
+        self.last = _last(proto, {layer.name for layer in weighted}) & {layer.name for layer in self.layers}
+        self._factors: list[float] = []
         self.exact = self._run(self.graph.onnx)
 
     def outputs(self, float_layers: Sequence[str] = ()) -> np.ndarray:
-        """Outputs (N, ...) with these layers in float; the float network's where that leaves nothing in INT8."""
+        """Outputs (N, ...) with these layers in float; the float network's where that leaves nothing in INT8.
+
+        Several outputs become one (N, sum of their sizes), each scaled to the same power: so none is drowned.
+        """
         if {layer.name for layer in self.layers} <= set(float_layers):
             return self.exact
         plan = dataclasses.replace(self.plan, float_layers=tuple(float_layers))
@@ -83,8 +92,30 @@ class Simulator:
     def _run(self, path: Path) -> np.ndarray:
         session = onnx_exact.session(path, threads=1)
         names = [spec.name for spec in self.graph.inputs]
-        found = [session.run(None, dict(zip(names, sample, strict=True)))[0] for sample in self.samples]
-        return np.concatenate(found).astype(np.float64)
+        found = [session.run(None, dict(zip(names, sample, strict=True))) for sample in self.samples]
+        parts = [np.concatenate(one).astype(np.float64) for one in zip(*found, strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        if not self._factors:  # the first run is that of the float network
+            self._factors = [1 / max(1e-15, float(np.linalg.norm(part))) for part in parts]
+        rows = [part.reshape(len(part), -1) * factor for part, factor in zip(parts, self._factors, strict=True)]
+        return np.concatenate(rows, axis=1)
+
+
+def _last(proto: onnx.ModelProto, layers: set[str]) -> set[str]:
+    """The layers that are met first on every way back from an output: what the output's own steps come from."""
+    made = {name: node for node in proto.graph.node for name in node.output}
+    queue, seen, found = [output.name for output in proto.graph.output], set(), set()
+    while queue:
+        name = queue.pop()
+        if name in seen or name not in made:
+            continue
+        seen.add(name)
+        if made[name].name in layers:
+            found.add(made[name].name)
+        else:
+            queue.extend(made[name].input)
+    return found
 
 
 @contextmanager
@@ -123,18 +154,21 @@ def divergence(exact: np.ndarray, found: np.ndarray) -> float:
 
 def distance(model: Model, exact: np.ndarray, found: np.ndarray) -> float:
     """What is added up over layers: KL divergence for classes, else the share of noise power."""
-    if model.task == "classification" and exact.ndim == 2:
+    if model.task == "classification" and exact.ndim == 2 and len(model.stage.outputs) == 1:
         return max(0.0, divergence(exact, found))
     return 10 ** (-sqnr(exact, found) / 10)
 
 
-def figure(model: Model, data: Any, count: int) -> Callable[[np.ndarray], float]:
-    """Outputs of the first `count` samples -> the task's figure, higher is better: points of top-1, or PSNR in dB.
+def figure(model: Model, job: Job, count: int) -> Callable[[np.ndarray], float]:
+    """Outputs of `samples_of` -> the task's figure, higher is better: points of top-1, or PSNR in dB.
 
     Raises:
-        ValueError: the data has neither labels nor reference images.
+        ValueError: the data has neither labels nor reference images, or the network has several inputs or outputs.
     """
-    found = [data[i] for i in range(count)] if data is not None else []
+    if len(model.stage.outputs) != 1:
+        number = len(model.stage.outputs)
+        raise ValueError(f"sensitivity metric judges one output, and {model.name} has {number}; use output")
+    found = samples_of(model, job, count)
     if model.task == "classification" and found and found[0].label is not None:
         labels = np.array([sample.label for sample in found])
         return lambda outputs: 100.0 * float((outputs.argmax(1) == labels).mean())
@@ -190,13 +224,23 @@ def _groups(sim: Simulator) -> dict[str, list[str]]:
     }
 
 
+def samples_of(model: Model, job: Job, count: int) -> list[Any]:
+    """At most `count` samples, drawn under the job's seed: the first ones of a folder are all of one class.
+
+    Empty where there is no data, or a network has more inputs than data have.
+    """
+    if job.data is None or len(model.stage.inputs) != 1:
+        return []
+    chosen = job.data.select(count, job.seed)
+    return [chosen[i] for i in range(len(chosen))]
+
+
 def inputs_of(model: Model, job: Job, count: int) -> tuple[list[tuple[np.ndarray, ...]], str]:
-    """`count` inputs, each a batch of one: the first samples of the data, or made up."""
+    """`count` inputs, each a batch of one: those of `samples_of`, or made up."""
     from edgegen.passes import _lessons
 
-    if job.data is not None and len(model.stage.inputs) == 1:
-        number = min(count, len(job.data))
-        return [(job.data[i].input[None].astype(np.float32),) for i in range(number)], "data"
+    if found := samples_of(model, job, count):
+        return [(sample.input[None].astype(np.float32),) for sample in found], "data"
     if model.stage.module is None:
         generator = (graph.example_inputs(model.stage, seed=job.seed + i, preprocessing=model.preprocessing)
                      for i in range(count))  # fmt: skip

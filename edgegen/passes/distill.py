@@ -20,8 +20,6 @@ from edgegen.passes._teaching import FROM_TEACHER, LOSSES, Lesson
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
-EVALUATED = 4  # batches of an evaluation
-
 
 def distill(
     model: Model,
@@ -140,7 +138,7 @@ def _evaluation(
         return judged
 
     def losses(learner: nn.Module) -> float:
-        batches = [training.place(batch_at(first + number), job.device) for number in range(EVALUATED)]
-        return sum(lesson.distance(batch) for batch in batches) / EVALUATED
+        batches = _lessons.held_out(batch_at, first, job.device)
+        return sum(lesson.distance(batch) for batch in batches) / len(batches)
 
     return losses

@@ -56,8 +56,8 @@ def quantize(
         budget: choose the layers that stay in `rest`: "size:0.4" or "latency:0.5" (fractions of the float build; the
             time is that of the MACs at the target's rates) with the least loss, or "quality:40" (signal to noise of
             the output in dB) with the most MACs in INT8.
-        samples: how many inputs sensitivity is measured on. last_layer: "float" leaves the layer that makes the output
-            in `rest`: the eye sees its steps.
+        samples: how many inputs sensitivity is measured on, drawn from the data. last_layer: "float" leaves the layers
+            that make the outputs in `rest`: the eye sees their steps.
     Returns:
         PassResult; `changed` has the convolution and linear layers that become INT8, `skipped` the others; `notes` the
         sensitivity of each.
@@ -77,7 +77,7 @@ def quantize(
     notes: dict[str, Any] = {"formats": list(formats), "weights": list(weights)} | (
         {"weights_only": list(weights_only)} if weights_only else {}
     )
-    names = tuple(dict.fromkeys((*names, *_output_layer(model, job))) if last_layer else names)
+    names = tuple(dict.fromkeys((*names, *_output_layers(model, job))) if last_layer else names)
     if sensitivity or budget:
         names, told = _measured(model, job, names, tuple(float_types), rest, sensitivity or "output", budget, samples)
         notes |= told
@@ -115,10 +115,10 @@ def _check(
         _allocate.parse(budget)
 
 
-def _output_layer(model: Model, job: Job) -> tuple[str, ...]:
-    """The last layer with a weight."""
+def _output_layers(model: Model, job: Job) -> tuple[str, ...]:
+    """The layers that make the outputs, in graph order: of a sum or a concatenation, those of each part."""
     with _sensitivity.simulator(model, job, _sensitivity.inputs_of(model, job, 1)[0]) as sim:
-        return (sim.layers[-1].name,)
+        return tuple(layer.name for layer in sim.layers if layer.name in sim.last)
 
 
 def _measured(
@@ -126,7 +126,7 @@ def _measured(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """(Layers in float, notes) by measured sensitivity: those that were named, and those that the budget chooses."""
     samples, source = _sensitivity.inputs_of(model, job, count)
-    score = _sensitivity.figure(model, job.data, len(samples)) if by == "metric" else None
+    score = _sensitivity.figure(model, job, count) if by == "metric" else None
     with _sensitivity.simulator(model, job, samples) as sim:
         found = _sensitivity.measure(job, sim, by, score)
         notes: dict[str, Any] = {

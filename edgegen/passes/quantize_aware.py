@@ -61,9 +61,10 @@ def quantize_aware(
         temperature: of softened logits. learn_ranges: or keep those of calibration.
         precision: of the training: fp32; bf16 rounds coarser than INT8 does, so it blurs what is learned.
     Returns:
-        PassResult; its model's plan has the ranges. Where the error only rose (and `labels` and `reference` are 0), the
-        model as it was. `notes` has the loss curve and the INT8 network's output error on
-        the samples before and after, relative to the teacher.
+        PassResult; its model's plan has the ranges, and its weights are the best of ten looks at the losses on batches
+        that are not learned from. Where the error only rose (and the teacher's output alone was asked for), the model
+        as it was. `notes` has the loss curve and the INT8 network's output error on the samples before and after,
+        relative to the teacher.
     Raises:
         ValueError: an option out of range, a loss without its data, a network that cannot be INT8.
         PassError: the loss was never finite.
@@ -76,11 +77,16 @@ def quantize_aware(
     with training.use_threads(job.threads):
         lesson = _Lesson(model, job, inputs, batch_at(0), wanted, plan, temperature, learn_ranges)
         before = lesson.error(inputs)
+
+    def judged(learner: nn.Module) -> float:  # what is asked for, and not of what is learned from or calibrated on
+        parts = [lesson.losses(learner, batch, steps) for batch in _lessons.held_out(batch_at, steps, job.device)]
+        return sum(float(loss) for found in parts for loss in found.values()) / len(parts)
+
     result = training.train(
         lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, precision=precision,
         checkpoint=job.checkpoints / "quantize_aware.safetensors" if job.checkpoints else None, progress=job.progress,
         warmup=warmup, grad_clip=grad_clip, batchnorm="frozen", optimizer=optimizer, threads=job.threads,
-        device=job.device, rates=lesson.rates(), evaluate=lambda learner: lesson.error(inputs),
+        device=job.device, rates=lesson.rates(), evaluate=judged,
     )  # fmt: skip
     if result.stopped and not result.steps:
         raise PassError(f"quantize_aware: {result.stopped}; check the value ranges of the inputs")
@@ -93,7 +99,7 @@ def quantize_aware(
     notes = {
         "inputs": source, **_lessons.told(result), "ranges": len(scales),
         "calibrated_by_the_build": list(lesson.found.missing),
-        "output_error_before": before, "output_error_after": after,
+        "output_error_before": before, "output_error_after": after, "best_step": result.best_step,
     }  # fmt: skip
     alone = not labels and not reference and not reference_psnr
     if after > before and alone:  # it has reached what its float teacher allows already

@@ -30,6 +30,9 @@ _FIGURES = {
     "KID": "distance between the features of made and of real images as two crowds; less is better; chance may take"
     " it a little below 0",
     "KID change from the teacher": "how much farther the student's images are than the teacher's, from the same noise",
+    "bad images": "share of the images that are black, flat or not finite where the teacher's are not",
+    "brightness shift from the teacher": "how much lighter (above 0) or darker the images are, in steps of 255",
+    "colour shift from the teacher": "how far the mean colour of the images moved, in steps of 255",
     "FID": "distance between the features of made and of real images as two crowds; less is better",
 }
 

@@ -40,6 +40,8 @@ def figure(path: str, value: Report | None, *, with_mark: bool = True) -> str:
         lines.append(f"{'95%' if value['status'] == 'measured' else 'range'} {both}")
     n = value["conditions"].get("n") or (value["percentiles"] or {}).get("n")
     lines += [f"n {escape(text.plain(n))}"] if n else []
+    kinds = value["conditions"].get("kinds") or {}
+    lines += [escape(f"{count} {kind}") for kind, count in kinds.items() if count]
     sub = "".join(f'<span class="sub">{line}</span>' for line in lines)
     return shown(f"{path}.value", value["value"], text.figure(value)) + sub
 
