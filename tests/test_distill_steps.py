@@ -200,7 +200,7 @@ def test_a_student_learns_from_the_images_of_its_teacher_or_from_real_ones(make)
         if isinstance(made, tuple):  # noised: at the first times there is hardly any noise
             x, t = made[0](0)["input"]
             return x[t < 100].numpy(), made[1]
-        return made.images(0), made.source
+        return made.images(0)[0], made.source
 
     own, said = drawn()
     assert "the denoiser itself" in said
