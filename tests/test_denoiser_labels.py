@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,6 +111,24 @@ def test_a_student_of_classes_makes_the_images_of_the_class_it_is_asked_for():
     made = samplers.generate(samplers.of(result.model.options), diffusion.runner(result.model.stage.module), latents,
                              asked)  # fmt: skip
     assert np.abs(made.mean((1, 2, 3)) - np.array(MEANS)[asked]).max() < 0.15
+
+
+@pytest.mark.parametrize("thinned", [{}, {"guidance_every": 3}, {"guidance_interval": [0.3, 0.7]}], ids=str)
+def test_the_teacher_is_guided_where_its_sampler_is(thinned: dict):
+    model = labelled(8, guidance=3.0, **thinned)
+    settings, latents = samplers.of(model.options), np.random.default_rng(0).standard_normal((4, 1, 4, 4))
+    asked = np.array([0, 1, 2, 1])
+    wanted = samplers.generate(settings, diffusion.runner(Classes()), latents, asked)
+    teacher, x = _denoising.Teacher(Classes(), settings), torch.from_numpy(latents).float()
+    grid = _denoising.times(settings, 8)
+    for t, end in pairwise(grid):
+        x = teacher.step(x, t.expand(4), end.expand(4), torch.from_numpy(asked).float())
+    assert np.abs(x.numpy() - wanted).max() < 2e-4
+    plain = samplers.generate({**settings, "guidance_every": 1, "guidance_interval": [0.0, 1.0]},
+                              diffusion.runner(Classes()), latents, asked)  # fmt: skip
+    assert (np.abs(plain - wanted).max() > 0.05) == bool(thinned)  # so that the comparison can fail
+    between = (grid[3] + grid[4]) / 2
+    assert torch.equal(teacher.guided(between.expand(1)), teacher.guided(grid[3].expand(1)))
 
 
 def test_a_teacher_whose_output_means_something_else_is_refused():

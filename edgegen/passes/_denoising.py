@@ -79,21 +79,31 @@ def untouched(model: Model, why: str, **notes: Any) -> PassResult:
 
 
 class Teacher:
-    """A frozen denoiser as `image(x, t, label)`, with the guidance of its settings built in."""
+    """A frozen denoiser as `image(x, t, label)`, with the guidance of its settings built in.
+
+    At a time between two steps of its own sampler, guidance is as in the step from the one to the other.
+    """
 
     def __init__(self, module: nn.Module, settings: Mapping[str, Any]) -> None:
-        self.module, self.levels = module, diffusion.Levels(settings)
+        self.module, self.levels, self.settings = module, diffusion.Levels(settings), settings
         self.weight, self.clip = float(settings["guidance"]), float(settings["clip"])
+        self.visited = torch.tensor([level.t for level in samplers.levels(settings)[:-1]])
 
     @torch.no_grad()
     def image(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         """The estimate of the image in x at times t."""
         made = call(self.module, x, t, label)
-        if self.weight != 1 and label is not None:
+        if self.weight != 1 and label is not None and (chosen := self.guided(t)).any():
             free = call(self.module, x, t, torch.full_like(label, self.levels.labels))
-            made = free + self.weight * (made - free)
+            made = torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), free + self.weight * (made - free), made)
         x0 = self.levels.image(made.float(), x, t)
         return x0.clamp(-self.clip, self.clip) if self.clip else x0
+
+    def guided(self, t: torch.Tensor) -> torch.Tensor:
+        """Whether there is guidance at times t (N,)."""
+        reached = self.visited.to(t.device)[None] >= t[:, None] - 1e-3  # float32 of the same time
+        began = (reached.sum(1) - 1).clamp_min(0)
+        return samplers.guided(self.settings, self.visited.to(t.device)[began], began)
 
     def step(self, x: torch.Tensor, t: torch.Tensor, end: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         """One DDIM step from times t to times `end`; below 0 is the image."""

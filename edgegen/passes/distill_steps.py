@@ -50,7 +50,8 @@ def distill_steps(
         method: progressive (then sampled by ddim), pairs, consistency or distribution (then by consistency).
         steps: of the result's sampler.
         train: training steps; of progressive in each round, and a round halves the steps.
-        pairs: paths that the method pairs makes with the teacher's own sampler before it trains.
+        pairs: paths that the method pairs makes before it trains: DDIM with the teacher's number of steps (or the next
+            multiple of `steps`), spread evenly, and its guidance.
         perceptual: weight of a distance of `encoder` (cifar or mnist) maps beside the squared error; for pairs.
     Returns:
         PassResult; `notes` has the rounds with their loss curves. Nothing changes in a network without a sampler, or in

@@ -36,7 +36,7 @@ Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class Level(NamedTuple):
-    """Time as the network takes it, the two factors, and the number of the step."""
+    """Time as the network takes it, the two factors, and the number of the step that it is a run of."""
 
     t: float
     alpha: float
@@ -138,6 +138,16 @@ def estimate(made: np.ndarray, x: np.ndarray, level: Level, prediction: str) -> 
     return level.alpha * x - level.sigma * made if prediction == "v" else made
 
 
+def guided(settings: Mapping[str, Any], t: Any, step: Any) -> Any:
+    """Guidance thinned: at every n-th step, and inside an interval of the time (Kynkaanniemi et al., 2024).
+
+    t, step: of one step, or arrays of the same shape; a truth value, or as many.
+    """
+    low, high = settings["guidance_interval"]
+    place = t / max(1, settings["train_steps"] - 1)
+    return (step % settings["guidance_every"] == 0) & (low <= place) & (place <= high)
+
+
 class Denoiser:
     """A network as `denoise(x, level) -> x0`: guidance, clipping and caching; `calls` counts runs of the network.
 
@@ -149,23 +159,18 @@ class Denoiser:
         self.settings, self.labels, self.calls, self.partial_calls = settings, labels, 0, 0
         self.runs: Mapping[str, Run] = run if isinstance(run, Mapping) else {"full": run}
         self._kept: dict[bool, dict[str, np.ndarray]] = {}
+        self._guided: dict[int, bool] = {}  # by step: its first run decides for all of them
 
     def __call__(self, x: np.ndarray, level: Level) -> np.ndarray:
         """The estimate of the image at a level, float64, inside +-clip (0: not clipped)."""
         made = self._network(x, level, self.labels)
         weight = float(self.settings["guidance"])
-        if weight != 1 and self._guided(level):
+        if weight != 1 and self._guided.setdefault(level.step, bool(guided(self.settings, level.t, level.step))):
             free = self._network(x, level, np.full(len(x), NULL, np.float32))
             made = free + weight * (made - free)
         x0 = estimate(made, x, level, self.settings["prediction"])
         clip = float(self.settings["clip"])
         return np.clip(x0, -clip, clip) if clip else x0
-
-    def _guided(self, level: Level) -> bool:
-        """Guidance thinned: at every n-th step, and inside an interval of the time (Kynkaanniemi et al., 2024)."""
-        low, high = self.settings["guidance_interval"]
-        place = level.t / max(1, self.settings["train_steps"] - 1)
-        return level.step % self.settings["guidance_every"] == 0 and low <= place <= high
 
     def _network(self, x: np.ndarray, level: Level, labels: np.ndarray | None) -> np.ndarray:
         feeds = {"sample": np.ascontiguousarray(x, np.float32), "timestep": np.full(len(x), level.t, np.float32)}
