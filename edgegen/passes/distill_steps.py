@@ -21,7 +21,7 @@ from edgegen import graph, samplers, training
 from edgegen.errors import PassError
 from edgegen.nn import diffusion, encoders
 from edgegen.nn import losses as nn_losses
-from edgegen.passes import _denoising, _matching
+from edgegen.passes import _denoising, _lessons, _matching
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
@@ -54,8 +54,8 @@ def distill_steps(
             multiple of `steps`), spread evenly, and its guidance.
         perceptual: weight of a distance of `encoder` (cifar or mnist) maps beside the squared error; for pairs.
     Returns:
-        PassResult; `notes` has the rounds with their loss curves. Nothing changes in a network without a sampler, or in
-        one that takes as few steps already.
+        PassResult; `notes` has the rounds with their loss curves, and why training stopped early if so. Nothing changes
+        in a network without a sampler, or in one that takes as few steps already.
     Raises:
         ValueError: an option out of range, a teacher that does not fit. PassError: the loss was never finite.
     """
@@ -86,14 +86,13 @@ def distill_steps(
         )  # fmt: skip
         if result.stopped and not result.steps:
             raise PassError(f"distill_steps: {result.stopped}; lower lr, or use another method")
-        curve = [list(point) for point in result.curve]
-        rounds.append({"steps": count, "loss_first": curve[0][1], "loss_last": curve[-1][1], "curve": curve,
-                       "images": lesson.source, "stopped": result.stopped})  # fmt: skip
+        rounds.append({**_lessons.told(result), "trained": result.steps, "steps": count, "images": lesson.source})
         teacher = _denoising.Teacher(_frozen(student, job.device), {**started, "guidance": 1.0})
     student.requires_grad_(False)
     loop = {"name": "ddim" if method == "progressive" else "consistency", "steps": steps, "clip": settings["clip"]}
     made = dataclasses.replace(model.with_module(student.eval()), options={**model.options, "sampler": loop})
-    notes = {"method": method, "nfe_before": samplers.nfe(settings), "nfe": steps, "rounds": rounds}
+    stopped = "; ".join(f"{point['steps']} steps: {point['stopped']}" for point in rounds if point["stopped"])
+    notes = {"method": method, "nfe_before": samplers.nfe(settings), "nfe": steps, "rounds": rounds, "stopped": stopped}
     return PassResult(made, dict.fromkeys(graph.layers(student), "trained"), {}, notes)
 
 
