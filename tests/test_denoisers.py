@@ -63,6 +63,11 @@ def test_a_denoiser_takes_a_sample_and_a_time_and_names_its_sampler(network: str
 def test_the_user_may_choose_another_sampler(network: str):
     chosen = cli_options.sampler("heun,spacing=karras,rho=5.5", 7)
     assert chosen == {"name": "heun", "spacing": "karras", "rho": 5.5, "steps": 7}
+    lists = cli_options.sampler("timesteps=900:500.5,cache_blocks=2:4,guidance_interval=0:0.5", 0)
+    assert lists == {"timesteps": [900, 500.5], "cache_blocks": [2, 4], "guidance_interval": [0, 0.5]}
+    assert samplers.complete({**lists})["cache_blocks"] == [2, 4]  # whole numbers, as it wants them
+    alone = samplers.complete(cli_options.sampler("timesteps=500", 0))
+    assert (alone["steps"], [level.t for level in samplers.levels(alone)[:-1]]) == (1, [500.0])
     settings = samplers.of(loading.load_model(network, options=ModelOptions(sampler=chosen)).options)
     assert settings is not None and samplers.nfe(settings) == 13
     fewer = samplers.of(loading.load_model(network, options=ModelOptions(sampler={"steps": 3})).options)

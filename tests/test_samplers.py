@@ -282,6 +282,11 @@ def test_both_runs_of_a_heun_step_are_full_or_partial():
     ({"timesteps": [10.0, 500.0]}, "timesteps must fall"),
     ({"guidance": 2.0}, "needs a network with class labels"),
     ({"guidance_interval": [0.5, 0.2]}, "guidance_interval"),
+    ({"guidance_interval": 0.5}, r"guidance_interval must be two shares of the time, .* got \[0.5\]"),
+    ({"timesteps": ["soon"]}, r"timesteps must be numbers, got \['soon'\]"),
+    ({"eta": -0.5}, "eta must be a number of 0 or more, got -0.5"),
+    ({"clip": [1.0, 2.0]}, "clip must be a number of 0 or more"),
+    ({"rho": "seven"}, "rho must be numbers, got 'seven'"),
     ({"rho": 0}, "rho must be a number above 0"),
 ])  # fmt: skip
 def test_wrong_settings_are_one_line(wrong: dict, said: str):
