@@ -80,6 +80,19 @@ def test_the_user_may_choose_another_sampler(network: str):
         cli_options.sampler("ddim,eta", 0)
 
 
+@pytest.mark.parametrize(("channels", "clip"), [(1, 1.0), (4, 0.0)])
+def test_latents_are_not_clipped_unless_it_is_asked_for(channels: int, clip: float, tmp_path: Path):
+    text = NETWORK.replace("[1, 1, 16, 16]", f"[1, {channels}, 16, 16]").replace("channels=1", f"channels={channels}")
+    (tmp_path / "net.py").write_text(text, encoding="utf-8")
+
+    def clipped(**chosen) -> float:
+        model = loading.load_model(f"{tmp_path / 'net.py'}:create", options=ModelOptions(sampler=chosen))
+        return samplers.of(model.options)["clip"]
+
+    assert clipped() == clipped(name="heun") == clip
+    assert clipped(clip=2.5) == 2.5
+
+
 @pytest.mark.parametrize("prediction", samplers._core.PREDICTIONS)
 def test_noised_images_and_targets_fit_together(prediction: str):
     levels = diffusion.Levels({"prediction": prediction, "schedule": "cosine", "train_steps": 100})
