@@ -71,6 +71,14 @@ def grid(made):
     return page
 
 
+def check_label(label, classes):
+    """One line for a class that the network does not have."""
+    if label is not None and not classes:
+        raise SystemExit(f"--label {label}: this network has no classes; leave it out")
+    if label is not None and not 0 <= label < classes:
+        raise SystemExit(f"--label must be a class from 0 to {classes - 1}, got {label}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
@@ -80,6 +88,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("out.png"), help="where the images go (.png or .npy)")
     arguments = parser.parse_args()
     sampler = dict(SETTINGS["sampler"])
+    check_label(arguments.label, sampler["labels"])
     if arguments.steps:
         sampler.update(steps=arguments.steps, timesteps=[])
     run, begin = loaded(), time.perf_counter()

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgegen import errors, onnx_exact, onnx_graph, onnx_qdq
+from edgegen import errors, onnx_exact, onnx_graph, onnx_qdq, samplers
 from edgegen.types import Model, PrecisionPlan
 
 FEWEST = 32  # images; ranges of activations still grow below (curve)
@@ -24,6 +24,7 @@ ALIKE = 0.02  # mean difference of two thumbnails, as a share of the value range
 ALIKE_SHARE = 0.2
 FLAT = 0.01  # standard deviation of an image, as a share of the value range
 MOST = 512  # samples that are looked at
+LATENTS = 32  # that a denoiser's inputs come from; more only take time, as they are spread over all steps
 ENOUGH_DB = 0.5  # a curve is flat where all that is left to gain is less than this
 
 
@@ -169,31 +170,49 @@ def curve(
 ) -> list[Point]:  # fmt: skip
     """Error of the INT8 build (ONNX Runtime, u8s8) on `held_out` images, for ranges from 1, 2, 4, ... other images.
 
+    Of a denoiser they are its inputs on the way from noise to image, from latents that are held out and from others.
+
     Raises:
-        errors.DataError: fewer than two images. errors.EdgegenError: the network cannot be exported or quantized.
+        errors.DataError: fewer than two images, or a network of several inputs that is no denoiser.
+        errors.EdgegenError: the network cannot be exported or quantized.
     """
+    if len(model.stage.inputs) != 1 and samplers.of(model.options) is None:
+        raise errors.DataError(f"a curve is for networks that take one input; {model.name} takes"
+                               f" {', '.join(spec.name for spec in model.stage.inputs)}")  # fmt: skip
     if len(dataset) < 2:
         raise errors.DataError(f"a curve needs two images at least, got {len(dataset)}")
     order = [int(i) for i in np.random.default_rng(seed).permutation(len(dataset))]
     kept = min(held_out, len(dataset) // 2)
     tests, others = order[:kept], order[kept : kept + most]
     counts = sorted({*(2**i for i in range(20) if 2**i < len(others)), len(others)})
-    spec = model.stage.inputs[0]
     with tempfile.TemporaryDirectory(prefix="edgegen-") as name:
         folder = Path(name)
         graph = onnx_graph.to_onnx(model.stage, folder / "float.onnx")
-        feeds = [dataset[i].input[None].astype(np.float32) for i in tests]
-        exact = _run(graph.onnx, spec.name, feeds)
+        session = onnx_exact.session(graph.onnx)
+        feeds, given = (_inputs(model, dataset, chosen, session, seed) for chosen in (tests, others))
+        exact = _run(session, feeds)
         points = []
         for number, count in enumerate(counts):
             progress(f"{count} images", number / len(counts))
-            chosen = np.stack([dataset[i].input for i in others[:count]]).astype(np.float32)
-            np.save(folder / f"{spec.name}.npy", chosen)
+            for name_in, values in given.items():
+                np.save(folder / f"{name_in}.npy", values[:count])
             plan = PrecisionPlan("int8", "u8s8")
             made = onnx_qdq.insert_qdq(graph, folder / "int8.onnx", calibration=folder, plan=plan)
-            wrong = np.square(_run(made.onnx, spec.name, feeds) - exact).sum() / max(1e-30, np.square(exact).sum())
+            wrong = np.square(_run(onnx_exact.session(made.onnx), feeds) - exact).sum()
+            wrong /= max(1e-30, np.square(exact).sum())
             points.append(Point(count, float(-10 * np.log10(max(wrong, 1e-20)))))
     return points
+
+
+def _inputs(model: Model, dataset: Any, chosen: Sequence[int], session: Any, seed: int) -> dict[str, np.ndarray]:
+    """Input name -> (n, ...): the samples themselves, or as many inputs of a denoiser on their way, times mixed."""
+    samples = np.stack([dataset[i].input for i in chosen]).astype(np.float32)
+    if (settings := samplers.of(model.options)) is None:
+        return {model.stage.inputs[0].name: samples}
+    found = samplers.trajectory(
+        settings, lambda feeds: {"output": _run(session, feeds).astype(np.float32)}, samples[:LATENTS], len(samples))
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return {name: values[order] for name, values in found.items()}
 
 
 def enough(points: Sequence[Point]) -> int | None:
@@ -204,9 +223,11 @@ def enough(points: Sequence[Point]) -> int | None:
     return None
 
 
-def _run(path: Path, name: str, feeds: Sequence[np.ndarray]) -> np.ndarray:
-    session = onnx_exact.session(path)
-    return np.concatenate([session.run(None, {name: feed})[0] for feed in feeds]).astype(np.float64)
+def _run(session: Any, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The first output for stacked inputs, each sample by itself, as exported networks take one."""
+    count = len(next(iter(feeds.values())))
+    parts = [{name: values[i : i + 1] for name, values in feeds.items()} for i in range(count)]
+    return np.concatenate([session.run(None, part)[0] for part in parts]).astype(np.float64)
 
 
 def as_json(findings: Sequence[Finding], points: Sequence[Point]) -> dict[str, Any]:

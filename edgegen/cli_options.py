@@ -134,7 +134,7 @@ def _plain(text: str) -> Any:
 
 
 def sampler(text: str, steps: int) -> dict[str, Any] | None:
-    """`ddim,eta=0.5` and a number of steps as settings; None when neither is given.
+    """`ddim,eta=0.5,timesteps=900:500` and a number of steps as settings; None when neither is given.
 
     Raises:
         ModelError: a part that is not NAME=VALUE.
@@ -147,17 +147,8 @@ def sampler(text: str, steps: int) -> dict[str, Any] | None:
         key, sign, value = part.partition("=")
         if not sign or not key:
             raise errors.ModelError(f"--sampler {text}: {part!r} is not NAME=VALUE, such as eta=0.5")
-        found[key.strip()] = _value(value.strip())
+        values = [_plain(piece.strip()) for piece in value.split(":")]
+        found[key.strip()] = values if ":" in value else values[0]
     if steps:
         found["steps"] = steps
     return found or None
-
-
-def _value(text: str) -> Any:
-    """A number or a list of numbers with colons between (`0.2:0.8`), else the text."""
-    try:
-        if ":" in text:
-            return [float(part) for part in text.split(":")]
-        return int(text) if text.lstrip("-").isdigit() else float(text)
-    except ValueError:
-        return text

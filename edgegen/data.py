@@ -161,6 +161,19 @@ class Dataset:
             raise DataError(f"{self.model.name}: output {shape} is not an image (C, H, W) of fixed size")
         return len(self.source) if self._real is None else len(self._real)
 
+    def real_labels(self) -> np.ndarray | None:
+        """The class of each real image, int64 (real_count(),); None where the network or the source has no classes.
+
+        Raises:
+            DataError: there is no source of images, or its classes cannot be the network's.
+        """
+        count, classes = self.real_count(), int(self.model.options.get("labels", 0))
+        if not classes or self.source is None or not self.source.labels:
+            return None
+        samples.check_classes(self.source, classes, self.model.name)
+        found = [self.source.label(i) for i in (range(count) if self._real is None else self._real)]
+        return None if None in found else np.array(found, np.int64)
+
     def real_image(self, i: int) -> np.ndarray:
         """Real image i, float32 (C, H, W) in 0..1, fitted to the output of an unconditional generator.
 

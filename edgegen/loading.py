@@ -210,6 +210,8 @@ def _model(
     options = dict(record.options)
     if record.task == "super-resolution":
         options["scale"] = _scale(stage.inputs[0], stage.outputs[0], options.get("scale"), name)
+    if options.get("sampler") and stage.inputs[0].shape[1] not in (1, 3):
+        options["sampler"] = {"clip": 0.0, **options["sampler"]}  # latents know no -1..1
     if latency_only:
         options["latency_only"] = True
     place = Path(str(origin.get("path", origin.get("name")))).name  # not the whole path: it would go into the bundle

@@ -155,19 +155,28 @@ class ImageMaker(Maker):
         return images.network_input(image, self.model.preprocessing, self.spec.layout)
 
 
+def check_classes(source: Source, classes: int, name: str) -> None:
+    """Refuse a source whose classes cannot be the network's.
+
+    Raises:
+        DataError: more classes, or another number of them and no numbers as names.
+    """
+    numbered = source.labels == tuple(str(i) for i in range(len(source.labels)))
+    if len(source.labels) > classes or (source.labels and len(source.labels) != classes and not numbered):
+        raise DataError(
+            f"{source.name} has {len(source.labels)} classes, {name} has {classes}; name the class folders by class"
+            " index (0, 217, ...), or give images without class folders"
+        )
+
+
 class ClassificationMaker(ImageMaker):
     """Image and label; augmented (colour only): shifted by up to an eighth, flipped."""
 
     def __init__(self, source: Source, model: Model):
         super().__init__(source, model)
         classes = model.stages[-1].outputs[0].shape[-1]
-        if source.labels and isinstance(classes, int):
-            numbered = source.labels == tuple(str(i) for i in range(len(source.labels)))
-            if len(source.labels) > classes or (len(source.labels) != classes and not numbered):
-                raise DataError(
-                    f"{source.name} has {len(source.labels)} classes, {model.name} has {classes}; name the class"
-                    " folders by class index (0, 217, ...), or give images without class folders"
-                )
+        if isinstance(classes, int):
+            check_classes(source, classes, model.name)
 
     def sample(self, index: int, part: tuple[int, int] | None) -> Sample:
         image = images.view(self.source.image(index), self.model.preprocessing, self.height, self.width)

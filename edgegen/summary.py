@@ -22,7 +22,10 @@ from edgegen.variants import REWRITTEN
 def step_records(
     group: Sequence[recipe.Step], results: Sequence[PassResult], status: str, reason: str, network: str = ""
 ) -> list[dict[str, Any]]:
-    """One record a pass; passes judged together share status and reason. network: the name of what they made."""
+    """One record a pass; passes judged together share status and reason. network: the name of what they made.
+
+    Training that stopped early is told beside the reason.
+    """
     together = " + ".join(step.name for step in group)
     shared = f"judged together ({together}): {reason}" if len(group) > 1 else reason
     return [
@@ -30,7 +33,7 @@ def step_records(
             "name": step.name,
             "options": dict(step.options),
             "status": status,
-            "reason": shared,
+            "reason": "; ".join(part for part in (shared, result.notes.get("stopped")) if part),
             "changed": dict(result.changed),
             "skipped": dict(result.skipped),
             "figures": _scalars(result.notes),

@@ -29,7 +29,6 @@ from edgegen.passes import _lessons
 from edgegen.records import ModelOptions
 from edgegen.types import Model
 
-DROPPED = 0.1  # share of images whose class is left out
 RATES = {"denoiser": 5e-4, "classification": 2e-3, "unconditional": 2e-4}
 Progress = Callable[[str, float], None]
 
@@ -178,8 +177,7 @@ def _denoiser(model: Model, order: Order, source: Any) -> Lesson:
         eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
         given: tuple[torch.Tensor, ...] = (levels.noised(x0, t, eps), t)
         if levels.labels:
-            none = (rng.random(order.batch) < DROPPED) | (labels < 0)
-            given = (*given, torch.from_numpy(np.where(none, levels.labels, labels)).float())
+            given = (*given, levels.told(labels, rng))
         return given, levels.target(x0, t, eps)
 
     def loss(module: nn.Module, batch: Any, step: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ import pytest
 
 from edgegen import calibration_lint
 from edgegen.calibration_lint import Point
+from edgegen.errors import DataError
 from edgegen.types import Model, Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -91,3 +92,38 @@ def test_the_curve_rises_with_the_images(model: Model):
     points = calibration_lint.curve(model, dataset(normalised(images)), held_out=4)
     assert [point.images for point in points] == [1, 2, 4, 8]
     assert points[-1].sqnr_db > points[0].sqnr_db
+
+
+def test_the_curve_of_a_denoiser_is_over_inputs_on_its_way(monkeypatch):
+    import torch
+    from test_distill_steps import denoiser
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return self.conv(sample) + timestep.view(-1, 1, 1, 1) / 1000
+
+    seen: list[dict[str, np.ndarray]] = []
+    insert = calibration_lint.onnx_qdq.insert_qdq
+
+    def watched(graph: Any, out: Any, *, calibration: Any, plan: Any) -> Any:
+        seen.append({name: np.load(calibration / f"{name}.npy") for name in ("sample", "timestep")})
+        return insert(graph, out, calibration=calibration, plan=plan)
+
+    monkeypatch.setattr(calibration_lint.onnx_qdq, "insert_qdq", watched)
+    latents = np.random.default_rng(0).standard_normal((12, 1, 4, 4))
+    points = calibration_lint.curve(denoiser(Net(), 8), dataset(latents), held_out=4)
+    assert [point.images for point in points] == [1, 2, 4, 8]
+    assert all(np.isfinite(point.sqnr_db) for point in points) and points[-1].sqnr_db > 15
+    assert [len(one["sample"]) for one in seen] == [len(one["timestep"]) for one in seen] == [1, 2, 4, 8]
+    assert len(set(seen[-1]["timestep"])) == 8 and len(set(seen[1]["timestep"])) == 2  # every step, mixed
+
+
+def test_a_curve_of_several_inputs_is_refused(model: Model):
+    stage = dataclasses.replace(model.stage, inputs=(*model.stage.inputs, *model.stage.outputs))
+    with pytest.raises(DataError, match=r"a curve is for networks that take one input; .* takes input, output"):
+        calibration_lint.curve(dataclasses.replace(model, stages=(stage,)), dataset(normalised(photos(4))))

@@ -29,7 +29,7 @@ from edgegen.candidates import per_image  # noqa: E402
 from edgegen.errors import DataError, ModelError, UsageError  # noqa: E402
 from edgegen.nn import diffusion  # noqa: E402
 from edgegen.records import ModelOptions  # noqa: E402
-from edgegen.types import Artifact, Measurement, PrecisionPlan, Target  # noqa: E402
+from edgegen.types import Artifact, Measurement, Model, PrecisionPlan, Target  # noqa: E402
 
 NETWORK = '''
 import torch
@@ -63,6 +63,11 @@ def test_a_denoiser_takes_a_sample_and_a_time_and_names_its_sampler(network: str
 def test_the_user_may_choose_another_sampler(network: str):
     chosen = cli_options.sampler("heun,spacing=karras,rho=5.5", 7)
     assert chosen == {"name": "heun", "spacing": "karras", "rho": 5.5, "steps": 7}
+    lists = cli_options.sampler("timesteps=900:500.5,cache_blocks=2:4,guidance_interval=0:0.5", 0)
+    assert lists == {"timesteps": [900, 500.5], "cache_blocks": [2, 4], "guidance_interval": [0, 0.5]}
+    assert samplers.complete({**lists})["cache_blocks"] == [2, 4]  # whole numbers, as it wants them
+    alone = samplers.complete(cli_options.sampler("timesteps=500", 0))
+    assert (alone["steps"], [level.t for level in samplers.levels(alone)[:-1]]) == (1, [500.0])
     settings = samplers.of(loading.load_model(network, options=ModelOptions(sampler=chosen)).options)
     assert settings is not None and samplers.nfe(settings) == 13
     fewer = samplers.of(loading.load_model(network, options=ModelOptions(sampler={"steps": 3})).options)
@@ -73,6 +78,19 @@ def test_the_user_may_choose_another_sampler(network: str):
         loading.load_model("edsr", options=ModelOptions(sampler={"steps": 3}))
     with pytest.raises(ModelError, match="is not NAME=VALUE"):
         cli_options.sampler("ddim,eta", 0)
+
+
+@pytest.mark.parametrize(("channels", "clip"), [(1, 1.0), (4, 0.0)])
+def test_latents_are_not_clipped_unless_it_is_asked_for(channels: int, clip: float, tmp_path: Path):
+    text = NETWORK.replace("[1, 1, 16, 16]", f"[1, {channels}, 16, 16]").replace("channels=1", f"channels={channels}")
+    (tmp_path / "net.py").write_text(text, encoding="utf-8")
+
+    def clipped(**chosen) -> float:
+        model = loading.load_model(f"{tmp_path / 'net.py'}:create", options=ModelOptions(sampler=chosen))
+        return samplers.of(model.options)["clip"]
+
+    assert clipped() == clipped(name="heun") == clip
+    assert clipped(clip=2.5) == 2.5
 
 
 @pytest.mark.parametrize("prediction", samplers._core.PREDICTIONS)
@@ -129,6 +147,58 @@ def test_the_sample_script_is_a_program(network: str, runtime: str):
     assert ('"file": \'model.onnx\'' in text) == (runtime == "coreml")
 
 
+def bundled(model: Model, runtime: str, folder: Path) -> None:
+    """Build a denoiser into folder / "b", with its script and its sampler."""
+    made = onnx_graph.to_onnx(model.stage, folder / "graph" / "model.onnx")
+    if getattr(registry.module("runtimes", runtime), "NEEDS_PROGRAM", False):
+        made = dataclasses.replace(made, program=program.save(model.stage, folder / "graph" / "model.pt2"))
+    target = Target("here", "", (runtime,), precisions=("fp32",), threads=1)
+    settings = samplers.of(model.options)
+    shape = (1, *(int(d) for d in model.stage.inputs[0].shape[1:]))
+    feeds = samplers.feeds(settings, np.random.default_rng(0).standard_normal(shape))
+    cured = rewriting.cures(made, runtime, target, feeds=feeds, out=folder / "cured.onnx")
+    assert not cured.problems
+    artifact = registry.module("runtimes", runtime).build(
+        cured.graph, folder / "b" / "model", calibration=None, target=target)
+    inside = dataclasses.replace(artifact, path=artifact.path.relative_to(folder / "b"))
+    (folder / "b" / "run_here.py").write_text(bundle_samples.script(model, inside, str(inside.path), "here"))
+    for name, file in samplers.sources(settings).items():
+        (folder / "b" / "samplers").mkdir(exist_ok=True)
+        (folder / "b" / "samplers" / Path(name).name).write_bytes(file.read_bytes())
+
+
+def scripted(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-I", "run_here.py", "--count", "2", "--out", "made.npy", *more]
+    return subprocess.run(command, cwd=folder / "b", capture_output=True, text=True, timeout=120)
+
+
+CLASSES = '''
+import torch
+RECORD = {"task": "unconditional", "input": {"shape": [1, 1, 4, 4]}, "output": {"value_range": [-1, 1]},
+          "weights": "factory", "options": {"prediction": "x0", "schedule": "cosine", "train_steps": 1000, "labels": 3,
+                                            "sampler": {"name": "ddim", "steps": 2}}}
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.greys = torch.nn.Parameter(torch.tensor([-0.5, 0.0, 0.5, 0.9]))
+    def forward(self, sample, timestep, label):
+        return self.greys[label.long()].view(-1, 1, 1, 1) + 0 * sample + 0 * timestep.view(-1, 1, 1, 1)
+def create():
+    return Net()
+'''
+
+
+def test_the_sample_script_makes_the_class_it_is_asked_for_and_refuses_those_that_are_none(tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "net.py").write_text(CLASSES, encoding="utf-8")
+    bundled(loading.load_model(f"{tmp_path / 'net.py'}:create"), "onnxruntime", tmp_path)
+    done = scripted(tmp_path, "--label", "2")
+    assert done.returncode == 0, done.stderr
+    assert np.allclose(np.load(tmp_path / "b" / "made.npy"), 0.5, atol=1e-5)
+    done = scripted(tmp_path, "--label", "3")  # 3 is how the network is told "no class"
+    assert done.returncode and done.stderr == "--label must be a class from 0 to 2, got 3\n"
+
+
 @pytest.mark.filterwarnings("ignore")  # executorch and torchao warn at their import; a worker process does not mind
 @pytest.mark.parametrize("runtime", [
     pytest.param(name, marks=pytest.mark.slow if name in ("litert", "executorch") else ())  # their converters take long
@@ -139,28 +209,18 @@ def test_the_sample_script_makes_the_images_in_every_runtime(runtime: str, netwo
     if registry.module("runtimes", runtime).missing():
         pytest.skip(f"{runtime} does not run here")
     model = loading.load_model(network)
-    made = onnx_graph.to_onnx(model.stage, tmp_path / "graph" / "model.onnx")
-    made = dataclasses.replace(made, program=program.save(model.stage, tmp_path / "graph" / "model.pt2"))
-    target = Target("here", "", (runtime,), precisions=("fp32",), threads=1)
+    bundled(model, runtime, tmp_path)
     settings = samplers.of(model.options)
     latents = np.stack([np.random.default_rng([0, i]).standard_normal((1, 16, 16), dtype=np.float32) for i in range(2)])
-    feeds = samplers.feeds(settings, latents[:1])
-    cured = rewriting.cures(made, runtime, target, feeds=feeds, out=tmp_path / "cured.onnx")
-    assert not cured.problems
-    artifact = registry.module("runtimes", runtime).build(
-        cured.graph, tmp_path / "b" / "model", calibration=None, target=target)
-    inside = dataclasses.replace(artifact, path=artifact.path.relative_to(tmp_path / "b"))
-    (tmp_path / "b" / "run_here.py").write_text(bundle_samples.script(model, inside, str(inside.path), "here"))
-    for name, file in samplers.sources(settings).items():
-        (tmp_path / "b" / "samplers").mkdir(exist_ok=True)
-        (tmp_path / "b" / "samplers" / Path(name).name).write_bytes(file.read_bytes())
-    done = subprocess.run([sys.executable, "-W", "ignore", "-I", "run_here.py", "--count", "2", "--out", "made.npy"],
-                          cwd=tmp_path / "b", capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = scripted(tmp_path)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "b" / "made.npy")
     wanted = samplers.generate(settings, diffusion.runner(model.stage.module), latents)
     assert np.abs(found - wanted).max() < 5e-3
     assert np.abs(found - wanted[::-1]).max() > 5e-2  # the comparison can fail
+    if runtime == "onnxruntime":  # the same line in all
+        done = scripted(tmp_path, "--label", "0")
+        assert done.returncode and done.stderr == "--label 0: this network has no classes; leave it out\n"
 
 
 @pytest.mark.slow

@@ -137,6 +137,25 @@ def test_what_progressive_aims_at_makes_one_step_of_two():
     assert not torch.allclose(one, near, atol=1e-2)
 
 
+def test_training_that_stops_before_a_loss_is_told_keeps_what_it_has(monkeypatch):
+    from edgegen import recipe, summary
+
+    loss = distill_steps._Lesson.loss
+
+    def broken(self, student: nn.Module, batch: tuple, step: int) -> dict[str, torch.Tensor]:
+        return {name: value * (math.nan if step else 1.0) for name, value in loss(self, student, batch, step).items()}
+
+    monkeypatch.setattr(distill_steps._Lesson, "loss", broken)
+    result = distilled(method="consistency", train=2000, batch=4)
+    (point,) = result.notes["rounds"]
+    assert (point["curve"], point["loss_first"], point["trained"]) == ([], None, 1)
+    assert result.notes["stopped"].startswith("1 steps: stopped at step 1 of 2000: ")
+    assert np.isfinite(images(result.model, 2)).all()
+    step = recipe.Step.model_validate({"pass": "distill_steps"})
+    (record,) = summary.step_records([step], [result], "undone", "no gain")
+    assert record["reason"] == f"no gain; {result.notes['stopped']}"
+
+
 def test_rounds_halve_the_steps():
     assert distill_steps._rounds(50, 4) == [16, 8, 4]
     assert distill_steps._rounds(16, 8) == [8]
@@ -200,7 +219,7 @@ def test_a_student_learns_from_the_images_of_its_teacher_or_from_real_ones(make)
         if isinstance(made, tuple):  # noised: at the first times there is hardly any noise
             x, t = made[0](0)["input"]
             return x[t < 100].numpy(), made[1]
-        return made.images(0), made.source
+        return made.images(0)[0], made.source
 
     own, said = drawn()
     assert "the denoiser itself" in said

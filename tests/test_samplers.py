@@ -212,6 +212,8 @@ def test_dpmpp_2m_agrees_with_diffusers(schedulers):
     ({"name": "ddim", "steps": 10, "labels": 10, "guidance": 2.0}, 20),
     ({"name": "ddim", "steps": 10, "labels": 10, "guidance": 2.0, "guidance_every": 3}, 14),
     ({"name": "ddim", "steps": 10, "labels": 10, "guidance": 2.0, "guidance_interval": [0.0, 0.5]}, 15),
+    ({"name": "heun", "steps": 4, "labels": 10, "guidance": 2.0, "guidance_every": 2}, 11),
+    ({"name": "heun", "steps": 4, "labels": 10, "guidance": 2.0, "guidance_interval": [0.5, 1.0]}, 11),
 ])  # fmt: skip
 def test_runs_of_the_network_are_counted(own: dict, wanted: int):
     assert samplers.nfe(own) == wanted
@@ -248,6 +250,28 @@ def test_a_cached_network_runs_in_full_at_every_third_step():
     assert samplers.calls(settings) == (7, 4)
 
 
+@pytest.mark.parametrize("thinned", [{"guidance_every": 2}, {"guidance_interval": [0.5, 1.0]}], ids=str)
+def test_both_runs_of_a_heun_step_are_guided_or_neither(thinned: dict):
+    runs: list[tuple[float, bool]] = []
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        runs.append((float(feeds["timestep"][0]), bool(feeds["label"][0] == 10)))
+        return {"output": 0.1 * feeds["sample"]}
+
+    settings = {**FREE, "name": "heun", "steps": 4, "labels": 10, "guidance": 2.0, **thinned}
+    samplers.generate(settings, run, latents(1, 1, 2, 2), np.array([4]))
+    first, second, third, last = (level.t for level in samplers.levels(samplers.complete(settings))[:-1])
+    step = {"guided": [False, True] * 2, "not": [False] * 2}  # whether each run is the one without a class
+    order = ("guided", "not", "guided", "not") if "guidance_every" in thinned else ("guided", "guided", "not", "not")
+    wanted = [free for kind in order for free in step[kind]][:-1]
+    assert [free for _, free in runs] == wanted
+    assert [t for t, free in runs if not free] == [first, second, second, third, third, last, last]
+
+
+def test_both_runs_of_a_heun_step_are_full_or_partial():
+    assert samplers.calls({"name": "heun", "steps": 4, "cache_every": 2}) == (7, 3)
+
+
 @pytest.mark.parametrize(("wrong", "said"), [
     ({"name": "dim"}, "did you mean 'ddim'"),
     ({"stepps": 4}, "unknown setting 'stepps'"),
@@ -258,6 +282,11 @@ def test_a_cached_network_runs_in_full_at_every_third_step():
     ({"timesteps": [10.0, 500.0]}, "timesteps must fall"),
     ({"guidance": 2.0}, "needs a network with class labels"),
     ({"guidance_interval": [0.5, 0.2]}, "guidance_interval"),
+    ({"guidance_interval": 0.5}, r"guidance_interval must be two shares of the time, .* got \[0.5\]"),
+    ({"timesteps": ["soon"]}, r"timesteps must be numbers, got \['soon'\]"),
+    ({"eta": -0.5}, "eta must be a number of 0 or more, got -0.5"),
+    ({"clip": [1.0, 2.0]}, "clip must be a number of 0 or more"),
+    ({"rho": "seven"}, "rho must be numbers, got 'seven'"),
     ({"rho": 0}, "rho must be a number above 0"),
 ])  # fmt: skip
 def test_wrong_settings_are_one_line(wrong: dict, said: str):

@@ -94,6 +94,22 @@ def test_what_costs_nothing_stays_and_what_costs_goes() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.stage.module.state_dict().items())
 
 
+def test_the_budget_of_a_denoisers_image_is_that_of_all_its_runs() -> None:
+    device, times = FakeDevice(rules(4.0, 0.0)), 10
+
+    def latency(stage: Stage) -> Measurement:
+        run = device.latency(stage)
+        return dataclasses.replace(run, value=times * run.value, conditions={"ms_per_run": run.value, "nfe": times})
+
+    job = dataclasses.replace(device.job(), latency=latency)
+    result = slim_to_latency(network(), job, max_latency=times * 4.2, **INNER)
+    assert widths(result.model) == (32, 64)  # as of the network that runs once, above
+    assert result.notes["original_ms"] == pytest.approx(6.1875) and result.notes["runs"] == pytest.approx(times)
+    assert result.notes["table_error"] == pytest.approx(0.0, abs=1e-3)
+    enough = slim_to_latency(network(), job, max_latency=times * 6.5, **INNER)
+    assert not enough.changed and "takes 6.19 ms a run, within 6.5 ms" in enough.skipped["a1"]
+
+
 def test_of_equal_costs_the_least_important_goes() -> None:
     model = network()
     with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from test_denoiser_labels import labelled  # noqa: E402
 from test_distill_steps import TARGET, Exact, denoiser  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -43,6 +44,24 @@ def test_moving_the_times_alone_helps_too():
 def test_the_number_of_runs_can_be_asked_for():
     settings = samplers.of(tuned(nfe=3, times=0).model.options)
     assert settings is not None and samplers.nfe(settings) == 3
+
+
+@pytest.mark.parametrize("thinned", [{}, {"guidance_every": 3}, {"guidance_interval": [0.0, 0.5]}], ids=str)
+def test_guidance_counts_in_the_number_of_runs(thinned: dict):
+    model = labelled(12, guidance=2.0, **thinned)
+    result = tune_sampler.tune_sampler(model, Job(TARGET, threads=1), nfe=5, images=2)
+    settings = samplers.of(result.model.options)
+    assert settings is not None and settings["guidance"] == 2.0 and samplers.nfe(settings) <= 5
+    facts = {key: settings[key] for key in samplers._core.OF_NETWORK}
+    tried = [{**facts, **{key: value for key, value in entry.items() if key != "distance"}}
+             for entry in result.notes["tried"]]  # fmt: skip
+    assert max(samplers.nfe(one) for one in tried) in (4, 5) and samplers.nfe(model.options["sampler"] | facts) > 12
+    assert len({one["name"] for one in tried}) == 3
+
+
+def test_runs_that_are_too_few_for_guidance_are_refused():
+    with pytest.raises(ValueError, match="room for one step, which takes 2 runs with guidance; got 1"):
+        tune_sampler.tune_sampler(labelled(12, guidance=2.0), Job(TARGET), nfe=1)
 
 
 class Up(nn.Module):

@@ -3,7 +3,7 @@
 Ma et al., 2024, DeepCache, arXiv:2312.00858: from step to step the deep features of a U-Net change little, so they are
 handed over as a tensor and only the outermost blocks run. Chen et al., 2024, Delta-DiT, arXiv:2406.01125: a transformer
 has no skips across, so it is what a range of blocks adds that is handed over. `samplers` runs the full network at every
-`cache_every`-th step.
+`cache_every`-th step. A trained block (`feedback`) may correct what is handed over for the time of the step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from edgegen import samplers
 from edgegen.nn import diffusion
+from edgegen.nn.feedback import Feedback
 from edgegen.types import Stage, TensorSpec
 
 CACHE = "cache"
@@ -63,7 +64,7 @@ class Partial(nn.Module):
         emb = _embedding(self.net, timestep, more[0] if self.labelled else None)
         outer = self.net.up_blocks[len(self.net.up_blocks) - self.keep :]
         _, skips = _down(self.net, sample, emb, self.keep)  # its last downsampling falls out of a graph
-        x, _ = _up(outer, more[-1], skips[: sum(len(block.resnets) for block in outer)], emb)
+        x, _ = _up(outer, _corrected(self.net, more[-1], emb), skips[: sum(len(block.resnets) for block in outer)], emb)
         return _end(self.net, x, sample)
 
 
@@ -113,6 +114,33 @@ def stages(stage: Stage, settings: Mapping[str, Any]) -> tuple[Stage, Stage]:
     )
 
 
+def add_feedback(denoiser: Any, cache: Sequence[int], seed: int) -> Feedback:
+    """Put a fresh block that corrects a cache of that shape into a denoiser, in place of one that is there.
+
+    It sits beside a module that makes or takes the time's embedding, so that the full network does as before.
+    """
+    name = _place(denoiser.net)
+    inner = getattr(denoiser.net, name)
+    inner = inner.inner if isinstance(inner, Feedback) else inner
+    space, told = len(cache) == 4, inner.in_features if name == "proj_out_1" else inner.linear_2.out_features
+    channels = int(cache[1] if space else cache[2])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block = Feedback(inner, channels, int(told), max(8, channels // 2), space)
+    setattr(denoiser.net, name, block.train(inner.training))
+    return block
+
+
+def _place(net: Any) -> str:
+    return "proj_out_1" if hasattr(net, "transformer_blocks") else "time_embedding"
+
+
+def _corrected(net: Any, cache: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    """The cache, by the block where there is one."""
+    block = getattr(net, _place(net))
+    return block.correct(cache, emb) if isinstance(block, Feedback) else cache
+
+
 def _network(denoiser: Any, keep: int, blocks: Sequence[int]) -> tuple[Any, int, tuple[int, int] | tuple[()]]:
     """The network inside, the up blocks that are kept, and the cached blocks of a transformer."""
     if why := unfit(denoiser):
@@ -144,13 +172,13 @@ def _transformer(
         return x
 
     x = through(net.pos_embed(sample), blocks[:first])
+    emb = net.transformer_blocks[0].norm1.emb(timestep, label, hidden_dtype=x.dtype)
     if cache is None:
         deep = through(x, blocks[first:end])
         x, cache = deep, deep - x
     else:
-        x = x + cache
+        x = x + _corrected(net, cache, emb)
     x = through(x, blocks[end:])
-    emb = net.transformer_blocks[0].norm1.emb(timestep, label, hidden_dtype=x.dtype)
     shift, scale = net.proj_out_1(nn.functional.silu(emb)).chunk(2, dim=1)
     x = net.proj_out_2(net.norm_out(x) * (1 + scale[:, None]) + shift[:, None])
     side, patch = int(x.shape[1] ** 0.5), int(net.patch_size)

@@ -16,6 +16,10 @@ from torch import nn
 from edgegen import samplers
 from edgegen.samplers import _core
 
+DROPPED = 0.1  # share of images whose class is left out, so that guidance can be used (Ho & Salimans, 2022)
+Images = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+"""step -> images (N, C, H, W), and the class of each, (N,), where the network has classes."""
+
 
 class Levels:
     """The noise levels of a network's training steps as float32 tensors; `facts` are the model's options."""
@@ -48,6 +52,11 @@ class Levels:
         alpha, sigma = self.at(t, x0)
         return alpha * eps - sigma * x0 if self.prediction == "v" else x0
 
+    def told(self, labels: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """Classes (N,) as a network learns them, float32: some are left out, and one below 0 is not known."""
+        none = (rng.random(len(labels)) < DROPPED) | (labels < 0)
+        return torch.from_numpy(np.where(none, self.labels, labels)).float()
+
     def image(self, made: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The image that the network's output stands for."""
         alpha, sigma = self.at(t, x)
@@ -71,19 +80,18 @@ def runner(module: nn.Module, at_once: int = 64, names: Sequence[str] = ("output
 
 
 def lessons(
-    options: Mapping[str, Any], images: Callable[[int], np.ndarray], size: int, seed: int
+    options: Mapping[str, Any], images: Images, size: int, seed: int
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
-    """step -> a batch of a denoiser's inputs: `images(step)` (size, C, H, W) noised to random times, and labels."""
+    """step -> a batch of a denoiser's inputs: `images(step)` noised to random times, and their classes."""
     levels = Levels(options)
 
     def at(step: int) -> tuple[torch.Tensor, ...]:
         rng = np.random.default_rng([seed, step])
-        x0 = torch.from_numpy(images(step))
+        found, labels = images(step)
+        x0 = torch.from_numpy(found)
         t = torch.from_numpy(np.floor(rng.random(size) * levels.count)).float()
         eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
         given = (levels.noised(x0, t, eps), t)
-        if not levels.labels:
-            return given
-        return (*given, torch.from_numpy(rng.integers(levels.labels + 1, size=size)).float())
+        return given if labels is None else (*given, levels.told(labels, rng))
 
     return at

@@ -23,9 +23,12 @@ class Reals:
 
     def drawn(self, size: int, seed: list[int]) -> np.ndarray:
         """`size` of them, float32 (size, C, H, W), drawn with replacement."""
-        chosen = np.random.default_rng(seed).integers(self.count, size=size)
-        found = np.stack([self._bytes(int(i)) for i in chosen])
+        found = np.stack([self._bytes(int(i)) for i in self.chosen(size, seed)])
         return (found / 255.0 * (self.high - self.low) + self.low).astype(np.float32)
+
+    def chosen(self, size: int, seed: list[int]) -> np.ndarray:
+        """The numbers of those that `drawn` draws."""
+        return np.random.default_rng(seed).integers(self.count, size=size)
 
     def _bytes(self, i: int) -> np.ndarray:
         if i in self._kept:

@@ -21,7 +21,7 @@ from edgegen import graph, samplers, training
 from edgegen.errors import PassError
 from edgegen.nn import diffusion, encoders
 from edgegen.nn import losses as nn_losses
-from edgegen.passes import _denoising, _matching
+from edgegen.passes import _denoising, _lessons, _matching
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
@@ -50,13 +50,14 @@ def distill_steps(
         method: progressive (then sampled by ddim), pairs, consistency or distribution (then by consistency).
         steps: of the result's sampler.
         train: training steps; of progressive in each round, and a round halves the steps.
-        pairs: paths that the method pairs makes with the teacher's own sampler before it trains.
+        pairs: paths that the method pairs makes before it trains: DDIM with the teacher's number of steps (or the next
+            multiple of `steps`), spread evenly, and its guidance.
         perceptual: weight of a distance of `encoder` (cifar or mnist) maps beside the squared error; for pairs.
     Returns:
-        PassResult; `notes` has the rounds with their loss curves. Nothing changes in a network without a sampler, or in
-        one that takes as few steps already.
+        PassResult; `notes` has the rounds with their loss curves, and why training stopped early if so. Nothing changes
+        in a network without a sampler, or in one that takes as few steps already.
     Raises:
-        ValueError: an option out of range. PassError: the loss was never finite.
+        ValueError: an option out of range, a teacher that does not fit. PassError: the loss was never finite.
     """
     _check(method, steps, train, batch, pairs, perceptual)
     settings = samplers.of(model.options)
@@ -67,6 +68,7 @@ def distill_steps(
     job = dataclasses.replace(job, device=distributed.own_device(job.device))
     origin = job.teacher if job.teacher is not None and samplers.of(job.teacher.options) else model
     started = samplers.of(origin.options) or settings
+    _check_fit(settings, started)
     teacher = _denoising.Teacher(_frozen(origin.stage.module, job.device), started)
     counts = _rounds(started["steps"], steps) if method == "progressive" else [steps]
     student, rounds = graph.clone(model.stage.module), []
@@ -84,14 +86,13 @@ def distill_steps(
         )  # fmt: skip
         if result.stopped and not result.steps:
             raise PassError(f"distill_steps: {result.stopped}; lower lr, or use another method")
-        curve = [list(point) for point in result.curve]
-        rounds.append({"steps": count, "loss_first": curve[0][1], "loss_last": curve[-1][1], "curve": curve,
-                       "images": lesson.source, "stopped": result.stopped})  # fmt: skip
+        rounds.append({**_lessons.told(result), "trained": result.steps, "steps": count, "images": lesson.source})
         teacher = _denoising.Teacher(_frozen(student, job.device), {**started, "guidance": 1.0})
     student.requires_grad_(False)
     loop = {"name": "ddim" if method == "progressive" else "consistency", "steps": steps, "clip": settings["clip"]}
     made = dataclasses.replace(model.with_module(student.eval()), options={**model.options, "sampler": loop})
-    notes = {"method": method, "nfe_before": samplers.nfe(settings), "nfe": steps, "rounds": rounds}
+    stopped = "; ".join(f"{point['steps']} steps: {point['stopped']}" for point in rounds if point["stopped"])
+    notes = {"method": method, "nfe_before": samplers.nfe(settings), "nfe": steps, "rounds": rounds, "stopped": stopped}
     return PassResult(made, dict.fromkeys(graph.layers(student), "trained"), {}, notes)
 
 
@@ -103,6 +104,13 @@ def _check(method: str, steps: int, train: int, batch: int, pairs: int, perceptu
             raise ValueError(f"{name} must be at least 1, got {value}")
     if perceptual < 0 or (perceptual and method != "pairs"):
         raise ValueError(f"perceptual must be 0 or more and is for method pairs, got {perceptual} for {method}")
+
+
+def _check_fit(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Refuse a teacher whose times, noise, classes or output mean something else than the student's."""
+    for fact in samplers._core.OF_NETWORK:
+        if ours[fact] != theirs[fact]:
+            raise ValueError(f"teacher and student must have the same {fact}: {theirs[fact]} and {ours[fact]}")
 
 
 def _rounds(start: int, steps: int) -> list[int]:
@@ -141,18 +149,15 @@ class _Lesson:
         return training.train(student, self.loss, self.batch_at, **how)
 
     def _noised(self, step: int) -> Batch:
-        """(x, place on the grid of times, label) of images with noise put on them."""
+        """(x, place on the grid of times, label) of images with noise put on them; the label is the image's own."""
         rng = np.random.default_rng([self.seed, step])
-        x0 = torch.from_numpy(self.images(step))
+        found, labels = self.images(step)
+        x0 = torch.from_numpy(found)
         stride = 2 if self.method == "progressive" else 1
         places = torch.from_numpy(rng.integers((len(self.times) - 1) // stride, size=self.size) * stride)
         eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
-        return (self.levels.noised(x0, self.times[places], eps), places, *self._labels(rng))
-
-    def _labels(self, rng: np.random.Generator) -> Batch:
-        if not self.levels.labels:
-            return ()
-        return (torch.from_numpy(rng.integers(self.levels.labels, size=self.size)).float(),)
+        told = () if labels is None else (torch.from_numpy(labels).float(),)
+        return (self.levels.noised(x0, self.times[places], eps), places, *told)
 
     def _paths(self, model: Model, settings: dict[str, Any], pairs: int) -> Callable[[int], Batch]:
         """Points of the teacher's paths at the student's times, with the images where they end."""

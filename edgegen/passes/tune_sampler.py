@@ -40,7 +40,7 @@ def tune_sampler(
     """Search over settings, each judged by the mean squared distance to the teacher's images of the same latents.
 
     Args:
-        nfe: network runs for one image; 0: as many as now.
+        nfe: network runs for one image, at most, guidance counted twice where it is applied; 0: as many as now.
         methods: samplers to try, with steps spread evenly and with spacing "karras" at each of `rhos`.
         times: rounds over the steps in which each one's time is moved towards its neighbours.
         skips, backbones: factors to try on a U-Net's skips and on half of the channels from below; none: left alone.
@@ -48,7 +48,7 @@ def tune_sampler(
     Returns:
         PassResult; `notes` has every setting that was tried with its distance.
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or an nfe in which the sampler's guidance has no room for a single step.
     """
     settings = samplers.of(model.options)
     for name in methods:
@@ -69,14 +69,16 @@ def tune_sampler(
         tried.append({**_told(candidate), **more, "distance": score(candidate, module)})
         return tried[-1]["distance"]
 
-    plain = {**settings, **_steps("ddim", runs), "spacing": "trailing", "timesteps": []} if nfe else settings
+    plain = _within({**settings, "name": "ddim", "spacing": "trailing"}, runs) if nfe else settings
+    if plain is None:
+        raise ValueError(f"nfe must leave room for one step, which takes 2 runs with guidance; got {nfe}")
     start = judged(plain, model.stage.module, {})
     best: Mapping[str, Any] = plain
     found = start
     for candidate in _candidates(settings, runs, methods, rhos):
         if (value := judged(candidate, model.stage.module, {})) < found:
             best, found = candidate, value
-    best, found = _moved(best, found, times, lambda candidate: judged(candidate, model.stage.module, {}))
+    best, found = _moved(best, found, times, runs, lambda candidate: judged(candidate, model.stage.module, {}))
     module, factors, found = _factors(model, best, found, skips, backbones, judged)
     notes = {"nfe": samplers.nfe(best), "distance_before": start, "distance": found, "tried": tried, **factors}
     if best == settings and not factors:
@@ -104,27 +106,36 @@ def _distance(model: Model, job: Job, settings: Mapping[str, Any], images: int, 
     return score
 
 
-def _steps(name: str, runs: int) -> dict[str, Any]:
-    """Steps of a sampler that take `runs` network runs, or the next fewer."""
-    return {"name": name, "steps": max(1, (runs + 1) // 2) if name == "heun" else runs}
+def _within(settings: Mapping[str, Any], runs: int) -> dict[str, Any] | None:
+    """The settings with as many steps as take no more than `runs` network runs; None where one step takes more."""
+
+    def of(steps: int) -> tuple[dict[str, Any], int]:
+        candidate = samplers.complete({**settings, "timesteps": [], "steps": steps})
+        return candidate, samplers.nfe(candidate)
+
+    steps = most = min(runs, settings["train_steps"])
+    found, taken = of(steps)
+    while taken > runs and steps > 1:
+        steps = max(1, min(steps - 1, steps * runs // taken))
+        found, taken = of(steps)
+    while steps < most and (more := of(steps + 1))[1] <= runs:
+        steps, (found, taken) = steps + 1, more
+    return found if taken <= runs else None
 
 
 def _candidates(
     settings: Mapping[str, Any], runs: int, methods: Sequence[str], rhos: Sequence[float]
 ) -> list[dict[str, Any]]:
-    shared = {key: value for key, value in settings.items() if key != "eta"}
-    per_step = max(1, round(samplers.nfe({**shared, "name": "ddim", "timesteps": [], "steps": runs}) / runs))
     spacings: list[dict[str, Any]] = [{"spacing": "trailing"}, *({"spacing": "karras", "rho": rho} for rho in rhos)]
-    return [
-        samplers.complete({**shared, "timesteps": [], **_steps(name, max(1, runs // per_step)), **spacing})
-        for name in methods for spacing in spacings
-    ]  # fmt: skip
+    shared = {key: value for key, value in settings.items() if key != "eta"}
+    tried = [_within({**shared, "name": name, **spacing}, runs) for name in methods for spacing in spacings]
+    return [candidate for candidate in tried if candidate is not None]
 
 
 def _moved(
-    best: Mapping[str, Any], found: float, rounds: int, judged: Callable[[Mapping[str, Any]], float]
+    best: Mapping[str, Any], found: float, rounds: int, runs: int, judged: Callable[[Mapping[str, Any]], float]
 ) -> tuple[Mapping[str, Any], float]:
-    """Each time of the steps moved a third of the way to its neighbours, kept where that helps."""
+    """Each time of the steps moved a third of the way to its neighbours, kept where that helps at no more runs."""
     for _ in range(rounds):
         for place in range(1, len(samplers.levels(best)) - 1):
             for side in (-1, 1):
@@ -134,7 +145,7 @@ def _moved(
                 if any(a <= b for a, b in pairwise(now)):
                     continue
                 candidate = {**best, "timesteps": [round(t, 3) for t in now]}
-                if (value := judged(candidate)) < found:
+                if samplers.nfe(candidate) <= runs and (value := judged(candidate)) < found:
                     best, found = candidate, value
     return best, found
 

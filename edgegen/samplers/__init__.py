@@ -15,11 +15,11 @@ import numpy as np
 from edgegen import registry
 from edgegen.errors import UsageError
 from edgegen.samplers import _core
-from edgegen.samplers._core import Denoiser, Level, Run, alpha_bars, epsilon, estimate, levels
+from edgegen.samplers._core import Denoiser, Level, Run, alpha_bars, epsilon, estimate, guided, levels
 
 __all__ = [
     "Denoiser", "Level", "Run", "alpha_bars", "cached", "calls", "complete", "epsilon", "estimate", "feeds", "generate",
-    "inputs", "levels", "nfe", "of", "sources", "trajectory",
+    "guided", "inputs", "levels", "nfe", "of", "sources", "trajectory",
 ]  # fmt: skip
 
 

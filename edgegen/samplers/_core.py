@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class Level(NamedTuple):
-    """Time as the network takes it, the two factors, and the number of the step."""
+    """Time as the network takes it, the two factors, and the number of the step that it is a run of."""
 
     t: float
     alpha: float
@@ -64,29 +64,44 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
         if found[key] not in allowed:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {found[key]!r}")
     last = int(found["train_steps"]) - 1
-    if found["timesteps"]:
-        times = [float(t) for t in found["timesteps"]]
+    for key in ("timesteps", "guidance_interval", "cache_blocks"):
+        found[key] = _numbers(key, found[key])
+    if times := found["timesteps"]:
         if any(not 0 <= t <= last for t in times) or any(a <= b for a, b in pairwise(times)):
             raise ValueError(f"timesteps must fall from at most {last} to at least 0, got {times}")
         found["steps"] = len(times)
-    more = dict.fromkeys(("guidance_every", "cache_every", "cache_depth"), (1, math.inf))
-    limits = {"steps": (1, last + 1), **more}
-    for key, (low, high) in limits.items():
-        if type(found[key]) is not int or not low <= found[key] <= high:
-            raise ValueError(f"{key} must be a whole number from {low} to {high}, got {found[key]!r}")
-    for key in ("rho", "clip", "guidance"):
-        if not 0 <= float(found[key]) < math.inf or (key == "rho" and not found[key]):
-            least = "above 0" if key == "rho" else "of 0 or more"
-            raise ValueError(f"{key} must be a number {least}, got {found[key]}")
-    first, end = (float(share) for share in found["guidance_interval"])
-    if not 0 <= first <= end <= 1:
-        raise ValueError(f"guidance_interval must be shares of the time, low to high, in 0..1, got {first}, {end}")
-    blocks = list(found["cache_blocks"])
+    _check_numbers(found, ("rho", "clip", "guidance", *own), last + 1)
+    shares = found["guidance_interval"]
+    if len(shares) != 2 or not 0 <= shares[0] <= shares[1] <= 1:
+        raise ValueError(f"guidance_interval must be two shares of the time, low to high, in 0..1, got {shares}")
+    blocks = found["cache_blocks"]
     if blocks and not (len(blocks) == 2 and all(type(n) is int for n in blocks) and 0 <= blocks[0] < blocks[1]):
         raise ValueError(f"cache_blocks must be empty or two block numbers, first and end, low to high; got {blocks}")
     if found["guidance"] != 1 and not found["labels"]:
         raise ValueError(f"guidance {found['guidance']} needs a network with class labels; this one has none, use 1")
     return found
+
+
+def _check_numbers(found: Mapping[str, Any], real: Sequence[str], most: int) -> None:
+    """Refuse whole numbers and `real` ones out of range; there are at most so many steps."""
+    more = dict.fromkeys(("guidance_every", "cache_every", "cache_depth"), (1, math.inf))
+    limits = {"steps": (1, most), **more}
+    for key, (low, high) in limits.items():
+        if type(found[key]) is not int or not low <= found[key] <= high:
+            raise ValueError(f"{key} must be a whole number from {low} to {high}, got {found[key]!r}")
+    for key in real:
+        value = _numbers(key, found[key])
+        if len(value) != 1 or not 0 <= value[0] < math.inf or (key == "rho" and not value[0]):
+            least = "above 0" if key == "rho" else "of 0 or more"
+            raise ValueError(f"{key} must be a number {least}, got {found[key]}")
+
+
+def _numbers(key: str, value: Any) -> list[Any]:
+    """A setting as a list of numbers; one alone is a list of one."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in values):
+        raise ValueError(f"{key} must be numbers, got {value!r}")
+    return values
 
 
 def alpha_bars(schedule: str, train_steps: int) -> np.ndarray:
@@ -138,6 +153,16 @@ def estimate(made: np.ndarray, x: np.ndarray, level: Level, prediction: str) -> 
     return level.alpha * x - level.sigma * made if prediction == "v" else made
 
 
+def guided(settings: Mapping[str, Any], t: Any, step: Any) -> Any:
+    """Guidance thinned: at every n-th step, and inside an interval of the time (Kynkaanniemi et al., 2024).
+
+    t, step: of one step, or arrays of the same shape; a truth value, or as many.
+    """
+    low, high = settings["guidance_interval"]
+    place = t / max(1, settings["train_steps"] - 1)
+    return (step % settings["guidance_every"] == 0) & (low <= place) & (place <= high)
+
+
 class Denoiser:
     """A network as `denoise(x, level) -> x0`: guidance, clipping and caching; `calls` counts runs of the network.
 
@@ -149,23 +174,18 @@ class Denoiser:
         self.settings, self.labels, self.calls, self.partial_calls = settings, labels, 0, 0
         self.runs: Mapping[str, Run] = run if isinstance(run, Mapping) else {"full": run}
         self._kept: dict[bool, dict[str, np.ndarray]] = {}
+        self._guided: dict[int, bool] = {}  # by step: its first run decides for all of them
 
     def __call__(self, x: np.ndarray, level: Level) -> np.ndarray:
         """The estimate of the image at a level, float64, inside +-clip (0: not clipped)."""
         made = self._network(x, level, self.labels)
         weight = float(self.settings["guidance"])
-        if weight != 1 and self._guided(level):
+        if weight != 1 and self._guided.setdefault(level.step, bool(guided(self.settings, level.t, level.step))):
             free = self._network(x, level, np.full(len(x), NULL, np.float32))
             made = free + weight * (made - free)
         x0 = estimate(made, x, level, self.settings["prediction"])
         clip = float(self.settings["clip"])
         return np.clip(x0, -clip, clip) if clip else x0
-
-    def _guided(self, level: Level) -> bool:
-        """Guidance thinned: at every n-th step, and inside an interval of the time (Kynkaanniemi et al., 2024)."""
-        low, high = self.settings["guidance_interval"]
-        place = level.t / max(1, self.settings["train_steps"] - 1)
-        return level.step % self.settings["guidance_every"] == 0 and low <= place <= high
 
     def _network(self, x: np.ndarray, level: Level, labels: np.ndarray | None) -> np.ndarray:
         feeds = {"sample": np.ascontiguousarray(x, np.float32), "timestep": np.full(len(x), level.t, np.float32)}

@@ -22,7 +22,8 @@ def heun(
         width = there.sigma / there.alpha - here.sigma / here.alpha
         tried = y + width * slope
         if there.sigma > 0:
-            ahead = (tried - denoise(there.alpha * tried, there)) * there.alpha / there.sigma
+            same = there._replace(step=here.step)  # guidance and caching are of a step, and this is its second run
+            ahead = (tried - denoise(there.alpha * tried, same)) * there.alpha / there.sigma
             tried = y + width * (slope + ahead) / 2
         y = tried
     return y
