@@ -202,3 +202,15 @@ def test_global_scope_compares_effects_as_they_are():
         module[2].bias[:16] = 0
     result = prune(wrap(module, (1, 3, 12, 12)), ratio=0.25, scope="global", importance="output_effect", samples=1)
     assert widths(result) == (32, 16)
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 4, 8])
+def test_global_scope_removes_the_share_that_was_asked_for_in_any_number_of_iterations(iterations: int):
+    module = three_layers()
+    with torch.no_grad():  # the lowest scores lie in one layer, so the others keep more than their own share
+        module[2].weight *= torch.linspace(0.01, 1.0, 32)[:, None, None, None] ** 4
+    result = prune(wrap(module, (1, 3, 12, 12)), ratio=0.5, scope="global", iterations=iterations, min_width=1,
+                   round_to=1)  # fmt: skip
+    first, second = widths(result)
+    assert first + second == 32
+    assert first > second
