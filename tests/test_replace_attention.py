@@ -15,6 +15,7 @@ from edgegen import architecture, graph, onnx_graph
 from edgegen.nn import mixers
 from edgegen.passes import _attention, _locality
 from edgegen.passes.replace_attention import KINDS, replace_attention
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult, Stage, Target, TensorSpec
 
 timm = pytest.importorskip("timm")
@@ -218,3 +219,11 @@ def test_it_says_why_not(options: dict[str, Any], why: str):
 def test_wrong_names():
     with pytest.raises(ValueError, match=r"no self-attention 'blocks.7.attn' in net, did you mean"):
         run(vit(), blocks=["blocks.7.attn"])
+
+
+def test_blocks_learn_on_the_device_of_their_process_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "own_device", lambda device: "cpu")
+    model = model_of(vit(depth=1))
+    job = Job(Target("t", "", ()), threads=1, teacher=model, device="cuda:99")  # anything put there would be an error
+    result = replace_attention(model, job, steps=1, joint_steps=1, batch=2, samples=1, blocks="all")
+    assert set(result.notes["curves"]) == {"blocks", "together"}

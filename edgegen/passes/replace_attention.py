@@ -10,6 +10,7 @@ against the network's output.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from edgegen.nn import attention, losses, mixers
 from edgegen.passes import _attention, _lessons, _locality
 from edgegen.passes._attention import Site
 from edgegen.passes.downsample_kv import check_names, relative_error
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
 KINDS = ("conv", "window", "linear", "ffn")
@@ -225,7 +227,8 @@ class _Lesson:
     """The original network, the new blocks, and how they learn."""
 
     def __init__(self, model: Model, job: Job, original: nn.Module, fresh: dict[str, nn.Module], batch: int) -> None:
-        self.job, self.task, self.fresh = job, model.task, fresh
+        self.job = dataclasses.replace(job, device=distributed.own_device(job.device))
+        self.task, self.fresh = model.task, fresh
         self.original = original.requires_grad_(False)
         self.student = graph.clone(model.stage.module).eval()
         self.curves: dict[str, list[list[float]]] = {}
