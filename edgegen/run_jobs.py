@@ -52,6 +52,7 @@ def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fract
         teacher=run.model,
         budget=run.budget,
         seed=run.request.seed,
+        device=run.train_device,
         threads=run.target.threads,
         progress=progress,
         latency=latency,

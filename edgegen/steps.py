@@ -26,7 +26,8 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     teacher = weights.state_hash(job.teacher.stage.module) if job.teacher is not None else ""
     module = registry.module("passes", step.name)
     timed = getattr(module, "ON_TARGET", False) or step.options.get("by") == "latency"  # by times of this target alone
-    where = [job.target.name, dict(job.target.versions)] if timed else []
+    where: list[Any] = [job.target.name, dict(job.target.versions)] if timed else []
+    where += [] if job.device == "cpu" else [job.device]  # sums in another order
     key = files.key(
         weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__,
         _contract(model), dict(job.target.channel_multiple), job.threads, dataclasses.asdict(model.plan),
