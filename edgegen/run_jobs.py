@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import files, inputs, operator_times, profiling, weights
+from edgegen import files, inputs, operator_times, profiling, run_quality, weights
 from edgegen.candidates import Candidate, fastest
 from edgegen.errors import RecipeError
 from edgegen.run import SCREEN_ROUNDS, Run
@@ -56,6 +56,7 @@ def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fract
         threads=run.target.threads,
         progress=progress,
         latency=latency,
+        quality=run_quality.judge(run),
         operators=(lambda probes: _operators(run, probes, progress)) if run.bench.measures else None,
     )
 

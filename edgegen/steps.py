@@ -27,6 +27,8 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     module = registry.module("passes", step.name)
     timed = getattr(module, "ON_TARGET", False) or step.options.get("by") == "latency"  # by times of this target alone
     where: list[Any] = [job.target.name, dict(job.target.versions)] if timed else []
+    if any(step.options.get(option) for option in getattr(module, "ASKS_QUALITY", ())):
+        where.append(getattr(job.quality, "key", ""))
     where += [] if job.device == "cpu" else [job.device]  # sums in another order
     key = files.key(
         weights.state_hash(model.stage.module), teacher, step.name, step.options, data_key, job.seed, __version__,
