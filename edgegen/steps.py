@@ -27,6 +27,8 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     module = registry.module("passes", step.name)
     timed = getattr(module, "ON_TARGET", False) or step.options.get("by") == "latency"  # by times of this target alone
     where: list[Any] = [job.target.name, dict(job.target.versions)] if timed else []
+    if (by := getattr(module, "BY_BUDGET", ())) and not any(step.options.get(option) for option in by):
+        where.append(job.budget.max_latency_ms)
     if any(step.options.get(option) for option in getattr(module, "ASKS_QUALITY", ())):
         where.append(getattr(job.quality, "key", ""))
     where += [] if job.device == "cpu" else [job.device]  # sums in another order
