@@ -19,6 +19,7 @@ from edgegen.passes import _denoising
 from edgegen.types import Job, Model, PassResult, Stage
 
 CEILING_DB = 99.0
+PROBES = ({"every": 2, "images": 1}, {"every": 3, "images": 1})  # what `edgegen probe` times
 
 
 def cache_steps(

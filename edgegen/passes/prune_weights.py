@@ -23,6 +23,7 @@ from edgegen.types import Job, Model, PassResult
 
 SCOPES = ("layer", "global")
 _TECHNIQUE = "2:4-sparsity"  # as target files name it
+NOT_PROBED = "zeros leave the shape; only sparse kernels gain by them, and only where they are"
 
 
 def prune_weights(

@@ -26,6 +26,7 @@ ON_TARGET = True
 BY_BUDGET = ("max_latency", "ratio")
 """Options without which the job's limit of latency decides."""
 SHARE = 0.5  # of the latency, where nobody states a limit
+NOT_PROBED = "it measures the target itself; its shapes are those of prune_channels"
 
 
 def slim_to_latency(
