@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,20 @@ def test_blocks_learn_on_the_device_of_their_process_alone(monkeypatch: pytest.M
     job = Job(Target("t", "", ()), threads=1, teacher=model, device="cuda:99")  # anything put there would be an error
     result = replace_attention(model, job, steps=1, joint_steps=1, batch=2, samples=1, blocks="all")
     assert set(result.notes["curves"]) == {"blocks", "together"}
+
+
+def test_training_together_that_makes_it_worse_is_put_back():
+    model = model_of(vit(depth=2))
+    options: dict[str, Any] = {"steps": 3, "batch": 2, "samples": 1, "blocks": "all"}
+    job = Job(Target("t", "", ()), threads=1, teacher=model)
+    before = replace_attention(model, job, joint_steps=0, **options)
+    assert before.notes["together"] == ""
+    worse = replace_attention(model, job, joint_steps=5, lr=30.0, **{**options, "steps": 0})
+    assert worse.notes["together"].endswith(": put back")
+    state = replace_attention(model, job, joint_steps=0, **{**options, "steps": 0}).model.stage.module.state_dict()
+    for name, value in worse.model.stage.module.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    image = dataclasses.replace(model, task="restoration")  # the random network's classes are all alike
+    better = replace_attention(image, job, joint_steps=30, **{**options, "steps": 0})
+    first, last = (float(part) for part in better.notes["together"].removeprefix("loss ").split(" -> "))
+    assert last < first
