@@ -53,6 +53,7 @@ def compress(
     steps: Annotated[int, typer.Option(help="Steps of a denoiser's sampler (0: as the model says).", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port], adb[:serial] or local.")] = "",
     thorough: Annotated[bool, typer.Option("--thorough", help=cli_options.THOROUGH_HELP)] = False,
+    train_device: Annotated[str, typer.Option(help=cli_options.TRAIN_DEVICE_HELP)] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: steps, time, memory, disk.")] = False,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help=cli_options.JSON_HELP)] = False,
@@ -103,6 +104,7 @@ def compress(
         device=device,
         resolutions=parse_resolutions(resolution or ()),
         thorough=thorough,
+        train_device=train_device,
         command=shlex.join(["edgegen", *sys.argv[1:]]),
     )
     if dry_run:

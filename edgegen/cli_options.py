@@ -26,6 +26,7 @@ THOROUGH_HELP = (
     "Also try the target's runtimes whose converters are slow (cpu: litert, executorch), and take the time for the"
     " whole calibration curve: quality against the number of calibration samples."
 )
+TRAIN_DEVICE_HELP = "Where networks learn: cpu, cuda, cuda:N, or auto (CUDA where torch sees it)."
 JSON_HELP = "Print report.json instead of the table; events, one JSON object a line, on standard error."
 TIMES = {"ms": 1.0, "s": 1e3, "us": 1e-3}
 SIZES = {"MB": 1e6, "kB": 1e3, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}

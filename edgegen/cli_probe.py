@@ -71,9 +71,12 @@ def _render(found: Probed) -> None:
         if row.failure and not row.gain:
             table.add_row(f"{row.name} {probing.options_text(row.options)}", row.failure)
             continue
+        told = f" ({row.note})" if row.note else ""
         cells = (f"{1 / one.value:.2f}x" if one is not None else "-" for one in (row.floats, row.int8))
         cost = [f"{text.count(value)} ({value / whole:.0%})" if whole else "-"
                 for value, whole in ((row.params, first.params), (row.macs, first.macs))]  # fmt: skip
-        table.add_row(f"{row.name} {probing.options_text(row.options)}", *cost, *cells, f"{row.gain:.2f}x")
+        table.add_row(f"{row.name} {probing.options_text(row.options)}{told}", *cost, *cells, f"{row.gain:.2f}x")
     console.print(table)
+    for name, why in found.left.items():
+        console.print(f"not probed: {name}: {why}", highlight=False)
     console.print("Gains against that baseline; quality is not looked at: what does not pay here pays nowhere.")

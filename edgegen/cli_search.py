@@ -42,6 +42,7 @@ def search(
     samples: Annotated[int, typer.Option(help="Most samples in each evaluation part (0: by task).", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Measure there: ssh://user@host[:port] or adb[:serial].")] = "",
     threads: Annotated[int, typer.Option(help="Threads on this host (0: the target's).", min=0)] = 0,
+    train_device: Annotated[str, typer.Option(help=cli_options.TRAIN_DEVICE_HELP)] = "auto",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     grace: Annotated[float, typer.Option(help="Seconds of silence after which a worker counts as dead.", min=1)] = 60.0,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
@@ -72,6 +73,7 @@ def search(
     request = Request(
         model=model, target=target, weights=_absolute(weights), data=_absolute(data), eval_data=_absolute(eval_data),
         budget=limits, quality_unit=unit, samples=samples, device=device, threads=threads, seed=seed,
+        train_device=train_device,
         command=shlex.join(["edgegen", *sys.argv[1:]]),
     )  # fmt: skip
     order = Order(

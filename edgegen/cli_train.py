@@ -24,6 +24,7 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Threads (0: all cores).", min=0)] = 0,
+    train_device: Annotated[str, typer.Option(help=cli_options.TRAIN_DEVICE_HELP)] = "auto",
     resume: Annotated[bool, typer.Option(help="Go on with the same command that was interrupted.")] = False,
     quiet: Annotated[bool, typer.Option(help="Only the result.")] = False,
 ) -> None:
@@ -38,7 +39,7 @@ def train(
 
     order = trainers.Order(
         model, data, out, steps, batch, lr, ema, seed, weights, precision, threads, resume,
-        ModelOptions(config=cli_options.config(config) or {}), optimizer,
+        ModelOptions(config=cli_options.config(config) or {}), optimizer, train_device,
     )  # fmt: skip
     with terminal.progress(quiet=quiet) as progress:
         record = trainers.train(order, lambda text, share: progress("train", text, share))

@@ -26,7 +26,10 @@ def key(*parts: Any) -> str:
 
 
 # Folders that edgegen makes in the cache folder.
-CACHED = ("runs", "steps", "features", "checkpoints", "scan", "tar", "npz", "probes")
+CACHED = (
+    "runs", "steps", "features", "checkpoints", "scan", "tar", "npz", "probes", "operators", "modules", "faults",
+    "search", "device",
+)  # fmt: skip
 
 
 @contextmanager

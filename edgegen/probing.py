@@ -3,7 +3,8 @@
 Every structural pass that states `PROBES` (option sets that span its range) is applied without recovery, the weights
 are made random (normalisations too, so that no compiler folds a branch away), the result is built in the fastest float
 precision and in the fastest INT8 with ranges from random inputs, and timed beside the original. Quality plays no part:
-what does not pay here will not pay after training either.
+what does not pay here will not pay after training either. A pass that states `RUNS` changes how often a denoiser runs
+and not its shape: there the figure is arithmetic. The others say why they are not tried.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from edgegen import files, recipe, registry, run, run_graphs, run_jobs, serial
+from edgegen import faults, files, recipe, registry, run, run_graphs, run_jobs, samplers, serial
 from edgegen import graph as layers
 from edgegen.candidates import Candidate, fastest
 from edgegen.errors import EdgegenError, RecipeError, RuntimeFailed, UsageError
@@ -31,7 +32,7 @@ _POST_TRAINING = "post-training"
 class Probe:
     """One shape of the network. floats, int8: latency divided by the original's best unquantized build, or None.
 
-    params, macs: of the shape (0 where it could not be made). failure: why a figure is missing.
+    params, macs: of the shape (0 where it could not be made). failure: why a figure is missing; note: what it is.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Probe:
     floats: Measurement | None = None
     int8: Measurement | None = None
     failure: str = ""
+    note: str = ""
 
     @property
     def gain(self) -> float:
@@ -51,11 +53,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class Probed:
-    """What `probe` found: the baseline's label and latency, then the original and every shape."""
+    """What `probe` found: the baseline's label and latency, then the original and every shape.
+
+    left: pass -> why it was not tried, where all were asked for.
+    """
 
     baseline: str
     latency: Measurement
     rows: tuple[Probe, ...]
+    left: dict[str, str] = field(default_factory=dict)
 
 
 def shapes(passes: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -70,11 +76,23 @@ def shapes(passes: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     for name in passes or registry.names("passes"):
         if name in recipe.PRECISION_PASSES:
             continue
-        sets = getattr(registry.module("passes", name), "PROBES", ())
+        module = registry.module("passes", name)
+        sets = (*getattr(module, "PROBES", ()), *getattr(module, "RUNS", ()))
         if passes and not sets:
-            raise RecipeError(f"pass {name} cannot be probed: it gives no other shape before training")
+            raise RecipeError(f"pass {name} cannot be probed: {why_not(name)}")
         found += [(name, dict(options)) for options in sets]
     return found
+
+
+def why_not(name: str) -> str:
+    """Why a pass without shapes to try is not tried."""
+    if name in recipe.PRECISION_PASSES:
+        return "precisions are the columns of every row"
+    if name in recipe.PREPARING_PASSES:
+        return "it only prepares weights for INT8, which every row is timed in"
+    if name in recipe.ROUNDS:
+        return "it trains and leaves the shape"
+    return str(getattr(registry.module("passes", name), "NOT_PROBED", "it states no shapes to try"))
 
 
 def probe(request: Request, passes: Sequence[str] = (), progress: Progress = run.quiet) -> Probed:
@@ -94,7 +112,9 @@ def probe(request: Request, passes: Sequence[str] = (), progress: Progress = run
         shutil.rmtree(opened.folder, ignore_errors=True)
         raise
     shutil.rmtree(opened.folder, ignore_errors=True)
-    return found
+    tried = {name for name, _ in wanted}
+    left = {name: why_not(name) for name in registry.names("passes") if not passes and name not in tried}
+    return dataclasses.replace(found, left=left)
 
 
 def _probe(opened: Run, wanted: list[tuple[str, dict[str, Any]]]) -> Probed:
@@ -137,8 +157,10 @@ def _shape(
     opened: Run, name: str, options: dict[str, Any], baseline: Candidate, quantized: Candidate | None
 ) -> Probe:
     """One shape, built as the baseline and as the fastest INT8 build of the original are, and timed beside them."""
-    function = getattr(registry.module("passes", name), name)
-    row = Probe(name, options)
+    module, row = registry.module("passes", name), Probe(name, options)
+    if options in getattr(module, "RUNS", ()):
+        return _fewer_runs(opened, row, baseline, quantized)
+    function = getattr(module, name)
     try:
         result = function(opened.model, run_jobs.job_of(opened), **options)
         if not result.changed:
@@ -148,6 +170,8 @@ def _shape(
         graph = run_graphs.export(opened, model, f"{name} {files.key(options)[:8]}")
     except (EdgegenError, ValueError, RuntimeError) as error:  # a shape that cannot be made is a row
         return dataclasses.replace(row, failure=" ".join(str(error).split()))
+    except Exception as error:  # noqa: BLE001 - one shape must not take the others with it
+        return dataclasses.replace(row, failure=faults.told(error))
     row = dataclasses.replace(row, params=graph.params, macs=graph.macs)
     plans: list[tuple[str, PrecisionPlan]] = [(c.runtime, c.graph.plan) for c in (baseline, quantized) if c is not None]
     samples = run_graphs.calibration_folder(opened)
@@ -160,6 +184,22 @@ def _shape(
     failure = "; ".join(f"{c.graph.plan.label}: {c.reason}" for c in timed if c.verdict)
     ratios = [c.ratio for c in timed]
     return dataclasses.replace(row, floats=ratios[0], int8=ratios[1] if len(ratios) > 1 else None, failure=failure)
+
+
+def _fewer_runs(opened: Run, row: Probe, baseline: Candidate, quantized: Candidate | None) -> Probe:
+    """The gain of so many steps: what the network takes, times its share of the runs."""
+    settings, steps = samplers.of(opened.model.options), int(row.options["steps"])
+    runs = samplers.nfe(settings) if settings is not None else 1
+    if runs <= steps:
+        return dataclasses.replace(row, failure=f"changes nothing here: the network runs {runs} times for an image")
+    note = f"arithmetic: {steps} of {runs} runs"
+
+    def share(found: Candidate | None) -> Measurement | None:
+        if found is None or found.ratio is None:
+            return None
+        return Measurement("latency ratio", "", found.ratio.value * steps / runs, status="estimated", reason=note)
+
+    return dataclasses.replace(row, floats=share(baseline), int8=share(quantized), note=note)
 
 
 def _random(module: Any, seed: int) -> Any:

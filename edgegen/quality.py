@@ -206,6 +206,15 @@ class Evaluation:
         return unit_range(images, self.model.stages[-1].outputs[0].value_range)
 
 
+def features(model: Model, name: str = "") -> Any:
+    """The extractor of perceptual distances and KID: `name`, else the model's own; None for a classifier."""
+    from edgegen.metrics import _extractors
+
+    if model.task == "classification":
+        return None
+    return _extractors.load(name or str(model.options.get("features", "cifar")))
+
+
 def drop(model: Model, chosen: Gate, teacher: tuple[Measurement, ...], candidate: tuple[Measurement, ...]) -> float:
     """The candidate's quality drop in the gate's unit; zero or less is no worse than the teacher. NaN counts as inf."""
     mine = find(candidate, chosen.figure).value

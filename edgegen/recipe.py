@@ -1,7 +1,7 @@
 """Recipes: an ordered list of passes with their options, as TOML in and TOML out.
 
-The options of a pass are the keyword-only parameters of its function. They are read from the file's syntax tree, so
-that a recipe is checked (with near matches) before anything heavy is imported.
+The options of a pass are the keyword-only parameters of its function. Names, defaults and kinds of values are read from
+the file's syntax tree, so that a recipe is checked (with near matches) before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -49,14 +49,20 @@ class Recipe(BaseModel):
 
 
 @cache
-def options_of(name: str) -> dict[str, Any]:
-    """Option name -> default of a pass, read without importing it. A default that is not a literal reads as None."""
+def _parameters(name: str) -> tuple[tuple[ast.arg, ast.expr | None], ...]:
+    """The keyword-only parameters of a pass, each with its default, read without importing it."""
     tree = ast.parse(registry.path("passes", name).read_text(encoding="utf-8"))
     function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
     if function is None:
         raise errors.RecipeError(f"the file of pass {name!r} defines no function {name!r}")
+    return tuple(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
+
+
+@cache
+def options_of(name: str) -> dict[str, Any]:
+    """Option name -> default of a pass, read without importing it. A default that is not a literal reads as None."""
     values = {}
-    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+    for argument, default in _parameters(name):
         try:
             values[argument.arg] = ast.literal_eval(default) if default is not None else None
         except ValueError:
@@ -65,28 +71,63 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def check(recipe: Recipe, source: str) -> Recipe:
-    """Check every pass name and option name.
+    """Check every pass name, option name, and the kind of every value: what its parameter is annotated with.
 
     Raises:
-        RecipeError: another schema version, an unknown pass or an unknown option; names the near match.
+        RecipeError: another schema version, an unknown pass or an unknown option (names the near match), or a value of
+            another kind, such as a text where a number is wanted.
     """
     if recipe.version != SCHEMA:
         raise errors.RecipeError(f"{source}: recipe schema must be {SCHEMA}, got {recipe.version}")
     for step in recipe.steps:
         registry.check("passes", step.name)
-        known = options_of(step.name)
+        known = {argument.arg: argument.annotation for argument, _ in _parameters(step.name)}
         for option, value in step.options.items():
-            default = known.get(option)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if isinstance(default, (int, float)) and not isinstance(default, bool) and not number:
-                raise errors.RecipeError(f"{source}: pass {step.name}: {option} must be a number, got {value!r}")
             if option not in known:
                 hint = registry.near(option, tuple(known))
                 allowed = ", ".join(known) or "none"
                 raise errors.RecipeError(
                     f"{source}: pass {step.name} has no option {option!r}{hint}; it has: {allowed}"
                 )
+            kind = known[option]
+            if kind is not None and not _fits(value, kind):
+                raise errors.RecipeError(f"{source}: pass {step.name}: {option} must be {_told(kind)}, got {value!r}")
     return recipe
+
+
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+_WORDS = {"int": ("a whole number", "whole numbers"), "float": ("a number", "numbers"),
+          "bool": ("true or false", "true or false"), "str": ("a text", "texts")}  # fmt: skip
+
+
+def _fits(value: Any, kind: ast.expr) -> bool:
+    """Whether a value is of the kind that an annotation names. A text is no list, true is no number."""
+    match kind:
+        case ast.BinOp(left=left, right=right):
+            return _fits(value, left) or _fits(value, right)
+        case ast.Subscript(value=ast.Name(id="Mapping"), slice=ast.Tuple(elts=[key, item])):
+            return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
+        case ast.Subscript(slice=item):
+            return isinstance(value, (list, tuple)) and all(_fits(v, item) for v in value)
+        case ast.Name(id=name):
+            return isinstance(value, _TYPES[name]) and (name == "bool" or not isinstance(value, bool))
+    return value is None
+
+
+def _told(kind: ast.expr, several: bool = False) -> str:
+    """An annotation in words; None is what an option is where it is left out, so it is not named."""
+    match kind:
+        case ast.BinOp(left=left, right=ast.Constant()):
+            return _told(left)
+        case ast.BinOp(left=left, right=right):
+            return f"{_told(left)} or {_told(right)}"
+        case ast.Subscript(value=ast.Name(id="Mapping"), slice=ast.Tuple(elts=[_, item])):
+            return f"a table of {_told(item, True)}"
+        case ast.Subscript(slice=item):
+            return f"{'lists' if several else 'a list'} of {_told(item, True)}"
+        case ast.Name(id=name):
+            return _WORDS[name][several]
+    return "left out"
 
 
 def load(name_or_path: str) -> Recipe:

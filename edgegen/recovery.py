@@ -38,11 +38,13 @@ def step_seconds(run: Run, student: Model) -> float:
 
     from edgegen import training
 
-    teacher: Any = run.model.stage.module
-    net: Any = layers.clone(student.stage.module).requires_grad_(True).eval()
+    device = run.train_device
+    teacher: Any = layers.clone(run.model.stage.module).to(device)
+    net: Any = layers.clone(student.stage.module).requires_grad_(True).eval().to(device)
     generator = torch.Generator().manual_seed(run.request.seed)
     how = student.preprocessing
-    inputs = [layers.example_input(spec, generator, preprocessing=how) for spec in student.stage.inputs]
+    specs = student.stage.inputs
+    inputs = training.place([layers.example_input(spec, generator, preprocessing=how) for spec in specs], device)
     taken = []
     with training.use_threads(run.target.threads):
         for _ in range(2):  # the first one warms up
@@ -51,5 +53,7 @@ def step_seconds(run: Run, student: Model) -> float:
             with torch.enable_grad():
                 got = layers.flatten(net(*inputs))
                 torch.stack([(a - b).abs().mean() for a, b in zip(got, wanted, strict=True)]).sum().backward()
+            if device != "cpu":  # there, work is only queued
+                torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - began)
     return BATCH * min(taken)

@@ -25,7 +25,7 @@ class Request:
     measured (see devices/_spec.py); empty: here, when the target is this host. resolutions: (H, W) input sizes that
     the bundle is for; everything is decided at the first one, and the same build is made for each further one.
     thorough: the runtimes whose converters are slow are tried too, and the calibration curve may take as long as it
-        does.
+        does. train_device: where networks learn: cpu, cuda, cuda:N, or auto, which is CUDA where torch sees it.
     """
 
     model: str
@@ -52,12 +52,13 @@ class Request:
     device: str = ""
     resolutions: tuple[tuple[int, int], ...] = ()
     thorough: bool = False
+    train_device: str = "auto"
     command: str = ""
 
     def identity(self) -> dict[str, Any]:
         """The part that decides the result, for the key of the run's folder."""
         values = dataclasses.asdict(self)
-        for name in ("resume", "command", "max_memory_bytes"):
+        for name in ("resume", "command", "max_memory_bytes", "train_device"):
             values.pop(name)
         return values
 

@@ -23,6 +23,7 @@ from edgegen import (
     samplers,
     serial,
     targets,
+    training,
 )
 from edgegen.devices import _spec as devices
 from edgegen.errors import ModelError, RecipeError
@@ -53,6 +54,7 @@ class Run:
     folder: Path
     out: Path
     progress: judgement.Progress
+    train_device: str = "cpu"
 
     @property
     def log(self) -> runlog.RunLog:
@@ -68,6 +70,7 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     check_out(out, request.resume)
     if request.device:
         devices.parse(request.device)
+    train_device = training.chosen_device(request.train_device)
     model = _model(request)
     for size in request.resolutions[1:]:  # what a further size cannot take is refused here, before any work
         inputs.prepare(request, resizing.at(model, size))
@@ -78,13 +81,15 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     threads = request.threads or target.threads or measuring.host_threads()
     more = target.thorough_runtimes if request.thorough else ()
     target = dataclasses.replace(target, threads=threads, runtimes=(*target.runtimes, *more))
-    folder = files.cache_folder() / "runs" / _identity(request, out, model, target, plan, found)
+    folder = files.cache_folder() / "runs" / _identity(
+        request, out, model, target, plan, found, *([] if train_device == "cpu" else [train_device])
+    )
     if folder.exists() and not request.resume:
         shutil.rmtree(folder)
     limits = measuring.Limits(memory_bytes=request.max_memory_bytes or None)
     log = runlog.RunLog(folder / "log.jsonl")
     bench = Bench(target, folder, log, limits, progress, seed=request.seed, device=request.device)
-    return Run(request, model, target, plan, found, bench, gate, budget, folder, out, progress)
+    return Run(request, model, target, plan, found, bench, gate, budget, folder, out, progress, train_device)
 
 
 def _model(request: Request) -> Model:
@@ -108,7 +113,7 @@ def _sized(model: Model, request: Request) -> Model:
 
 
 def _identity(
-    request: Request, out: Path, model: Model, target: Target, plan: recipe.Recipe, found: inputs.RunData
+    request: Request, out: Path, model: Model, target: Target, plan: recipe.Recipe, found: inputs.RunData, *more: str
 ) -> str:
     """Key of a run's folder: what lies behind the names counts, so that a changed file never meets old work."""
     parts = {name: getattr(found, name) for name in ("train", "select", "test", "calibration")}
@@ -119,7 +124,7 @@ def _identity(
     content = [dict(model.origin), model_key(model), loop, recipe.to_toml(plan), serial.to_json(target), digests]
     content.append(images)
     # The memory limit too: what failed for lack of memory is logged as failed.
-    return files.key(request.identity(), request.max_memory_bytes, str(out.absolute()), *content, __version__)
+    return files.key(request.identity(), request.max_memory_bytes, str(out.absolute()), *content, *more, __version__)
 
 
 def gate_and_budget(request: Request, model: Model, found: inputs.RunData) -> tuple[quality.Gate, Budget]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import architecture, files, inputs, operator_times, profiling
+from edgegen import architecture, files, inputs, operator_times, profiling, run_quality
 from edgegen.candidates import Candidate, fastest
 from edgegen.errors import RecipeError
 from edgegen.run import SCREEN_ROUNDS, Run
@@ -52,9 +52,11 @@ def job_of(run: Run, progress: Callable[[str, float], None] = lambda text, fract
         teacher=run.model,
         budget=run.budget,
         seed=run.request.seed,
+        device=run.train_device,
         threads=run.target.threads,
         progress=progress,
         latency=latency,
+        quality=run_quality.judge(run),
         operators=(lambda probes: _operators(run, probes, progress)) if run.bench.measures else None,
         measured_on=run.bench.device,
     )

@@ -26,7 +26,12 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     teacher = architecture.identity(job.teacher.stage.module) if job.teacher is not None else ""
     module = registry.module("passes", step.name)
     timed = getattr(module, "ON_TARGET", False) or step.options.get("by") == "latency"  # by times of this target alone
-    where = [job.target.name, dict(job.target.versions), job.measured_on] if timed else []
+    where: list[Any] = [job.target.name, dict(job.target.versions), job.measured_on] if timed else []
+    if (by := getattr(module, "BY_BUDGET", ())) and not any(step.options.get(option) for option in by):
+        where.append(job.budget.max_latency_ms)
+    if any(step.options.get(option) for option in getattr(module, "ASKS_QUALITY", ())):
+        where.append(getattr(job.quality, "key", ""))
+    where += [] if job.device == "cpu" else [job.device]  # sums in another order
     key = files.key(
         architecture.identity(model.stage.module), teacher, step.name, step.options, _files(step.options), data_key,
         job.seed, __version__, _contract(model), dict(job.target.channel_multiple), job.threads,

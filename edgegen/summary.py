@@ -135,10 +135,15 @@ def report(run: Run, final: Final, records: list[dict[str, Any]], pool: Sequence
             "weights sha256": run.model.provenance.weights_sha256,
         },
         "versions": dict(chosen.artifact.versions) if chosen.artifact else {},
-        "machine": local.probe(),
+        "machine": machine(run),
         "stamps": stamps(run) + calibration_findings(run, chosen),
     }
     return schema.normalise(content)
+
+
+def machine(run: Run) -> dict[str, Any]:
+    """This host, and which of its processors networks learn on."""
+    return local.probe() | {"trained on": run.train_device}
 
 
 def untried(run: Run) -> dict[str, str]:

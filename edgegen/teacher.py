@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen import registry
+from edgegen import quality, registry
 from edgegen.candidates import Candidate
 from edgegen.errors import DataError
 from edgegen.quality import Evaluation
@@ -34,7 +34,7 @@ def evaluations(run: Run, floats: list[Candidate]) -> Evaluations | None:
     if run.data.select is None:
         return None
     teacher = teacher_build(run, floats)
-    features = _features(run)
+    features = quality.features(run.model, run.request.features)
 
     def on(part: str, dataset: Any, others: Any) -> Evaluation:
         outputs = _collected(run, teacher, dataset, part)
@@ -62,11 +62,3 @@ def teacher_build(run: Run, floats: list[Candidate]) -> Candidate:
 def _collected(run: Run, teacher: Candidate, dataset: Any, part: str) -> Path:
     out = run.folder / "outputs" / f"teacher-{part}.npy"
     return out if out.exists() else run.bench.outputs(teacher, dataset, out)
-
-
-def _features(run: Run) -> Any:
-    from edgegen.metrics import _extractors
-
-    if run.model.task == "classification":
-        return None
-    return _extractors.load(run.request.features or str(run.model.options.get("features", "cifar")))

@@ -51,6 +51,7 @@ class Order:
     resume: bool = False
     options: ModelOptions = field(default_factory=ModelOptions)
     optimizer: str = "adamw"
+    device: str = "auto"
 
 
 @dataclass
@@ -68,7 +69,7 @@ def train(order: Order, progress: Progress | None = None) -> dict[str, Any]:
 
     Raises:
         ModelError: a model that is a file, or an `out` that is no .safetensors. DataError: data that do not fit the
-            task. RecipeError: a setting out of range.
+            task. UsageError: a device that is not here. RecipeError: a setting out of range.
     """
     try:
         return _trained(order, progress)
@@ -81,6 +82,7 @@ def train(order: Order, progress: Progress | None = None) -> dict[str, Any]:
 def _trained(order: Order, progress: Progress | None) -> dict[str, Any]:
     if order.out.suffix != ".safetensors":
         raise ModelError(f"--out {order.out}: weights are written as .safetensors")
+    device = training.chosen_device(order.device)
     model = _fresh(order)
     kind = "denoiser" if samplers.of(model.options) is not None else model.task
     lesson = _lesson(model, order, kind)
@@ -91,7 +93,7 @@ def _trained(order: Order, progress: Progress | None) -> dict[str, Any]:
     result = training.train(
         lesson.learner, lesson.loss, lesson.batch_at, steps=order.steps, lr=lr, seed=order.seed, ema=order.ema,
         checkpoint=checkpoint, progress=progress, precision=order.precision, warmup=min(0.05, 200 / order.steps),
-        threads=order.threads, optimizer=order.optimizer,
+        threads=order.threads, optimizer=order.optimizer, device=device,
     )  # fmt: skip
     lesson.finish()
     weights.save_state(model.stage.module, order.out)
@@ -99,7 +101,7 @@ def _trained(order: Order, progress: Progress | None) -> dict[str, Any]:
     record = {
         "edgegen": __version__, "model": model.name, "origin": dict(model.origin), "task": model.task, "kind": kind,
         "data": str(order.data), "seed": order.seed, "batch": order.batch, "lr": lr, "ema": order.ema,
-        "optimizer": order.optimizer,
+        "optimizer": order.optimizer, "device": device,
         "steps": result.steps, "asked": order.steps, "precision": result.precision, "seconds": round(result.seconds, 1),
         "stopped": result.stopped, "weights_sha256": files.sha256(order.out),
         "curve": [list(point) for point in result.curve],

@@ -311,7 +311,8 @@ class Job:
 
     data: a `data.Dataset` that passes may learn from, or None (self-generated inputs). checkpoints: a folder of this
     step alone in which a long pass may keep its state to resume from, or None. progress(text, fraction 0..1).
-    latency(stage) -> Measurement and quality(model) -> Measurement judge a candidate on the target. operators(probes)
+    latency(stage) -> Measurement judges a candidate on the target, quality(model) -> Measurement the torch network by
+    the task's figure on data that no pass learns from (its `key` names them). operators(probes)
     -> a Measurement each: small networks as JSON (see `probes`), timed on the target into a table that is kept.
     measured_on: the device that times them (`--device`); empty: this machine.
     """

@@ -83,6 +83,7 @@ NET = ("--model", "net.py:net", "--weights", "good.safetensors")
         (("--model", "edsr", "--target", "jetsn"), "did you mean 'jetson'"),
         (("--model", "edsr", "--recipe", "balancd"), "did you mean 'balanced'"),
         (("--model", "edsr", "--keep", "distil"), "did you mean 'distill'"),
+        (("--model", "edsr", "--train-device", "gpu"), "must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         (("--model", "edsr", "--max-latancy", "5ms"), "did you mean '--max-latency'"),
         (("--model", "edsr", "--max-quality-drop", "lots"), "--max-quality-drop must be"),
         (("--model", "edsr", "--max-size", "2parsec"), "--max-size must be"),

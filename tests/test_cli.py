@@ -1,6 +1,7 @@
 """The command line starts fast, imports nothing heavy, and lists what is there."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -87,6 +88,15 @@ def test_the_cache_shows_its_place_and_is_emptied(tmp_path, capsys, monkeypatch)
         assert words in shown
         assert str(tmp_path / "cache") in shown
     assert not os.path.exists(tmp_path / "cache")
+
+
+def test_clean_removes_every_folder_that_edgegen_makes_in_its_cache():
+    from edgegen import files
+
+    made = set()
+    for file in files.Path(files.__file__).parent.rglob("*.py"):
+        made |= set(re.findall(r'cache_folder\(\) / "(\w+)"', file.read_text(encoding="utf-8")))
+    assert made == set(files.CACHED)
 
 
 def test_a_command_of_one_process_is_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +56,40 @@ def test_what_cannot_be_probed_is_refused() -> None:
         probing.shapes(["distill"])
     with pytest.raises(ModelError, match="unknown model"):
         probing.probe(Request(model="edsrr", out=Path("nowhere")))
+
+
+def test_every_pass_is_probed_or_says_why_not() -> None:
+    tried = {name for name, _ in probing.shapes()}
+    assert {"factorize_cp", "substitute_modconv", "commute_upsample", "cache_steps", "distill_steps"} <= tried
+    for name in set(registry.names("passes")) - tried:
+        assert probing.why_not(name) != "it states no shapes to try", name
+
+
+def _opened(model: Model) -> Any:
+    return SimpleNamespace(model=model, request=SimpleNamespace(seed=0))
+
+
+def test_a_fault_in_one_shape_is_a_row(conv_chain: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: Model, job: object, **options: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(prune_channels, "prune_channels", broken)
+    monkeypatch.setattr(probing.run_jobs, "job_of", lambda opened: None)
+    row = probing._shape(_opened(conv_chain), "prune_channels", {"ratio": 0.5}, None, None)  # type: ignore[arg-type]
+    assert row.gain == 0 and "IndexError: list index out of range; the traceback is in" in row.failure
+
+
+def test_fewer_runs_are_arithmetic(conv_chain: Model) -> None:
+    ratio = {"floats": Measurement("latency ratio", "", 1.0), "int8": Measurement("latency ratio", "", 0.5)}
+    builds: Any = [SimpleNamespace(ratio=value) for value in ratio.values()]
+    loop = {"prediction": "v", "schedule": "cosine", "sampler": {"name": "ddim", "steps": 20}}
+    denoiser = dataclasses.replace(conv_chain, options=loop)
+    row = probing._shape(_opened(denoiser), "distill_steps", {"steps": 2}, *builds)
+    assert (row.gain, row.note) == (pytest.approx(20.0), "arithmetic: 2 of 20 runs")
+    assert row.floats is not None and (row.floats.value, row.floats.status) == (pytest.approx(0.1), "estimated")
+    row = probing._shape(_opened(conv_chain), "distill_steps", {"steps": 2}, *builds)
+    assert row.gain == 0 and row.failure == "changes nothing here: the network runs 1 times for an image"
 
 
 def test_weights_become_random_and_the_module_stays(conv_chain: Model) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -168,3 +170,39 @@ def test_a_block_that_the_network_looks_into_stays_and_says_so() -> None:
     assert "has to stay" in result.skipped["blocks.0.one"]
     with pytest.raises(ValueError, match="has to stay"):
         prune_blocks(model, Job(Target("t", "", ())), blocks=["blocks.0"])
+
+
+def test_a_replacement_learns_alone_what_the_block_gave(model: Model) -> None:
+    options: dict[str, Any] = {"blocks": ["last", "stage.blocks.0"], "samples": 2}
+    away = prune_blocks(model, JOB, **options)
+    start = prune_blocks(model, JOB, replace_by="conv", steps=0, **options)
+    x = torch.rand(2, 3, 8, 8)
+    wanted, without, begun = (
+        graph.outputs(net, [x])[0] for net in (model.stage.module, *(r.model.stage.module for r in (away, start)))
+    )
+    assert torch.equal(without, begun), "it starts as the identity"
+    result = prune_blocks(model, JOB, replace_by="conv", steps=60, batch=4, lr=1e-2, **options)
+    assert result.notes["replaced"] == "stage.blocks.0, last"
+    assert all(after < before for before, after in result.notes["errors"].values())
+    module = result.model.stage.module
+    taught = graph.outputs(module, [x])[0]
+    assert (taught - wanted).square().sum() < (without - wanted).square().sum()
+    assert away.notes["macs_after"] < result.notes["macs_after"] < result.notes["macs_before"]
+    fresh = architecture.rebuild(Stages(), architecture.describe(module, model.stage.module))
+    fresh.load_state_dict(module.state_dict())
+    assert torch.equal(graph.outputs(fresh.eval(), [x])[0], taught)
+
+
+def test_a_replacement_that_training_makes_worse_is_the_identity(model: Model) -> None:
+    options: dict[str, Any] = {"blocks": ["last"], "samples": 2, "replace_by": "conv"}
+    worse = prune_blocks(model, JOB, steps=3, batch=2, lr=100.0, **options)
+    ((before, after),) = worse.notes["errors"].values()
+    assert before == after
+    assert not worse.model.stage.module.last.pointwise.weight.any()
+
+
+def test_bad_replacements_are_named(model: Model) -> None:
+    with pytest.raises(ValueError, match="replace_by must be one of identity, conv, got 'attention'"):
+        prune_blocks(model, JOB, replace_by="attention")
+    with pytest.raises(ValueError, match="batch at least 1 and kernel odd, got 200, 8, 4"):
+        prune_blocks(model, JOB, replace_by="conv", kernel=4)

@@ -202,3 +202,41 @@ def test_global_scope_compares_effects_as_they_are():
         module[2].bias[:16] = 0
     result = prune(wrap(module, (1, 3, 12, 12)), ratio=0.25, scope="global", importance="output_effect", samples=1)
     assert widths(result) == (32, 16)
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 4, 8])
+def test_global_scope_removes_the_share_that_was_asked_for_in_any_number_of_iterations(iterations: int):
+    module = three_layers()
+    with torch.no_grad():  # the lowest scores lie in one layer, so the others keep more than their own share
+        module[2].weight *= torch.linspace(0.01, 1.0, 32)[:, None, None, None] ** 4
+    result = prune(wrap(module, (1, 3, 12, 12)), ratio=0.5, scope="global", iterations=iterations, min_width=1,
+                   round_to=1)  # fmt: skip
+    first, second = widths(result)
+    assert first + second == 32
+    assert first > second
+
+
+class Asked(nn.Module):
+    """Attention by three layers, as diffusers has it."""
+
+    def __init__(self, width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = (part(x) for part in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in made)
+        return self.to_out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_heads_of_an_unknown_kind_stay_and_it_says_so():
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), Asked(), nn.Linear(16, 16)).eval()
+    result = prune(wrap(net, (1, 5, 16)), ratio=0.5, heads=True)
+    told = "heads: those of 3 are not known here; leave out heads"
+    assert [result.skipped[f"3.{name}"] for name in ("to_q", "to_k", "to_v")] == [told] * 3
+    assert result.model.stage.module[0].out_features == 16, "other layers are pruned as ever"
+    torch_own = wrap(networks.make("TorchAttention"), networks.SHAPES["TorchAttention"])
+    result = prune(torch_own, ratio=0.5, heads=True)
+    assert result.model.stage.module.attn.num_heads == 4 and "fc1" in result.changed
+    assert result.skipped["embed"] == "heads: those of attn are not known here; leave out heads"

@@ -10,7 +10,7 @@ import torch
 from swap_checks import JOB, TARGET, model_of, survive
 from torch import nn
 
-from edgegen import graph
+from edgegen import graph, targets
 from edgegen.passes.prune_weights import prune_weights
 from edgegen.types import Model
 
@@ -67,5 +67,12 @@ def test_only_a_target_that_skips_zeros_gains_speed(model: Model) -> None:
     sparse = dataclasses.replace(JOB, target=dataclasses.replace(TARGET, techniques={"latency": ("2:4-sparsity",)}))
     gain = prune_weights(model, sparse, pattern="2:4").notes["gain"]
     assert gain == "testbed runs 2:4 sparsity faster; to be measured"
+    orin = dataclasses.replace(JOB, target=targets.load("jetson-orin-nano"))
+    tried = prune_weights(model, orin, pattern="2:4").notes["gain"]
+    assert tried == "TensorRT tries sparse kernels on jetson-orin-nano and keeps what is faster; to be measured"
+    for name, pattern in (("jetson-xavier-nx", "2:4"), ("jetson-orin-nano", "1:4"), ("cpu", "2:4")):
+        job = dataclasses.replace(JOB, target=targets.load(name))
+        told = prune_weights(model, job, pattern=pattern).notes["gain"]
+        assert told == f"size after compression only: no runtime on this target uses {pattern} sparsity"
     for job, pattern in ((sparse, ""), (JOB, "2:4")):
         assert prune_weights(model, job, pattern=pattern).notes["gain"].startswith("size after compression only")

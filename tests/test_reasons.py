@@ -113,7 +113,8 @@ def test_the_advice_has_the_recipe_and_the_cost() -> None:
 
 
 def test_a_step_is_measured(conv_chain: Model) -> None:
-    run = SimpleNamespace(model=conv_chain, request=SimpleNamespace(seed=0), target=SimpleNamespace(threads=1))
+    run = SimpleNamespace(model=conv_chain, request=SimpleNamespace(seed=0), target=SimpleNamespace(threads=1),
+                          train_device="cpu")  # fmt: skip
     assert 0 < recovery.step_seconds(run, conv_chain) < 60  # type: ignore[arg-type]
     assert all(p.grad is None for p in conv_chain.stage.module.parameters())
 

@@ -1,10 +1,15 @@
 """Recipes: checked before anything heavy is imported, and the same after a round trip through TOML."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from edgegen import recipe, registry
 from edgegen.errors import RecipeError
 from edgegen.recipe import Recipe, Step
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "recipes"
 
 
 @pytest.mark.parametrize("name", registry.names("recipes"))
@@ -41,6 +46,51 @@ def test_an_error_in_a_recipe_is_one_line_that_names_the_place(text, message, tm
     with pytest.raises(RecipeError, match=message) as caught:
         recipe.load(str(file))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "allowed", "got"),
+    [
+        ("prune_channels", "heads = 'no'", "true or false", "'no'"),
+        ("factorize_cp", "stable = 0", "true or false", "0"),
+        ("distill", "steps = 10.5", "a whole number", "10.5"),
+        ("distill", "steps = true", "a whole number", "True"),
+        ("distill", "lr = '1e-3'", "a number", "'1e-3'"),
+        ("prune_channels", "round_to = '8'", "a whole number", "'8'"),
+        ("distill", "crop = '64'", "a whole number", "'64'"),
+        ("slim_to_latency", "max_latency = '5ms'", "a number", "'5ms'"),
+        ("prune_channels", "ratios = 0.5", "a table of numbers", "0.5"),
+        ("prune_channels", "ratios = { a = 'b' }", "a table of numbers", "{'a': 'b'}"),
+        ("distill", "losses = 3", "a list of texts or a table of numbers", "3"),
+        ("prune_channels", "layers = 'conv1'", "a list of texts", "'conv1'"),
+        ("prune_channels", "importance = 2", "a text", "2"),
+        ("replace_attention", "blocks = 4", "a text or a list of texts", "4"),
+        ("share_weights", "groups = ['a']", "a list of lists of texts", "['a']"),
+        ("tune_sampler", "rhos = [1, 'b']", "a list of numbers", "[1, 'b']"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(name, option, allowed, got, tmp_path):
+    file = tmp_path / "bad.toml"
+    file.write_text(f"schema = 1\n[[steps]]\npass = '{name}'\noptions = {{ {option} }}")
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(str(file))
+    assert str(caught.value) == f"{file}: pass {name}: {option.split(' =')[0]} must be {allowed}, got {got}"
+
+
+@pytest.mark.parametrize("name", registry.names("passes"))
+def test_the_default_of_every_option_is_of_its_own_kind(name):
+    for argument, default in recipe._parameters(name):
+        recipe._told(argument.annotation)  # a kind without words would be a KeyError
+        try:
+            value = ast.literal_eval(default)
+        except ValueError:
+            continue
+        assert recipe._fits(value, argument.annotation), argument.arg
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.toml")), ids=lambda file: file.stem)
+def test_the_recipes_of_the_benchmarks_read(file):
+    assert recipe.load(str(file)).steps
 
 
 def test_an_unknown_preset_gets_the_near_match():

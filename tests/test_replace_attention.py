@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgegen import architecture, graph, onnx_graph
 from edgegen.nn import mixers
 from edgegen.passes import _attention, _locality
 from edgegen.passes.replace_attention import KINDS, replace_attention
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult, Stage, Target, TensorSpec
 
 timm = pytest.importorskip("timm")
@@ -218,3 +220,28 @@ def test_it_says_why_not(options: dict[str, Any], why: str):
 def test_wrong_names():
     with pytest.raises(ValueError, match=r"no self-attention 'blocks.7.attn' in net, did you mean"):
         run(vit(), blocks=["blocks.7.attn"])
+
+
+def test_blocks_learn_on_the_device_of_their_process_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "own_device", lambda device: "cpu")
+    model = model_of(vit(depth=1))
+    job = Job(Target("t", "", ()), threads=1, teacher=model, device="cuda:99")  # anything put there would be an error
+    result = replace_attention(model, job, steps=1, joint_steps=1, batch=2, samples=1, blocks="all")
+    assert set(result.notes["curves"]) == {"blocks", "together"}
+
+
+def test_training_together_that_makes_it_worse_is_put_back():
+    model = model_of(vit(depth=2))
+    options: dict[str, Any] = {"steps": 3, "batch": 2, "samples": 1, "blocks": "all"}
+    job = Job(Target("t", "", ()), threads=1, teacher=model)
+    before = replace_attention(model, job, joint_steps=0, **options)
+    assert before.notes["together"] == ""
+    worse = replace_attention(model, job, joint_steps=5, lr=30.0, **{**options, "steps": 0})
+    assert worse.notes["together"].endswith(": put back")
+    state = replace_attention(model, job, joint_steps=0, **{**options, "steps": 0}).model.stage.module.state_dict()
+    for name, value in worse.model.stage.module.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    image = dataclasses.replace(model, task="restoration")  # the random network's classes are all alike
+    better = replace_attention(image, job, joint_steps=30, **{**options, "steps": 0})
+    first, last = (float(part) for part in better.notes["together"].removeprefix("loss ").split(" -> "))
+    assert last < first

@@ -13,7 +13,7 @@ from torch import nn
 from edgegen import graph
 from edgegen.passes import _clock, _slim
 from edgegen.passes.slim_to_latency import slim_to_latency
-from edgegen.types import Job, Measurement, Model, Stage, Target, TensorSpec
+from edgegen.types import Budget, Job, Measurement, Model, Stage, Target, TensorSpec
 
 TARGET = Target("testbed", "", ("onnxruntime",), channel_multiple={"default": 8})
 
@@ -179,6 +179,18 @@ def test_a_limit_out_of_reach_is_one_line_and_one_that_holds_changes_nothing() -
     assert "within 100 ms" in result.skipped["a1"]
 
 
+def test_the_limit_of_the_budget_holds_where_the_pass_is_told_none() -> None:
+    rule, budget = rules(4.0, 0.0), Budget(max_latency_ms=4.2)
+    limits = [
+        slim_to_latency(network(), FakeDevice(rule).job(budget=given), **told, **INNER, most=0.9).notes["limit_ms"]
+        for given, told in ((budget, {}), (budget, {"max_latency": 5.0}), (budget, {"ratio": 0.9}), (Budget(), {}))
+    ]
+    whole = FakeDevice(rule).latency(network().stage).value
+    assert limits == pytest.approx([4.2, 5.0, 0.9 * whole, 0.5 * whole])
+    unknown = slim_to_latency(network(), Job(TARGET, threads=1, budget=budget), **INNER, most=0.9)
+    assert unknown.notes["limit_ms"] == 0.5 and unknown.notes["status"] == "predicted"
+
+
 def test_no_group_loses_more_than_it_may() -> None:
     device = FakeDevice(rules(4.0, 0.0))
     assert widths(slim_to_latency(network(), device.job(), max_latency=2.8, most=0.9, **INNER).model)[0] == 8
@@ -250,6 +262,20 @@ def test_results_of_one_target_are_not_another_ones(tmp_path: Any, monkeypatch: 
         target = Target(name, "", ("onnxruntime",), channel_multiple={"default": 8})
         job = Job(target, threads=1, latency=device.latency, operators=device.operators, measured_on=place)
         assert widths(steps.run_step(step, network(), network(), job, "data").model) == wanted
+
+
+def test_another_budget_is_another_result_where_it_is_the_limit(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgegen import recipe, steps
+
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
+    for options, again in ((INNER, False), ({"ratio": 0.7, **INNER}, True)):
+        step = recipe.Step(name="slim_to_latency", options=options)
+        for ms in (4.2, 6.0):
+            job = FakeDevice(rules(4.0, 0.0)).job(budget=Budget(max_latency_ms=ms))
+            found = steps.run_step(step, network(), network(), job, "data").notes
+        assert (found.get("from") == "cache") is again
 
 
 @pytest.mark.slow

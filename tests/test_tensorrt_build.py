@@ -37,7 +37,7 @@ TYPES = {"int8": "Int8", "fp16": "Half", "fp32": "Float"}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Built folders of a net with two residual sums: INT8 and FP16 for TensorRT 10, INT8 for TensorRT 8."""
+    """Built folders of a net with two residual sums: INT8 and FP16 for TensorRT 10, INT8 for TensorRT 8; 2:4 zeros."""
     folder = tmp_path_factory.mktemp("built")
     np.save(folder / "input.npy", np.random.default_rng(0).random((4, 3, 4, 4), dtype=np.float32))
     onnx.save(residual(), folder / "graph.onnx")
@@ -49,16 +49,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return tensorrt.build(chosen, folder / name, calibration=folder, target=target).path.parent
 
     orin, xavier = targets.load("jetson-orin-nano"), targets.load("jetson-xavier-nx")
-    return {"int8": made("int8", INT8, orin), "fp16": made("fp16", PrecisionPlan("fp16"), orin),
-            "old": made("old", INT8, xavier)}  # fmt: skip
+    found = {"int8": made("int8", INT8, orin), "fp16": made("fp16", PrecisionPlan("fp16"), orin),
+             "old": made("old", INT8, xavier)}  # fmt: skip
+    onnx.save(residual(zeros=True), folder / "graph.onnx")
+    return found | {"sparse": made("sparse", INT8, orin), "sparse on Volta": made("volta", INT8, xavier)}
 
 
-def residual() -> onnx.ModelProto:
-    """0, then twice x + conv2(relu(conv1(x))), then 3; made by hand, so that no torch is needed."""
+def residual(zeros: bool = False) -> onnx.ModelProto:
+    """0, then twice x + conv2(relu(conv1(x))), then 3; made by hand, so that no torch is needed.
+
+    zeros: two weights of every four along the inputs are zero, where there are four (0 has three inputs).
+    """
     rng, nodes, weights, last = np.random.default_rng(0), [], [], "input"
 
     def conv(name: str, source: str, made: str, channels: tuple[int, int]) -> str:
-        weights.append(numpy_helper.from_array(rng.standard_normal((*channels, 1, 1)).astype(np.float32), f"{name}.w"))
+        weight = rng.standard_normal((*channels, 1, 1)).astype(np.float32)
+        if zeros:
+            weight[:, ::4] = weight[:, 3::4] = 0
+        weights.append(numpy_helper.from_array(weight, f"{name}.w"))
         nodes.append(oh.make_node("Conv", [source, f"{name}.w"], [made], f"{name}/Conv"))
         return made
 
@@ -396,6 +404,22 @@ case $1 in --help) echo "{help}"; exit 0;; esac
 echo "$@" > args
 for option in "$@"; do case $option in --exportLayerInfo=*) cp "$LAYERS" "${{option#*=}}";; esac; done
 """
+
+
+@pytest.mark.parametrize("kind", ["sparse", "int8", "sparse on Volta"])
+def test_sparse_kernels_are_tried_where_the_weights_and_the_gpu_have_two_zeros_of_four(
+    kind: str, script: Script
+) -> None:
+    module, folder = script(kind)
+    asked = kind == "sparse"
+    if "Volta" in kind:
+        fake_tensorrt.version("8.2.1.8")
+    module.main([])
+    assert json.loads((folder / "build.json").read_text())["sparse"] == (NAMES[1:] if asked else [])
+    assert ("SPARSE_WEIGHTS" in fake_tensorrt.state.flags) is asked
+    assert ("--sparsity=enable" in (folder / "build_engine.sh").read_text()) is asked
+    flags = json.loads((folder / "model.engine.json").read_text())["identity"]["flags"]
+    assert flags.endswith(", sparse") is asked
 
 
 @pytest.mark.parametrize(

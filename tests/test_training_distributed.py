@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import torch
 from torch import nn
 
+from edgegen import registry
 from edgegen.training import distributed
+from edgegen.types import Job, Target
 
 SCRIPT = '''
 import json, sys
@@ -114,6 +117,17 @@ def test_own_device_follows_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert distributed.own_device("cuda") == "cuda:3"
     assert distributed.own_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["distill", pytest.param("quantize_aware", marks=pytest.mark.slow), "train_supernet"])
+def test_a_pass_computes_on_the_device_of_its_process_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "own_device", lambda device: "cpu")
+    model = conftest.make_tiny("residual")
+    target = Target("t", "", ("onnxruntime",), precisions=("fp32", "int8"))
+    job = Job(target, teacher=model, device="cuda:99", threads=1)  # anything put there would be an error
+    options = {"steps": 1, "batch": 2, "precision": "fp32"} | ({} if name == "distill" else {"samples": 2})
+    found = getattr(registry.module("passes", name), name)(model, job, **options)
+    assert found.notes["curve"]
 
 
 def test_normalising_by_hand_is_batch_norm() -> None:

@@ -2,7 +2,9 @@
 
 Hinton et al., 2015, Distilling the Knowledge, arXiv:1503.02531 (softened logits); Romero et al., 2015, FitNets,
 arXiv:1412.6550 (regression of inner maps); Miles et al., 2024, V_kD, arXiv:2403.06213 (orthogonal projection and
-normalised teacher maps); Zhang et al., 2018, arXiv:1801.03924 (perceptual distance).
+normalised teacher maps; deviation: the student's projected maps are normalised too, as a student cut out of its teacher
+has layers after them that expect their scale, which V_kD's students learn from nothing); Zhang et al., 2018,
+arXiv:1801.03924 (perceptual distance).
 """
 
 from __future__ import annotations

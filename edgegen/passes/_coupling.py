@@ -58,7 +58,10 @@ def find(
     own = _groups.of_attention(net, heads)
     taken = {path for group in own for path in group.producers}
     found = [group for group in found if not taken & set(group.producers)] + own
+    strange = _groups.unknown_heads(net) if heads else []
     for group in found:
+        if within := [path for path in strange if any(f"{own}.".startswith(f"{path}.") for own in group.producers)]:
+            group.blocked = group.blocked or f"heads: those of {within[0]} are not known here; leave out heads"
         group.blocked = group.blocked or _inverse.reason(net, [path for path, _ in group.keys])
     return found
 

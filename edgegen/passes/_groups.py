@@ -48,6 +48,17 @@ def of_attention(net: nn.Module, whole: bool) -> list[Coupled]:
     return [_group(path, part, whole) for path, part in _attentions(net)]
 
 
+def unknown_heads(net: nn.Module) -> list[str]:
+    """Paths of modules that say how many heads they have and are no attention of the two known forms."""
+    known = [path for path, _ in _attentions(net)]
+    counted = [
+        path for path, part in net.named_modules()
+        if any(isinstance(getattr(part, name, None), int) for name in ("num_heads", "n_heads", "heads", "nhead"))
+    ]  # fmt: skip
+    inner = [path for path in counted if path and not any(other.startswith(f"{path}.") for other in counted)]
+    return [path for path in inner if not any(f"{path}.".startswith(f"{own}.") for own in known)]
+
+
 def _attentions(net: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, part in net.named_modules():
         if isinstance(part, attention.Projections) or (

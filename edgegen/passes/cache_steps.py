@@ -21,6 +21,7 @@ from edgegen.passes import _denoising, _feedback
 from edgegen.types import Job, Model, PassResult, Stage
 
 CEILING_DB = 99.0
+PROBES = ({"every": 2, "images": 1}, {"every": 3, "images": 1})  # what `edgegen probe` times
 
 
 def cache_steps(

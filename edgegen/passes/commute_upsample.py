@@ -28,6 +28,7 @@ _POINTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid,
     nn.Tanh, nn.Softplus, nn.Mish, nn.Hardtanh,
 )  # fmt: skip
+PROBES: tuple[dict[str, bool], ...] = ({},)  # what `edgegen probe` times
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
 
 

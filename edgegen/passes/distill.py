@@ -20,6 +20,8 @@ from edgegen.passes._teaching import FROM_TEACHER, LOSSES, Lesson
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
+ASKS_QUALITY = ("every", "patience")  # options with which the result depends on `job.quality`
+
 
 def distill(
     model: Model,
@@ -67,9 +69,10 @@ def distill(
         precision: "auto", "bf16", "fp32", or "fp16" on CUDA. accumulate: batches to a step.
         scale_lr: `lr` would suit the teacher; each layer's rate follows from depth, kernel and width
             (`training.scaling`).
-        every: evaluate every so many steps and keep the best weights: by `job.quality` where there is one, else by the
-            losses on four batches that are not learned from (other crops, or other made-up inputs). patience: stop
-            after so many evaluations that are no better. 0: neither.
+        every: evaluate every so many steps and keep the best weights: by `job.quality`, the task's figure on held-out
+            images, where there is one (`compress` with data, but for denoisers), else by the losses on four batches
+            that are not learned from (other crops, or other made-up inputs). patience: stop after so many evaluations
+            that are no better. 0: neither.
     Returns:
         PassResult; `notes` has the loss curve, the inputs, the layers compared, and why training stopped early if so.
     Raises:

@@ -25,6 +25,7 @@ from edgegen.passes import _denoising, _lessons, _matching
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
+RUNS = ({"steps": 1}, {"steps": 2}, {"steps": 4})  # the shape stays: what `edgegen probe` says of them is arithmetic
 METHODS = ("progressive", "pairs", "consistency", "distribution")
 Batch = tuple[torch.Tensor, ...]
 

@@ -25,6 +25,9 @@ from edgegen.passes._ranks import Choice, Rule
 from edgegen.passes._swap import Place
 from edgegen.types import Job, Model, PassResult
 
+# Option sets that `edgegen probe` times before any training.
+PROBES = tuple({"ratio": ratio, "fit": "weights", "sweeps": 1, "stable": False} for ratio in (0.5, 0.75))
+
 
 def factorize_cp(
     model: Model,

@@ -3,26 +3,37 @@
 As in BK-SDM (Kim et al., 2023, arXiv:2305.15798) and layer dropping (Fan et al., 2020, LayerDrop, arXiv:1909.11556): a
 block whose input and output have one shape is replaced by the identity. The choice is label-free: after each removal
 every remaining block is tried again, and the one with the least distance of the outputs goes.
+
+In its place the identity stays, or a cheap convolution that learns alone to give what the block gave (Zhu et al., 2023,
+A-SDM, arXiv:2312.15516, after Deep Model Assembling: incubate each replacement, then train end to end, which is the
+recipe's `distill`). Deviation: one depthwise separable convolution, not A-SDM's conditional one with the old kernels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgegen import graph, registry, training
+from edgegen.errors import PassError
 from edgegen.nn.passthrough import Passthrough
-from edgegen.passes import _lessons
+from edgegen.nn.stand_in import StandIn
+from edgegen.passes import _alone, _lessons
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _USED = "the network looks at what is inside this block elsewhere, so that it has to stay"
 
+REPLACEMENTS = ("identity", "conv")
 # Option sets that `edgegen probe` times before any training.
-PROBES = ({"ratio": 0.25}, {"ratio": 0.5})
+PROBES: tuple[dict[str, Any], ...] = (
+    {"ratio": 0.25}, {"ratio": 0.5}, {"ratio": 0.5, "replace_by": "conv", "steps": 0},
+)  # fmt: skip
 
 
 def prune_blocks(
@@ -33,24 +44,38 @@ def prune_blocks(
     blocks: Sequence[str] = (),
     skip: Sequence[str] = (),
     samples: int = 4,
+    replace_by: str = "identity",
+    kernel: int = 3,
+    steps: int = 200,
+    batch: int = 8,
+    lr: float = 1e-3,
 ) -> PassResult:
-    """Replace residual blocks by the identity: those named in `blocks`, or a `ratio` of all that can go.
+    """Replace residual blocks: those named in `blocks`, or a `ratio` of all that can go.
 
     Args:
         model: one stage with a module. Not modified.
         ratio: fraction of the removable blocks to remove, in [0, 1), rounded down; not used when `blocks` are named.
         skip: blocks that stay. samples: inputs on which outputs are compared (data, or made up where there is none).
+        replace_by: "identity", or "conv": a depthwise (`kernel` wide) and a pointwise convolution in place of a block
+            of maps, trained alone for `steps` steps on the block's own inputs and outputs (put back to the identity
+            that it starts as where that did not help).
     Returns:
         PassResult; `changed` has the layers of each removed block, with the relative squared error of the output after
-        its removal; `skipped` the others, with the error that removing their block would make; `notes` the blocks.
+        its removal; `skipped` the others, with the error that removing their block would make; `notes` the blocks, and
+        for replacements their own relative squared errors before and after training.
     Raises:
         ValueError: an option out of range, a model without a network, or a name that is no removable block.
+        PassError: the loss of the replacements was never finite.
     """
     module = model.stage.module
     if module is None:
         raise ValueError(f"prune_blocks needs a network, and {model.name} is an ONNX file; use quantize or cast")
     if not 0 <= ratio < 1 or samples < 1:
         raise ValueError(f"ratio must lie in [0, 1) and samples be at least 1, got {ratio} and {samples}")
+    if replace_by not in REPLACEMENTS:
+        raise ValueError(f"replace_by must be one of {', '.join(REPLACEMENTS)}, got {replace_by!r}")
+    if steps < 0 or batch < 1 or kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"steps must not be negative, batch at least 1 and kernel odd, got {steps}, {batch}, {kernel}")
     inputs, _ = _lessons.some_inputs(model, job, samples)
     result = graph.clone(module).eval()
     found = removable(result, inputs[0])
@@ -61,6 +86,9 @@ def prune_blocks(
     before = graph.cost(module, inputs[0])
     with training.use_threads(job.threads):
         gone, left = _remove(result, found, list(blocks), set(skip), int(ratio * len(found)), inputs, job)
+    told = {}
+    if replace_by == "conv":
+        told = _replaced(model, result, list(gone), inputs, job, kernel, steps, batch, lr)
     after = graph.cost(result, inputs[0])
     changed = {layer: why for layer in graph.layers(module) if (why := _of_block(layer, gone))}
     skipped = {
@@ -69,9 +97,45 @@ def prune_blocks(
     }  # fmt: skip
     notes = {
         "macs_before": before.macs, "macs_after": after.macs, "params_before": before.params,
-        "params_after": after.params, "removable": len(found), "removed": ", ".join(gone),
+        "params_after": after.params, "removable": len(found), "removed": ", ".join(gone), **told,
     }  # fmt: skip
     return PassResult(model.with_module(result), changed, skipped, notes, bool(changed))
+
+
+def _replaced(
+    model: Model, result: nn.Module, gone: Sequence[str], inputs: Sequence[Sequence[torch.Tensor]], job: Job,
+    kernel: int, steps: int, batch: int, lr: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Put convolutions into `result` where blocks of maps were, after each has learned alone; what is told of them."""
+    device = distributed.own_device(job.device)
+    original = graph.clone(model.stage.module).eval().requires_grad_(False)
+    seen, handles = _alone.watch(original, gone)
+    with graph.hooked(handles):
+        graph.outputs(original, inputs[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        fresh = {path: StandIn(x.shape[1], kernel).eval() for path, x in seen.x.items() if x.ndim == 4}
+    batch_at, _ = _lessons.batches(model, job, batch)
+    stopped: dict[str, Any] = {}
+
+    def train(learner: nn.Module, loss: _alone.Loss) -> None:
+        if not steps:
+            return
+        file = job.checkpoints / "blocks.safetensors" if job.checkpoints else None
+        found = training.train(
+            learner, loss, batch_at, steps=steps, lr=lr, seed=job.seed, checkpoint=file, warmup=0.05,
+            progress=job.progress, threads=job.threads, device=device,
+        )  # fmt: skip
+        if found.stopped and not found.steps:
+            raise PassError(f"prune_blocks: {found.stopped}; check the value ranges of the inputs")
+        stopped.update(_lessons.told(found))
+
+    if not fresh:
+        return {"replaced": ""}
+    before, after = _alone.teach(original, fresh, inputs, device, train)
+    for path, block in fresh.items():
+        _put(result, path, block.requires_grad_(any(p.requires_grad for p in model.stage.module.parameters())).eval())
+    return {"replaced": ", ".join(fresh), "errors": {path: [before[path], after[path]] for path in fresh}, **stopped}
 
 
 def _of_block(layer: str, told: dict[str, str]) -> str:

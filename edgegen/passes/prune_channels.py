@@ -186,16 +186,19 @@ def _quota(
     groups: list[Coupled], scores: list[torch.Tensor], left: Sequence[float], full: Sequence[int], scope: str,
     ratios: Mapping[str, float], importance: str,
 ) -> list[float]:  # fmt: skip
-    """How many units each group should lose before rounding: a share `left` of its `full` number stays."""
-    counts = [max(0.0, len(g.units) - n * share) for g, n, share in zip(groups, full, left, strict=True)]
+    """How many units each group should lose before rounding: a share `left` of its `full` number stays.
+
+    In one sum over all groups, what an earlier iteration took too much from one of them counts for the others.
+    """
+    counts = [len(g.units) - n * share for g, n, share in zip(groups, full, left, strict=True)]
     free = [i for i, group in enumerate(groups) if not set(group.producers) & set(ratios)]
     if scope == "local" or not free:
-        return counts
+        return [max(0.0, count) for count in counts]
     by_output = importance in _importance.BY_OUTPUT
     relative = {i: scores[i] if by_output else scores[i] / scores[i].mean().clamp_min(1e-12) for i in free}
     count = round(sum(counts[i] for i in free))
-    limit = torch.cat(list(relative.values())).sort().values[count - 1] if count else -math.inf
-    return [float((relative[i] <= limit).sum()) if i in relative else counts[i] for i in range(len(groups))]
+    limit = torch.cat(list(relative.values())).sort().values[count - 1] if count > 0 else -math.inf
+    return [float((relative[i] <= limit).sum()) if i in relative else max(0.0, counts[i]) for i in range(len(groups))]
 
 
 def keep(units: int, remove: float, multiple: int, min_width: int, blocks: int = 1) -> int:

@@ -1,8 +1,8 @@
 """Set the smallest weights to zero: any of them (magnitude), or N of every M along the inputs.
 
 Han et al., 2015, Learning both Weights and Connections, arXiv:1506.02626; Mishra et al., 2021, Accelerating Sparse Deep
-Neural Networks, arXiv:2104.08378 for 2:4. The network keeps its shapes: only a target that skips zeros gets faster, and
-a file gets smaller only by compression.
+Neural Networks, arXiv:2104.08378 for 2:4. The network keeps its shapes: only a target that skips zeros gets faster
+(TensorRT on Ampere and later tries sparse kernels for 2:4), and a file gets smaller only by compression.
 
 `distill` trains all weights, the zeros too; so the order is distill, then this pass, or this pass after each distill.
 """
@@ -23,6 +23,7 @@ from edgegen.types import Job, Model, PassResult
 
 SCOPES = ("layer", "global")
 _TECHNIQUE = "2:4-sparsity"  # as target files name it
+NOT_PROBED = "zeros leave the shape; only sparse kernels gain by them, and only where they are"
 
 
 def prune_weights(
@@ -147,4 +148,9 @@ def _effect(job: Job, pattern: str) -> dict[str, str]:
     """What the target gains from the zeros, as its file states it."""
     if pattern == "2:4" and _TECHNIQUE in job.target.techniques.get("latency", ()):
         return {"gain": f"{job.target.name} runs 2:4 sparsity faster; to be measured"}
-    return {"gain": f"size after compression only: {job.target.name} computes zeros like other numbers"}
+    only, capability = "size after compression only", job.target.compute_capability.partition(".")[0]
+    if pattern == "2:4" and "tensorrt" in job.target.runtimes and int(capability or 0) >= 8:
+        return {"gain": f"TensorRT tries sparse kernels on {job.target.name} and keeps what is faster; to be measured"}
+    if pattern:
+        return {"gain": f"{only}: no runtime on this target uses {pattern} sparsity"}
+    return {"gain": f"{only}: {job.target.name} computes zeros like other numbers"}

@@ -23,6 +23,7 @@ from edgegen.nn import losses as nn_losses
 from edgegen.passes import _flow, _lessons, _scaling, _simulate
 from edgegen.passes.correct_bias import error
 from edgegen.passes.equalize import batches
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult, PrecisionPlan
 
 _RATE_OF_RANGES = 10.0  # they are logarithms, as steps are: lr is the share by which a range moves
@@ -72,6 +73,7 @@ def quantize_aware(
     wanted = {"output": output, "labels": labels, "reference": reference, "reference_psnr": reference_psnr}
     _check(model, batch, samples, steps, wanted, crop, temperature)
     plan = _simulate.plan_of(job.target, weights)
+    job = dataclasses.replace(job, device=distributed.own_device(job.device))
     inputs, _ = batches(model, job, samples, "quantize_aware")
     batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
@@ -190,7 +192,7 @@ class _Lesson:
             self.found = _simulate.placement(model, network, inputs, plan)
         self.flags = [parameter.requires_grad for parameter in network.parameters()]
         network.requires_grad_(True)
-        self.learner = _Learner(network, self.found, learn)
+        self.learner = _Learner(network, self.found, learn).to(job.device)
         self.teacher = graph.clone(teacher).eval().requires_grad_(False).to(job.device)
 
     def rates(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from edgegen.passes import _lessons
 from edgegen.types import Job, Model, PassResult
 
 LAYERS = (nn.Conv2d, nn.Linear)
+NOT_PROBED = "fits weights and leaves the shape"
 
 
 def reconstruct(

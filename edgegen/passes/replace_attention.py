@@ -10,8 +10,8 @@ against the network's output.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from torch import nn
 from edgegen import graph, training
 from edgegen.errors import PassError
 from edgegen.nn import attention, losses, mixers
-from edgegen.passes import _attention, _lessons, _locality
+from edgegen.passes import _alone, _attention, _lessons, _locality
 from edgegen.passes._attention import Site
 from edgegen.passes.downsample_kv import check_names, relative_error
+from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
 KINDS = ("conv", "window", "linear", "ffn")
@@ -59,8 +60,8 @@ def replace_attention(
         to: "conv" (`levels` resolutions, `kernel` wide), "window" (`radius`, squares of `window` tokens; the old
             weights), "linear" (additive attention) or "ffn" (`hidden` units over the tokens, 0: half of the tokens).
         radius, threshold: "auto" takes an attention if this share of its mass lies within `radius` tokens.
-        steps: of each block alone (they learn side by side; one that got worse is put back); joint_steps: of all
-            together, with a third of `lr`. 0: none.
+        steps: of each block alone (they learn side by side); joint_steps: of all together, with a third of `lr`. What
+            got worse by its training is put back. 0: none.
         samples: inputs on which the locality profile and the errors are measured.
     Returns:
         PassResult; `notes` has the locality profile of every attention, each block's relative squared error before
@@ -87,16 +88,16 @@ def replace_attention(
                 skipped[path] = made
             else:
                 fresh[path] = made
-        before = _errors(result, fresh, inputs)
     lesson = _Lesson(model, job, result, fresh, batch)
     if fresh:
-        after = _taught_alone(lesson, before, inputs, steps, lr)
+        before, after = _alone.teach(lesson.original, fresh, inputs, lesson.job.device, lesson.trainer(steps, lr))
         lesson.together(joint_steps, lr)
     changed = {path: f"{to} instead of attention; relative squared error of its output {before[path]:.3g} -> "
                      f"{after[path]:.3g}" for path in fresh}  # fmt: skip
     notes = {
         "locality": locality, "radius": radius, "inputs": lesson.source, "curves": lesson.curves,
         "errors": {path: [before[path], after[path]] for path in fresh}, "stopped": lesson.stopped,
+        "together": lesson.told,
         "macs_before": graph.cost(module, inputs[0]).macs, "macs_after": graph.cost(lesson.student, inputs[0]).macs,
         "relative_error": relative_error(module, lesson.student, inputs[0]) if fresh else 0.0,
     }  # fmt: skip
@@ -171,95 +172,53 @@ def _mixer(old: Any, site: Site, to: str, options: Mapping[str, Any]) -> mixers.
     return mixers.TokenFeedForward(**common, hidden=options["hidden"] or max(1, site.tokens // 2))
 
 
-@dataclass
-class _Seen:
-    """What the attentions of the original network were given and gave in its last run."""
-
-    x: dict[str, torch.Tensor]
-    y: dict[str, torch.Tensor]
-
-
-def _watch(module: nn.Module, paths: Sequence[str]) -> tuple[_Seen, list[Any]]:
-    seen = _Seen({}, {})
-
-    def note(path: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        seen.x[path], seen.y[path] = graph.flatten([args, kwargs])[0], graph.flatten(out)[0]
-
-    return seen, [
-        module.get_submodule(path).register_forward_hook(
-            lambda _, args, kwargs, out, path=path: note(path, args, kwargs, out), with_kwargs=True)
-        for path in paths
-    ]  # fmt: skip
-
-
-def _errors(
-    module: nn.Module, fresh: Mapping[str, nn.Module], inputs: Sequence[Sequence[torch.Tensor]]
-) -> dict[str, float]:
-    """Path -> squared error of the block's output relative to the squares of what the attention gave."""
-    seen, handles = _watch(module, list(fresh))
-    sums = {path: [0.0, 1e-12] for path in fresh}
-    with graph.hooked(handles), torch.no_grad():
-        for sample in inputs:
-            graph.outputs(module, sample)
-            for path, block in fresh.items():
-                sums[path][0] += float((block(seen.x[path]) - seen.y[path]).square().sum())
-                sums[path][1] += float(seen.y[path].square().sum())
-    return {path: wrong / power for path, (wrong, power) in sums.items()}
-
-
-def _taught_alone(
-    lesson: _Lesson, before: Mapping[str, float], inputs: Sequence[Sequence[torch.Tensor]], steps: int, lr: float
-) -> dict[str, float]:
-    """Errors of the blocks after each has learned by itself; one that got worse is put back to its start."""
-    fresh = lesson.fresh
-    start = {path: copy.deepcopy(block.state_dict()) for path, block in fresh.items()}
-    lesson.each_alone(steps, lr)
-    after = _errors(lesson.original, fresh, inputs)
-    for path in [path for path in fresh if not after[path] <= before[path]]:  # too high a rate for its good start
-        fresh[path].load_state_dict(start[path])
-        after[path] = before[path]
-    return after
-
-
 class _Lesson:
     """The original network, the new blocks, and how they learn."""
 
     def __init__(self, model: Model, job: Job, original: nn.Module, fresh: dict[str, nn.Module], batch: int) -> None:
-        self.job, self.task, self.fresh = job, model.task, fresh
+        self.job = dataclasses.replace(job, device=distributed.own_device(job.device))
+        self.task, self.fresh = model.task, fresh
         self.original = original.requires_grad_(False)
         self.student = graph.clone(model.stage.module).eval()
         self.curves: dict[str, list[list[float]]] = {}
-        self.stopped = ""
+        self.stopped, self.told = "", ""
         self.batch_at, self.source = _lessons.batches(model, job, batch)
 
-    def each_alone(self, steps: int, lr: float) -> None:
-        """Every block on the attention's own inputs; no block sees what another one does."""
-        learner = nn.ModuleDict({str(index): block for index, block in enumerate(self.fresh.values())})
-        learner.requires_grad_(True)
-        original = self.original.to(self.job.device)
-        seen, handles = _watch(original, list(self.fresh))
-
-        def loss(module: nn.Module, batch: _lessons.Batch, step: int) -> dict[str, torch.Tensor]:
-            with torch.no_grad():
-                original(*batch["input"])
-            return {path: _relative(block(seen.x[path]), seen.y[path]) for path, block in self.fresh.items()}
-
-        with graph.hooked(handles):
-            self._train("blocks", learner, loss, steps, lr)
-        self.original.to("cpu")
+    def trainer(self, steps: int, lr: float) -> Callable[[nn.Module, _alone.Loss], None]:
+        """How blocks that learn alone are trained."""
+        return lambda learner, loss: self._train("blocks", learner, loss, steps, lr)
 
     def together(self, steps: int, lr: float) -> None:
-        """All blocks in the network, against the teacher's output; everything else is frozen."""
+        """All blocks in the network, against the teacher's output; everything else is frozen.
+
+        Where they do no better afterwards, on batches that were not learned from, all are as they were before.
+        """
         flags = {name: parameter.requires_grad for name, parameter in self.student.named_parameters()}
         trainable = any(flags.values()) or not flags
-        teacher = self.job.teacher.stage.module if self.job.teacher else None
-        teacher = graph.clone(teacher if teacher is not None else self.original).eval().requires_grad_(False)
-        teacher = teacher.to(self.job.device)
         for path, block in self.fresh.items():
             _attention.put(self.student, path, block)
         self.student.requires_grad_(False)
         for block in self.fresh.values():
             block.requires_grad_(True)
+        if steps:
+            start = {path: copy.deepcopy(block.state_dict()) for path, block in self.fresh.items()}
+            teacher = self.job.teacher.stage.module if self.job.teacher else None
+            teacher = graph.clone(teacher if teacher is not None else self.original).eval().requires_grad_(False)
+            loss = self._against(teacher)
+            before = self._wrong(loss, steps)
+            teacher.to(self.job.device)
+            self._train("together", self.student, loss, steps, lr / 3)
+            teacher.to("cpu")
+            after = self._wrong(loss, steps)
+            worse = not after <= before
+            self.told = f"loss {before:.3g} -> {after:.3g}{': put back' if worse else ''}"
+            for path, block in self.fresh.items() if worse else ():
+                block.load_state_dict(start[path])
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(flags.get(name, trainable))
+
+    def _against(self, teacher: nn.Module) -> Callable[[nn.Module, _lessons.Batch, int], torch.Tensor]:
+        """The loss of a network to the teacher's output."""
 
         def loss(module: nn.Module, batch: _lessons.Batch, step: int) -> torch.Tensor:
             with torch.no_grad():
@@ -267,12 +226,18 @@ class _Lesson:
             pairs = zip(graph.flatten(module(*batch["input"])), wanted, strict=True)
             return torch.stack([self._output(a, b) for a, b in pairs]).mean()
 
-        self._train("together", self.student, loss, steps, lr / 3)
-        for name, parameter in self.student.named_parameters():
-            parameter.requires_grad_(flags.get(name, trainable))
+        return loss
+
+    def _wrong(self, loss: Callable[[nn.Module, _lessons.Batch, int], torch.Tensor], first: int) -> float:
+        """The loss on the batches after the last one that is learned from."""
+        with torch.no_grad(), training.use_threads(self.job.threads):
+            found = [loss(self.student.eval(), self.batch_at(first + number), 0) for number in range(_lessons.EVALUATED)]
+        return float(torch.stack(found).mean())
 
     def _output(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return losses.divergence(found, wanted, 4.0) if self.task == "classification" else _relative(found, wanted)
+        if self.task == "classification":
+            return losses.divergence(found, wanted, 4.0)
+        return _alone.relative(found, wanted)
 
     def _train(self, name: str, learner: nn.Module, loss: Any, steps: int, lr: float) -> None:
         if not steps:
@@ -286,7 +251,3 @@ class _Lesson:
             raise PassError(f"replace_attention: {told.stopped}; check the value ranges of the inputs")
         self.curves[name] = [list(point) for point in told.curve]
         self.stopped = self.stopped or told.stopped
-
-
-def _relative(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return (found - wanted).float().square().sum() / wanted.float().square().sum().clamp_min(1e-12)

@@ -19,6 +19,7 @@ from edgegen.passes import _swap
 from edgegen.types import Job, Model, PassResult
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
+NOT_PROBED = "it saves size and never time"
 
 
 def share_weights(

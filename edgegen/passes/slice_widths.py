@@ -17,6 +17,7 @@ from edgegen.passes._free_widths import Width
 from edgegen.types import Job, Model, PassResult
 
 BATCH = 8
+NOT_PROBED = "its slices have the shapes that prune_channels is probed with"
 
 
 def slice_widths(

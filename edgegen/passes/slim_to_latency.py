@@ -23,6 +23,10 @@ from edgegen.types import Job, Measurement, Model, PassResult, Stage
 
 ON_TARGET = True
 """What it removes depends on times of the target: kept results are of this target alone."""
+BY_BUDGET = ("max_latency", "ratio")
+"""Options without which the job's limit of latency decides."""
+SHARE = 0.5  # of the latency, where nobody states a limit
+NOT_PROBED = "it measures the target itself; its shapes are those of prune_channels"
 
 
 def slim_to_latency(
@@ -30,7 +34,7 @@ def slim_to_latency(
     job: Job,
     *,
     max_latency: float | None = None,
-    ratio: float = 0.5,
+    ratio: float | None = None,
     most: float = 0.75,
     importance: str = "taylor",
     layers: Sequence[str] = (),
@@ -43,6 +47,8 @@ def slim_to_latency(
     trace_seconds: float = 120.0,
 ) -> PassResult:
     """Remove channels until the best unquantized build takes at most `max_latency`.
+
+    Without it and `ratio`, the limit is that of the job's budget (`--max-latency`), else half of the network's latency.
 
     Args:
         model: one stage with a module. Not modified.
@@ -79,7 +85,10 @@ def slim_to_latency(
     runs = original.conditions.get("image_ms", original.value) / original.value
     if max_latency is not None and not math.isfinite(original.value):
         raise ValueError(f"max_latency needs a target with latencies, and there are none: {original.reason}; use ratio")
-    limit = max_latency / runs if max_latency else ratio * (original.value if math.isfinite(original.value) else 1.0)
+    measured = math.isfinite(original.value)
+    if max_latency is None and ratio is None and measured:
+        max_latency = job.budget.max_latency_ms
+    limit = max_latency / runs if max_latency else (ratio or SHARE) * (original.value if measured else 1.0)
     if original.value <= limit:
         why = f"the network takes {original.value:.3g} ms a run, within {limit:.3g} ms"
         skipped = dict.fromkeys(graph.layers(module), why)
@@ -103,7 +112,7 @@ def slim_to_latency(
 
 
 def _check(
-    model: Model, max_latency: float | None, ratio: float, most: float, importance: str, min_width: int,
+    model: Model, max_latency: float | None, ratio: float | None, most: float, importance: str, min_width: int,
     round_to: int | None, widths: int, corrections: int, samples: int,
 ) -> None:  # fmt: skip
     if model.stage.module is None:
@@ -111,7 +120,7 @@ def _check(
     if max_latency is not None and not (max_latency > 0 and math.isfinite(max_latency)):
         raise ValueError(f"max_latency must be above 0 ms, got {max_latency}")
     for name, share in (("ratio", ratio), ("most", most)):
-        if not 0 < share < 1:
+        if share is not None and not 0 < share < 1:
             raise ValueError(f"{name} must lie in (0, 1), got {share}")
     if importance not in IMPORTANCE:
         raise ValueError(f"importance must be one of {', '.join(IMPORTANCE)}, got {importance!r}")
@@ -192,7 +201,7 @@ def _until(
         raise ValueError(
             f"the limit of {limit:.3g} {unit} is out of reach: the narrowest network is predicted to take"
             f" {state.total:.3g} {unit}; allow more, a larger `most`, a smaller min_width"
-            f" (or round_to), or remove blocks first (prune_blocks)"
+            f" (or round_to), or remove blocks first (prune_blocks); where INT8 is to bring the rest, state a ratio"
         )
     return end
 

@@ -1,6 +1,7 @@
 """Convolutions replaced by cheaper operators, which start from the dense kernel.
 
-- depthwise_separable: Chollet, 2017, Xception, arXiv:1610.02357: depthwise k x k and 1x1.
+- depthwise_separable: Chollet, 2017, Xception, arXiv:1610.02357: depthwise k x k and 1x1; the single intra-channel
+  convolution and linear channel projection of Wang et al., 2016, arXiv:1608.04337, are the same operator.
 - groups: Jha et al., 2020, E2GC, arXiv:2006.15100: groups of a constant number of channels (`group_size`), here k x k
   in groups and 1x1 over all of them, so that one of size 1 is a depthwise separable convolution.
 - ghost: Han et al., 2020, GhostNet, arXiv:1911.11907: part of the channels, the others from those by depthwise 3x3.

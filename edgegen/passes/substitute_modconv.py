@@ -21,6 +21,8 @@ from edgegen import graph
 from edgegen.nn import modulated
 from edgegen.types import Job, Model, PassResult
 
+PROBES: tuple[dict[str, bool], ...] = ({}, {"wavelet": False})  # what `edgegen probe` times before any training
+
 
 def substitute_modconv(
     model: Model, job: Job, *, skip: Sequence[str] = (), min_size: int = 4, wavelet: bool = True

@@ -16,6 +16,8 @@ from edgegen.passes import _lessons, _supernet, prune_blocks
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
+NOT_PROBED = "its slices have the shapes that prune_channels is probed with"
+
 
 def train_supernet(
     model: Model,

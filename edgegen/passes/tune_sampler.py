@@ -22,6 +22,7 @@ from edgegen.types import Job, Model, PassResult
 
 METHODS = ("ddim", "euler", "heun", "dpmpp_2m")  # those whose images depend on nothing but the latent
 Score = Callable[[Mapping[str, Any], nn.Module], float]
+NOT_PROBED = "other settings of the same runs; for fewer runs see distill_steps"
 
 
 def tune_sampler(

@@ -130,12 +130,13 @@ def identity(trt: Any, gpu: Optional[Dict[str, Any]], promise: Dict[str, Any]) -
     digest = hashlib.sha256(read(os.path.join(HERE, "model.onnx"))).hexdigest()
     if digest != promise["sha256"]:
         sys.exit("model.onnx is not the file that build.json was made for: copy the whole folder again")
+    flags = [promise["precision"], "typed" if typed(trt) else "flags"] + (["sparse"] if promise["sparse"] else [])
     return {
         "TensorRT": trt.__version__,
         "compute capability": gpu["capability"] if gpu else "unknown",
         "Jetson Linux": l4t(),
         "ONNX file": digest,
-        "flags": f"{promise['precision']}, {'typed' if typed(trt) else 'flags'}",
+        "flags": ", ".join(flags),
     }
 
 
@@ -226,6 +227,8 @@ def configure(trt: Any, builder: Any, promise: Dict[str, Any], size: Optional[in
             config.set_flag(trt.BuilderFlag.FP16)
         if promise["precision"] == "int8":
             config.set_flag(trt.BuilderFlag.INT8)
+    if promise["sparse"] and hasattr(trt.BuilderFlag, "SPARSE_WEIGHTS"):  # since 8.0
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     file = os.path.join(HERE, "timing.cache")
     old = read(file) if os.path.exists(file) else b""
     if not config.set_timing_cache(config.create_timing_cache(old), False):

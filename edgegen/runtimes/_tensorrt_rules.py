@@ -62,6 +62,35 @@ def read_back(source: Path | onnx.ModelProto) -> Inspection:
     return Inspection(layers, narrow / max(1, narrow + wide), macs / max(1, total.macs))
 
 
+def sparse(source: Path | onnx.ModelProto) -> list[str]:
+    """Layers of which at least two in every four successive weights along the inputs are zero.
+
+    Mishra et al., 2021, arXiv:2104.08378, section 3: what sparse tensor cores take.
+    """
+    model = onnx.load(source) if isinstance(source, Path) else source
+    consts, makers = onnx_cost.constants(model), {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for node in model.graph.node:
+        name = onnx_cost.weight_of(node, consts, makers) if node.op_type in onnx_cost.WEIGHTED else ""
+        if name and _two_of_four(numpy_helper.to_array(consts[name]), _input_axis(node)):
+            found.append(node.name)
+    return found
+
+
+def _input_axis(node: onnx.NodeProto) -> int:
+    """Axis of the weight that is summed over."""
+    if node.op_type == "Gemm":
+        return int(next((a.i for a in node.attribute if a.name == "transB"), 0))
+    return {"Conv": 1, "ConvTranspose": 0}.get(node.op_type, -2)
+
+
+def _two_of_four(weight: np.ndarray, axis: int) -> bool:
+    if weight.ndim < 2 or weight.shape[axis] % 4:
+        return False
+    groups = np.moveaxis(weight, axis, -1).reshape(-1, 4)
+    return bool(((groups == 0).sum(1) >= 2).all())
+
+
 class _Graph:
     """A model with what its rules look up: constants, producers, consumers, types and shapes."""
 

@@ -40,7 +40,7 @@ set -- "--memPoolSize=workspace:$((free * 3 / 4))" "$@"
 has --memPoolSize || {{ shift; set -- "--workspace=$((free * 3 / 4))" "$@"; }}
 if has --stronglyTyped; then set -- --stronglyTyped "$@"{flags}; fi
 "$trtexec" --onnx=model.onnx --saveEngine=model.engine --timingCacheFile=timing.cache --profilingVerbosity=detailed \\
-  --exportLayerInfo=model.layers.json --useCudaGraph --separateProfileRun --dumpProfile "$@" || exit 1
+  --exportLayerInfo=model.layers.json --useCudaGraph --separateProfileRun --dumpProfile{sparse} "$@" || exit 1
 # the engine is read back: promised and obtained precision of each layer
 exec python3 build_engine.py --check model.layers.json
 """
@@ -100,7 +100,8 @@ def build(graph: Graph, out: Path, *, calibration: Path | None, target: Target) 
         shutil.copyfile(_SCRIPT, folder / "build_engine.py")
         wanted = {"fp16": " --fp16", "int8": " --fp16 --int8"}.get(plan.precision, "")
         flags = f'; else set -- "$@"{wanted}' if promise["weak"] and wanted else ""
-        (folder / "build_engine.sh").write_text(_SHELL.format(flags=flags), encoding="utf-8")
+        sparse = ' --sparsity=enable' if promise["sparse"] else ""
+        (folder / "build_engine.sh").write_text(_SHELL.format(flags=flags, sparse=sparse), encoding="utf-8")
         options = {"threads": _common.threads(target), "twin": TWIN, "target_versions": dict(target.versions)}
         built = _common.artifact(NAME, folder / "model.onnx", graph, plan, options, ("onnx", "onnxruntime"))
         _common.check_promise(built, inspect(built), _share(graph) if plan.precision == "int8" else 0.0)
@@ -129,6 +130,11 @@ def inspect(artifact: Artifact) -> Inspection:
 def _weak(target: Target) -> bool:
     """Whether the target's TensorRT takes precision from flags instead of the file."""
     return _tensorrt_parser.version(target) < _TYPED
+
+
+def _skips_zeros(target: Target) -> bool:
+    """Whether the target's tensor cores have 2:4 sparsity: Ampere and later."""
+    return bool(target.compute_capability) and int(target.compute_capability.split(".")[0]) >= 8
 
 
 def _fitted(model: onnx.ModelProto, target: Target) -> tuple[onnx.ModelProto, list[Problem]]:
@@ -168,13 +174,16 @@ def _share(graph: Graph) -> float:
 
 
 def _promise(file: Path, sha256: str, plan: PrecisionPlan, target: Target) -> dict[str, object]:
-    """What the engine must turn out to be; the builder script compares."""
+    """What the engine must turn out to be; the builder script compares. sparse: layers that sparse kernels could take;
+    with the flag TensorRT tries these kernels beside the dense ones and keeps the faster.
+    """
     return {
         "format": 1,
         "sha256": sha256,
         "precision": plan.precision,
         "layers": dict(_tensorrt_rules.read_back(file).layers),
         "weak": _weak(target),
+        "sparse": _tensorrt_rules.sparse(file) if _skips_zeros(target) else [],
         "target": target.name,
         "tensorrt": ".".join(map(str, _tensorrt_parser.version(target))),
     }

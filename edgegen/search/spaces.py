@@ -133,7 +133,8 @@ def _check(space: Space, source: str) -> None:
     for gene in space.genes:  # every choice has to be an option that its pass takes
         for choice in gene.choices:
             if choice != gene.off or gene.off is None:
-                step = recipe.Step(name=gene.pass_name, options={gene.option: choice})
+                value = {"layer": choice} if gene.layers or gene.types else choice
+                step = recipe.Step(name=gene.pass_name, options={gene.option: value})
                 recipe.check(recipe.Recipe(steps=(step,)), f"{source}: gene {gene.name}")
     for name, options in space.options.items():
         recipe.check(recipe.Recipe(steps=(recipe.Step(name=name, options=options),)), f"{source}: options")

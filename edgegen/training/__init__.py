@@ -20,10 +20,12 @@ from edgegen import files
 from edgegen.training import distributed, memory
 from edgegen.training.feed import Reporter, place, prefetched
 from edgegen.training.loop import Loop, Losses
-from edgegen.training.settings import Settings, autocast, has_bf16, resolve_precision
+from edgegen.training.settings import Settings, autocast, chosen_device, has_bf16, resolve_precision
 from edgegen.training.state import Checkpoint
 
-__all__ = ["TrainResult", "autocast", "has_bf16", "place", "resolve_precision", "train", "use_threads"]
+__all__ = [
+    "TrainResult", "autocast", "chosen_device", "has_bf16", "place", "resolve_precision", "train", "use_threads",
+]  # fmt: skip
 
 EVALUATIONS = 10  # in a run, where nobody says how often
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from edgegen.errors import UsageError
 
 SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
@@ -77,6 +80,23 @@ class Settings:
         if self.schedule == "constant":
             return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+
+def chosen_device(asked: str) -> str:
+    """Where to train: "auto" is CUDA where torch sees it; "cpu", "cuda" or "cuda:N" are as they say.
+
+    Raises:
+        UsageError: another name, or a device that is not here.
+    """
+    if asked in ("auto", "cpu"):
+        return "cuda" if asked == "auto" and torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cuda(?::(\d+))?", asked)
+    if match is None:
+        raise UsageError(f"--train-device must be auto, cpu, cuda or cuda:N, got {asked!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(match[1] or 0) >= count:
+        raise UsageError(f"--train-device {asked}: torch sees {count or 'no'} CUDA devices here; take cpu or auto")
+    return asked
 
 
 def has_bf16(device: str = "cpu") -> bool:

@@ -84,7 +84,7 @@ class LayerInformationFormat:
 
 
 class BuilderFlag:
-    FP16, INT8 = "FP16", "INT8"
+    FP16, INT8, SPARSE_WEIGHTS = "FP16", "INT8", "SPARSE_WEIGHTS"
 
 
 class _HostMemory:
