@@ -231,7 +231,8 @@ class _Lesson:
     def _wrong(self, loss: Callable[[nn.Module, _lessons.Batch, int], torch.Tensor], first: int) -> float:
         """The loss on the batches after the last one that is learned from."""
         with torch.no_grad(), training.use_threads(self.job.threads):
-            found = [loss(self.student.eval(), self.batch_at(first + number), 0) for number in range(_lessons.EVALUATED)]
+            others = _lessons.held_out(self.batch_at, first, self.job.device)
+            found = [loss(self.student.eval(), batch, 0) for batch in others]
         return float(torch.stack(found).mean())
 
     def _output(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
