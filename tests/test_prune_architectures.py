@@ -137,10 +137,25 @@ def ugatit() -> nn.Module:
     return net
 
 
+def stylegan2() -> nn.Module:
+    """A learned map at the start, and convolutions whose input channels are scaled by styles."""
+    made: nn.Module = registry.module("models", "stylegan2").create(
+        size=16, latent=12, style=16, layers=2, width=16, base=256
+    )
+    return made
+
+
+def mobile_stylegan() -> nn.Module:
+    made: nn.Module = registry.module("models", "mobile_stylegan").create(
+        widths=(16, 16, 8), latent=12, style=16, layers=2
+    )
+    return made
+
+
 SHAPES: dict[Callable[[], nn.Module], tuple[int, ...]] = {
     resnet: (1, 3, 32, 32), densenet: (1, 3, 32, 32), mobilenet: (1, 3, 32, 32), convnext: (1, 3, 32, 32),
     vit: (1, 3, 16, 16), UNet: (1, 3, 16, 16), Shuffled: (1, 3, 16, 16), Styled: (1, 12),
-    sagan: (1, 12), ugatit: (1, 3, 16, 16),
+    sagan: (1, 12), ugatit: (1, 3, 16, 16), stylegan2: (1, 12), mobile_stylegan: (1, 12),
 }  # fmt: skip
 
 
@@ -177,7 +192,7 @@ def check(model: Model, result: PassResult, removals: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    "create", [resnet, densenet, mobilenet, convnext, vit, UNet, Shuffled, Styled, sagan, ugatit],
+    "create", [resnet, densenet, mobilenet, convnext, vit, UNet, Shuffled, Styled, sagan, ugatit, stylegan2],
     ids=lambda f: f.__name__,
 )
 def test_the_pruned_network_equals_the_masked_one(create: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch):
@@ -191,6 +206,18 @@ def test_the_pruned_network_equals_the_masked_one(create: Callable[[], nn.Module
     fresh.load_state_dict(result.model.stage.module.state_dict())
     x = torch.randn(SHAPES[create])
     assert torch.equal(graph.outputs(fresh, [x])[0], graph.outputs(result.model.stage.module, [x])[0])
+
+
+def test_styles_lose_the_channels_that_they_scale(monkeypatch: pytest.MonkeyPatch):
+    _, result = prune(stylegan2, ratio=0.5, min_width=4)
+    assert result.notes["macs_after"] < 0.3 * result.notes["macs_before"]
+    conv = result.model.stage.module.synthesis.b8.conv0
+    assert (conv.affine.in_features, conv.affine.out_features, conv.conv.in_channels, len(conv.bias)) == (8, 8, 8, 8)
+    assert result.model.stage.module.synthesis.b4.const.shape == (1, 8, 4, 4)
+    seen = masked_by(monkeypatch)
+    model, result = prune(mobile_stylegan, ratio=0.5, min_width=4)
+    assert check(model, result, seen[-1][0]) > 1e-4
+    assert result.notes["macs_after"] < 0.6 * result.notes["macs_before"]
 
 
 def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch):

@@ -39,6 +39,14 @@ class Coupled:
         return list(dict.fromkeys(key for unit in self.units for key in unit))
 
 
+def channel_dim(parameter: nn.Parameter) -> int:
+    """The channels of a bare parameter: C of a map (1, C, H, H), else the last dimension that is longer than 1."""
+    shape = tuple(parameter.shape)
+    if len(shape) == 4 and shape[0] == 1 < shape[1] != shape[2] == shape[3] > 1:
+        return 1
+    return max((dim for dim, size in enumerate(shape) if size > 1), default=0)
+
+
 def of_attention(net: nn.Module, whole: bool) -> list[Coupled]:
     """The groups inside self-attention of timm's form (one `qkv` layer), or of edgegen's (`q` and `kv`).
 

@@ -18,6 +18,7 @@ from torch_pruning import ops
 
 from edgegen import graph
 from edgegen.nn import mixed_norm
+from edgegen.passes import _groups
 from edgegen.passes._groups import Coupled, Key
 
 Removals = Mapping[Key, frozenset[int]]
@@ -33,7 +34,7 @@ def part_at(module: nn.Module, path: str) -> Any:
 def width(part: Any, side: str) -> int:
     """Number of channels of a layer or parameter on one side."""
     if isinstance(part, nn.Parameter):
-        return part.shape[_parameter_dim(part)]
+        return part.shape[_groups.channel_dim(part)]
     if isinstance(part, nn.LayerNorm):
         return part.normalized_shape[-1]
     pruner = tp.pruner.function.PrunerBox[ops.module2type(part)]
@@ -62,7 +63,7 @@ def remove(module: nn.Module, removals: Removals, heads: Mapping[str, tuple[int,
         part = part_at(pruned, path)
         if isinstance(part, nn.Parameter):
             parent, _, name = path.rpartition(".")
-            kept = _without(part, indices, _parameter_dim(part))
+            kept = _without(part, indices, _groups.channel_dim(part))
             setattr(pruned.get_submodule(parent), name, nn.Parameter(kept))
         else:
             _shrink(part, side, sorted(indices))
@@ -124,7 +125,7 @@ def mask(module: nn.Module, removals: Removals) -> nn.Module:
         for (path, side), indices in removals.items():
             part, at = part_at(masked, path), sorted(indices)
             if isinstance(part, nn.Parameter):
-                part.index_fill_(_parameter_dim(part), torch.tensor(at), 0.0)
+                part.index_fill_(_groups.channel_dim(part), torch.tensor(at), 0.0)
             elif isinstance(part, graph.WEIGHTED):
                 _mask_weight(part, side, at)
             elif isinstance(part, nn.Embedding):
@@ -213,11 +214,6 @@ def weight_slices(part: Any, side: str, of: torch.Tensor | None = None) -> torch
     if isinstance(part, (*_NORMS, nn.LayerNorm)) and part.weight is not None:
         return part.weight.detach().reshape(-1, 1)
     return None
-
-
-def _parameter_dim(parameter: nn.Parameter) -> int:
-    """torch-pruning takes the last dimension that is longer than 1 for the channels of a bare parameter."""
-    return max(dim for dim, size in enumerate(parameter.shape) if size > 1)
 
 
 def _without(tensor: torch.Tensor, indices: Any, dim: int) -> torch.Tensor:

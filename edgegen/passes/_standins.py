@@ -6,12 +6,13 @@ What is inside them is put back into the groups that it finds, and the groups th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-from edgegen.nn import conditional
+from edgegen.nn import conditional, modulated
 from edgegen.passes._groups import Coupled, Unit
 
 # Path of a stand-in -> (what leaves with its channel i, groups inside it)
@@ -29,6 +30,8 @@ def put(net: nn.Module) -> Stood:
     """Put stand-ins into `net`, in place."""
     stood = {}
     for path, part in list(net.named_modules()):
+        if isinstance(part, modulated.StyledConv | modulated.SeparableStyledConv):
+            part.forward = MethodType(_undemodulated, part)  # type: ignore[method-assign]
         if isinstance(part, conditional.ConditionalBatchNorm):
             width, found = part.bn.num_features, _of_norm(path, part)
         elif isinstance(part, conditional.SelfAttention):
@@ -39,6 +42,17 @@ def put(net: nn.Module) -> Stood:
         net.get_submodule(parent)._modules[name] = _Same(width).eval()
         stood[path] = found
     return stood
+
+
+def _undemodulated(part: Any, x: torch.Tensor, w: torch.Tensor, *noise: Any) -> torch.Tensor:
+    """A modulated convolution whose outputs are not brought to one size: that looks at weights as at tensors."""
+    y = x * part.affine(w)[:, :, None, None]
+    if isinstance(part, modulated.StyledConv):
+        y = part.conv(y)
+        y = y[..., 1:, 1:] if part.up else y  # the low-pass filter makes 2 H of 2 H + 1
+    else:
+        y = part.depthwise(part.pointwise(y))
+    return y + part.bias[None, :, None, None]
 
 
 def _of_norm(path: str, norm: conditional.ConditionalBatchNorm) -> tuple[Callable[[int], Unit], list[Coupled]]:

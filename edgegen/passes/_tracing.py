@@ -20,6 +20,7 @@ from torch_pruning._helpers import _HybridIndex as Index
 from torch_pruning.dependency import index_mapping
 
 from edgegen import graph
+from edgegen.passes import _groups
 
 
 @dataclass
@@ -60,6 +61,10 @@ class Dependencies(tp.DependencyGraph):
                 parts = [_channels(function, place) for function, place in node.grad_fn.next_functions]
                 if None not in parts and len(parts) == len(node.inputs):
                     node.module.concat_sizes = parts
+
+    def _detect_unwrapped_parameters(self, unwrapped_parameters: Any) -> Any:
+        names, found = super()._detect_unwrapped_parameters(unwrapped_parameters)
+        return names, [one._replace(pruning_dim=_groups.channel_dim(one.parameters)) for one in found]
 
     def path(self, part: Any) -> str:
         """Path of a real layer or parameter; "" for what the graph itself has put there."""
