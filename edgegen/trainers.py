@@ -27,6 +27,7 @@ from edgegen.nn import diffusion
 from edgegen.nn import losses as nn_losses
 from edgegen.passes import _lessons
 from edgegen.records import ModelOptions
+from edgegen.sources import content_key
 from edgegen.types import Model
 
 DROPPED = 0.1  # share of images whose class is left out
@@ -69,13 +70,15 @@ def train(order: Order, progress: Progress | None = None) -> dict[str, Any]:
 
     Raises:
         ModelError: a model that is a file, or an `out` that is no .safetensors. DataError: data that do not fit the
-            task. ValueError: a setting out of range.
+            task. RecipeError: to be resumed, and the checkpoint is of another command. ValueError: a setting out of
+            range.
     """
     if order.out.suffix != ".safetensors":
         raise ModelError(f"--out {order.out}: weights are written as .safetensors")
     model = _fresh(order)
     kind = "denoiser" if samplers.of(model.options) is not None else model.task
-    lesson = _lesson(model, order, kind)
+    source = data.open_source(order.data)
+    lesson = _lesson(model, order, kind, source)
     lr = order.lr or RATES.get(kind, 1e-3)
     checkpoint = order.out.with_suffix(".checkpoint")
     if not order.resume:
@@ -83,7 +86,7 @@ def train(order: Order, progress: Progress | None = None) -> dict[str, Any]:
     result = training.train(
         lesson.learner, lesson.loss, lesson.batch_at, steps=order.steps, lr=lr, seed=order.seed, ema=order.ema,
         checkpoint=checkpoint, progress=progress, precision=order.precision, warmup=min(0.05, 200 / order.steps),
-        threads=order.threads, optimizer=order.optimizer,
+        threads=order.threads, optimizer=order.optimizer, identity=_identity(model, order, source, lr),
     )  # fmt: skip
     lesson.finish()
     weights.save_state(model.stage.module, order.out)
@@ -117,8 +120,30 @@ def _fresh(order: Order) -> Model:
     return dataclasses.replace(model, options=options)
 
 
-def _lesson(model: Model, order: Order, kind: str) -> Lesson:
-    source = data.open_source(order.data)
+def _identity(model: Model, order: Order, source: data.Source, lr: float) -> dict[str, Any]:
+    """What decides the result, under the names of the options: a run is resumed with the same alone.
+
+    Data and networks count by content, not by where they lie. Made before the first step.
+    """
+    network = files.key({name: value for name, value in model.origin.items() if name != "path"})
+    start = weights.state_hash(model.stage.module)[:24] if order.start is not None else "fresh"
+    return {
+        "model": f"{model.name} {network}", "weights": start, "data": _content(source), "batch": order.batch,
+        "steps": order.steps, "lr": lr, "ema": order.ema, "optimizer": order.optimizer, "seed": order.seed,
+        "precision": training.resolve_precision(order.precision),
+    }  # fmt: skip
+
+
+def _content(source: data.Source) -> str:
+    """Hash of what is learnt from, in its order: inputs, labels and reference images."""
+    found = []
+    for i in range(len(source)):
+        reference = source.reference(i)
+        found.append((source.key(i), source.label(i), None if reference is None else content_key(reference)))
+    return files.key(found)
+
+
+def _lesson(model: Model, order: Order, kind: str, source: data.Source) -> Lesson:
     if kind in ("denoiser", "unconditional"):
         return (_denoiser if kind == "denoiser" else _adversary)(model, order, source)
     dataset = data.Dataset(source, model, seed=order.seed)

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from edgegen import cli, loading, samplers, trainers, training  # noqa: E402
-from edgegen.errors import DataError, ModelError  # noqa: E402
+from edgegen.errors import DataError, ModelError, RecipeError  # noqa: E402
 from edgegen.nn import diffusion  # noqa: E402
 
 NETWORKS = '''
@@ -83,10 +83,9 @@ def test_classifiers_and_restorers_learn(order):
     assert restored["curve"][-1][1] < 0.3 * restored["curve"][0][1]
 
 
-def test_an_interrupted_training_ends_with_the_same_bits(order, monkeypatch):
-    whole = order("denoiser", "plain.npz", steps=12)
-    trainers.train(whole)
-    wanted = load_file(whole.out)
+@pytest.fixture
+def interrupt(monkeypatch):
+    """order -> the checkpoint that is left of it when it is interrupted at step 7."""
     original = training.train
 
     def stopping(module, loss, batch_at, **more):
@@ -97,18 +96,47 @@ def test_an_interrupted_training_ends_with_the_same_bits(order, monkeypatch):
 
         return original(module, stopped, batch_at, **{**more, "every_s": 0.0})
 
+    def interrupted(order: trainers.Order) -> Path:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(training, "train", stopping)
+            trainers.train(order)
+        return order.out.with_suffix(".checkpoint")
+
+    return interrupted
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(order, interrupt):
+    whole = order("denoiser", "plain.npz", steps=12)
+    trainers.train(whole)
+    wanted = load_file(whole.out)
     cut = dataclasses.replace(whole, out=whole.out.with_name("cut.safetensors"))
-    monkeypatch.setattr(training, "train", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        trainers.train(cut)
-    monkeypatch.setattr(training, "train", original)
-    assert cut.out.with_suffix(".checkpoint").is_file()
+    assert interrupt(cut).is_file()
     trainers.train(dataclasses.replace(cut, resume=True))
     found = load_file(cut.out)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     other = dataclasses.replace(whole, seed=1, out=whole.out.with_name("other.safetensors"))
     trainers.train(other)
     assert not all(torch.equal(load_file(other.out)[name], wanted[name]) for name in wanted)
+
+
+def test_a_training_is_resumed_by_the_command_that_was_interrupted_alone(order, interrupt, tmp_path: Path):
+    cut = order("restorer", "pairs.npz", steps=12, lr=1e-2)
+    checkpoint = interrupt(cut)
+    kept = checkpoint.read_bytes()
+    with np.load(cut.data) as arrays:
+        np.savez(tmp_path / "other.npz", x=arrays["x"], y=arrays["y"] // 2)  # the same x, other references
+        np.savez(tmp_path / "moved.npz", x=arrays["x"], y=arrays["y"])
+    for change, said in (
+        ({"batch": 4}, r"batch 8 there, 4 here\)"),
+        ({"steps": 24, "lr": 2e-2}, r"steps 12 there, 24 here; lr 0\.01 there, 0\.02 here\)"),
+        ({"data": tmp_path / "other.npz"}, r"\(data \w+ there, \w+ here\)"),
+    ):
+        with pytest.raises(RecipeError, match=said) as caught:
+            trainers.train(dataclasses.replace(cut, resume=True, **change))
+        assert "\n" not in str(caught.value) and "start anew without resuming" in str(caught.value)
+        assert checkpoint.read_bytes() == kept
+    found = trainers.train(dataclasses.replace(cut, resume=True, data=tmp_path / "moved.npz"))
+    assert found["steps"] == 12 and not checkpoint.exists()
 
 
 def test_what_does_not_fit_is_one_line(order, tmp_path: Path):
