@@ -153,7 +153,8 @@ def test_record_is_a_literal_and_complete(name: str):
     tree = ast.parse(registry.path("models", name).read_text(encoding="utf-8"))
     value = next(
         node.value for node in tree.body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RECORD"
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and getattr(node.targets[0] if isinstance(node, ast.Assign) else node.target, "id", "") == "RECORD"
     )  # fmt: skip
     record = ast.literal_eval(value)
     assert record["licence"] and record["source"] and (record["paper"] or name == "taesd")
