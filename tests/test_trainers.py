@@ -203,6 +203,20 @@ def test_the_conditional_generators_train(name: str, config: dict, side: int, tm
         trainers.train(dataclasses.replace(order, data=tmp_path / "plain.npz"))
 
 
+def test_image_to_image_learns_from_pairs(tmp_path: Path):
+    x = np.random.default_rng(0).integers(0, 255, (4, 40, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / "pairs.npz", x=x, y=255 - x)
+    np.savez(tmp_path / "alone.npz", x=x)
+    options = loading.ModelOptions(config={"width": 2, "levels": 5}, input_shape=(1, 3, 32, 32), resize=32,
+                                   crop=(32, 32))  # fmt: skip
+    order = trainers.Order("pix2pix", tmp_path / "pairs.npz", tmp_path / "w.safetensors", steps=2, batch=2, threads=1,
+                           precision="fp32", options=options)  # fmt: skip
+    assert trainers.train(order)["steps"] == 2
+    assert loading.load_model("pix2pix", weights=order.out, options=options).stage.outputs[0].shape == (1, 3, 32, 32)
+    with pytest.raises(DataError, match=r"image-to-image learns from reference images \(y\)"):
+        trainers.train(dataclasses.replace(order, data=tmp_path / "alone.npz"))
+
+
 def test_the_command(order, tmp_path: Path, monkeypatch, capsys):
     made = order("classifier", "labelled.npz")
     monkeypatch.setattr(sys, "argv", ["edgegen", "train", "--model", made.model, "--data", str(made.data), "--out",
