@@ -97,6 +97,34 @@ def test_macs_are_those_published(name, config, shape, giga, allowed, source, ho
     assert found / 1e9 == pytest.approx(giga, rel=allowed), source
 
 
+@pytest.mark.slow  # importing diffusers alone takes many seconds
+@pytest.mark.parametrize(("config", "millions", "source"), [
+    ({"channels": 3, "widths": (128, 256, 256, 256), "blocks": 2, "attention": (False, True, False, False),
+      "groups": 32}, 35.7, "arXiv:2006.11239, appendix B: CIFAR-10"),
+    ({"channels": 3, "widths": (192, 384, 576, 768), "blocks": 3, "attention": (False, True, True, True), "groups": 32,
+      "labels": 999, "size": 64, "scale_shift": True, "resample": "resnet", "head_width": 64, "learned_sigma": True},
+     295.9, "arXiv:2105.05233, appendix: 296 M for ImageNet 64 (999 + 1 classes here: no class is one of them)"),
+])  # fmt: skip
+def test_parameters_of_denoisers_are_those_published(config, millions, source):
+    pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        found = graph.params(registry.module("models", "ddpm_unet").create(**config))
+    assert round(found / 1e6, 1) == millions, source
+
+
+@pytest.mark.slow
+def test_dit_xl_2_costs_what_is_published():
+    pytest.importorskip("diffusers")
+    config = {"channels": 4, "size": 32, "patch": 2, "layers": 28, "heads": 16, "head_width": 72, "labels": 1000}
+    with torch.device("meta"):
+        module = registry.module("models", "dit").create(**config, learned_sigma=True).eval()
+    # diffusers gives each block the embedders of time and class, which the paper's code has once
+    told = [graph.params(block.norm1.emb) for block in module.net.transformer_blocks]
+    assert (graph.params(module) - sum(told[1:])) / 1e6 == pytest.approx(675, abs=0.5)  # arXiv:2212.09748, table 4
+    given = [torch.empty(1, 4, 32, 32, device="meta"), torch.empty(1, device="meta"), torch.empty(1, device="meta")]
+    assert graph.cost(module, given).macs / 1e9 == pytest.approx(118.6, abs=0.1)  # "Gflops" there, counted as MACs
+
+
 def test_mobile_stylegan_costs_what_its_code_makes():
     # The paper states 8.01 M and 15.09 GMAC (arXiv:2104.04767, table 2). The code that was released later enlarges by
     # an inverse Haar transform without weights: 7.34 M with the heads of all sizes, 5.80 M with the last alone.
