@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import relu
+from torch.nn.functional import one_hot, relu
 
 from edgegen import data, images
-from edgegen.errors import DataError, ModelError
+from edgegen.errors import DataError
 from edgegen.nn import diffusion
 from edgegen.nn import losses as nn_losses
 from edgegen.nn.discriminators import Critic
@@ -43,7 +43,7 @@ def of(model: Model, source: data.Source, kind: str, batch: int, seed: int) -> L
     """The lesson of a network: kind is "denoiser" or its task; everything drawn is a function of the seed.
 
     Raises:
-        DataError: data that do not fit the task. ModelError: a generator that takes more than latents.
+        DataError: data that do not fit the task.
     """
     if kind in ("denoiser", "unconditional"):
         return (_denoiser if kind == "denoiser" else _adversary)(model, source, batch, seed)
@@ -119,7 +119,7 @@ def _adversary(model: Model, source: data.Source, batch: int, seed: int) -> Less
         critic = Critic(channels, (height, width), classes=classes)
     learner = nn.ModuleDict({"generator": model.stage.module, "critic": critic})
 
-    def batch_at(step: int) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    def batch_at(step: int) -> tuple[Any, Any]:
         found, labels = real(step)
         return (torch.from_numpy(found), torch.from_numpy(labels).long()), drawn(seed, step, 1)
 
@@ -127,7 +127,7 @@ def _adversary(model: Model, source: data.Source, batch: int, seed: int) -> Less
         (found, labels), (z, asked) = batch
         critics = step % 2 == 0
         module["critic"].requires_grad_(critics)  # type: ignore[index]
-        made = module["generator"](z)  # type: ignore[index]
+        made = module["generator"](*z)  # type: ignore[index]
         if critics:  # without a gradient the generator's weights stay as they are, and the other way round below
             scores = [module["critic"](*seen) for seen in ((found, labels), (made.detach(), asked))]  # type: ignore[index]
             return relu(1 - scores[0]).mean() + relu(1 + scores[1]).mean()
@@ -144,22 +144,26 @@ def _classes(model: Model) -> int:
     return int(model.options.get("labels", 0))
 
 
-def _drawn(model: Model, batch: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """key -> (latents, the class that each asks for; 0 where there are none), a function of the key."""
-    if len(model.stage.inputs) > 1:
-        raise ModelError(f"{model.name} takes {len(model.stage.inputs)} inputs; generators that take latents alone can"
-                         " be trained here")  # fmt: skip
+def _drawn(model: Model, batch: int) -> Callable[..., tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+    """key -> (what the generator takes, the class that is asked for; 0 where there are none), a function of the key."""
     shape, classes = tuple(int(d) for d in model.stage.inputs[0].shape[1:]), _classes(model)
+    more = model.stage.inputs[1:]
 
-    def at(*key: int) -> tuple[torch.Tensor, torch.Tensor]:
-        z = torch.from_numpy(np.random.default_rng(key).standard_normal((batch, *shape), dtype=np.float32))
-        return z, z[:, -classes:].argmax(1) if classes else torch.zeros(batch, dtype=torch.int64)
+    def at(*key: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        rng = np.random.default_rng(key)
+        z = torch.from_numpy(rng.standard_normal((batch, *shape), dtype=np.float32))
+        if not classes or [spec.name for spec in more] != ["label"]:
+            noise = [rng.standard_normal((batch, *(int(d) for d in one.shape[1:])), dtype=np.float32) for one in more]
+            asked = z[:, -classes:].argmax(1) if classes else torch.zeros(batch, dtype=torch.int64)
+            return (z, *map(torch.from_numpy, noise)), asked
+        asked = torch.from_numpy(rng.integers(classes, size=batch))
+        return (z, asked if more[0].dtype == "int64" else one_hot(asked, classes).float()), asked
 
     return at
 
 
 @torch.no_grad()
-def _measure_norms(generator: nn.Module, latents: Callable[[int], torch.Tensor], batches: int = 32) -> None:
+def _measure_norms(generator: nn.Module, latents: Callable[[int], tuple[torch.Tensor, ...]], batches: int = 32) -> None:
     """Statistics of batch norms anew for averaged weights; leaves eval mode on."""
     norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -168,7 +172,7 @@ def _measure_norms(generator: nn.Module, latents: Callable[[int], torch.Tensor],
         norm.momentum = None  # a plain mean over the batches
     generator.train()
     for index in range(batches if norms else 0):
-        generator(latents(index))
+        generator(*latents(index))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     generator.eval()

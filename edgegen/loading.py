@@ -194,17 +194,18 @@ def _randomise_norms(module: nn.Module) -> None:
 
 def _stage(module: nn.Module, record: Record, name: str) -> Stage:
     """The stage, with the output's real shape from a forward pass on zeros; a denoiser also takes time and label."""
-    settings = samplers.of(record.options)
+    settings, given = samplers.of(record.options), record.input.shape or ()
     if settings is None:
-        shape = foreign.forward_shape(module, record.input.shape or (), name)
-        return foreign.stage(module, record, ("input", shape, "output"), name)
-    told = samplers.inputs(settings)
-    given = record.input.shape or ()
-    shape = foreign.forward_shape(module, given, name, *[(1,)] * len(told))
-    if shape != given:
+        layouts = {1: "N", 2: "NC", 4: "NCHW"}
+        more = tuple(TensorSpec(one.name, one.shape, one.dtype, one.value_range, layouts.get(len(one.shape), ""))
+                     for one in record.inputs)  # fmt: skip
+    else:
+        told = samplers.inputs(settings).items()
+        more = tuple(TensorSpec(key, (1,), value_range=span, layout="N") for key, span in told)
+    shape = foreign.forward_shape(module, given, name, *more)
+    if settings is not None and shape != given:
         raise ModelError(f"{name}: a denoiser gives what it takes, {given}; got {shape}")
-    more = tuple(TensorSpec(key, (1,), value_range=span, layout="N") for key, span in told.items())
-    stage = foreign.stage(module, record, ("sample", shape, "output"), name)
+    stage = foreign.stage(module, record, ("input" if settings is None else "sample", shape, "output"), name)
     return dataclasses.replace(stage, inputs=(*stage.inputs, *more))
 
 

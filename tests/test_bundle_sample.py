@@ -13,7 +13,7 @@ import pytest
 from small_bundles import artifact_of, contents_of, file_of, network_of
 
 from edgegen import bundle, bundle_samples
-from edgegen.types import Model, Preprocessing
+from edgegen.types import Model, Preprocessing, TensorSpec
 
 
 def _sample(model: Model, file: Path, tmp_path: Path, *arguments: str) -> str:
@@ -72,6 +72,38 @@ def test_the_sample_draws_latents_from_the_seed(tmp_path: Path) -> None:
     _sample(model, file, tmp_path, "--seed", "5", "--out", "out.npy")
     expected = np.random.default_rng([5, 0]).standard_normal((1, 4, 4), dtype=np.float32)
     assert np.array_equal(np.load(tmp_path / "out.npy")[0], expected)
+
+
+def test_the_sample_draws_further_inputs_and_writes_what_is_no_image(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    names = {"input": (1, 4), "noise0": (1, 4), "hot": (1, 4), "output": (1, 4)}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in names.items()]
+    ends.insert(3, helper.make_tensor_value_info("label", TensorProto.INT64, (1,)))
+    nodes = [helper.make_node("Cast", ["label"], ["number"], to=TensorProto.FLOAT),
+             helper.make_node("Sum", ["input", "noise0", "hot", "number"], ["output"])]  # fmt: skip
+    made = helper.make_model(helper.make_graph(nodes, "g", ends[:4], ends[4:]),
+                             opset_imports=[helper.make_opsetid("", 18)], ir_version=9)  # fmt: skip
+    file = tmp_path / "model.onnx"
+    onnx.save(made, file)
+    model = network_of("unconditional", (1, 4), (1, 4))
+    first = dataclasses.replace(model.stage.inputs[0], value_range=None, layout="NC")
+    more = (TensorSpec("noise0", (1, 4), layout="NC"), TensorSpec("hot", (1, 4), "float32", (0, 1), "NC"),
+            TensorSpec("label", (1,), "int64", (0, 9), "N"))  # fmt: skip
+    stage = dataclasses.replace(model.stage, inputs=(first, *more))
+    text = bundle_samples.script(
+        dataclasses.replace(model, stages=(stage,)), artifact_of(file, dataclasses.replace(model, stages=(stage,))),
+        str(file), "cpu",
+    )  # fmt: skip
+    (tmp_path / "run_cpu.py").write_text(text, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-I", "run_cpu.py", "--seed", "5"], capture_output=True, text=True,
+                          check=False, timeout=60, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rng = np.random.default_rng([5, 1])
+    drawn = rng.standard_normal((1, 4), dtype=np.float32) + np.eye(4, dtype=np.float32)[rng.integers(4, size=1)]
+    wanted = np.random.default_rng([5, 0]).standard_normal((4,), dtype=np.float32) + drawn + rng.integers(10, size=(1,))
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), wanted, rtol=1e-6)
 
 
 def test_the_sample_runs_in_openvino(tmp_path: Path) -> None:

@@ -190,7 +190,9 @@ def test_what_does_not_fit_is_one_line(order, tmp_path: Path):
 
 @pytest.mark.parametrize(("name", "config", "side"), [
     ("cgan", {"width": 4}, 28),
+    ("cgan", {"width": 4, "label": "index"}, 28),
     ("sagan", {"size": 8, "latent": 4, "classes": 10, "width": 4, "attention": 0}, 8),
+    ("sagan", {"size": 8, "latent": 4, "classes": 10, "width": 4, "attention": 0, "label": "one-hot"}, 8),
 ])  # fmt: skip
 def test_the_conditional_generators_train(name: str, config: dict, side: int, tmp_path: Path):
     x = np.random.default_rng(0).integers(0, 255, (20, side, side, 3)).astype(np.uint8)

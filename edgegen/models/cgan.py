@@ -66,5 +66,9 @@ def create(latent: int = 10, classes: int = 10, width: int = 128, size: int = 28
 def record(**config: Any) -> dict[str, Any]:
     """RECORD for a configuration: the length of the input, the number of classes."""
     wide = config.get("latent", 10) + (config.get("classes", 10) if config.get("label", "joined") == "joined" else 0)
-    options = {**RECORD["options"], "labels": config.get("classes", 10)}
-    return {**RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}, "options": options}
+    classes = config.get("classes", 10)
+    return {
+        **RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]},
+        **conditional.record(config.get("label", "joined"), classes),
+        "options": {**RECORD["options"], "labels": classes},
+    }  # fmt: skip

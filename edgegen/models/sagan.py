@@ -102,8 +102,12 @@ def create(
 def record(**config: Any) -> dict[str, Any]:
     """RECORD for a configuration: the length of the input, the number of classes."""
     wide = config.get("latent", 128) + (config.get("classes", 1000) if config.get("label", "joined") == "joined" else 0)
-    options = {**RECORD["options"], "labels": config.get("classes", 1000)}
-    return {**RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}, "options": options}
+    classes = config.get("classes", 1000)
+    return {
+        **RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]},
+        **conditional.record(config.get("label", "joined"), classes),
+        "options": {**RECORD["options"], "labels": classes},
+    }  # fmt: skip
 
 
 def from_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
