@@ -6,10 +6,10 @@ It needs numpy and the runtime, and Pillow for image files; .npy files do withou
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgegen import bundle_denoisers, samplers
+from edgegen import bundle_denoisers, bundle_tiles, samplers
 from edgegen.bundle_loaders import LOADERS, PACKAGES, WRITE_PNG, loader
 from edgegen.types import Artifact, Model, TensorSpec
 
@@ -231,9 +231,18 @@ def script(model: Model, artifact: Artifact, file: str, target: str, more: Seque
         result = _WRITE_VECTOR
         main = main.replace("out.png", "out.npy").replace("image goes (.png or .npy)", "numbers go")
         text = text.replace("out.png", "out.npy").replace("import struct\n", "").replace("import zlib\n", "")
+    if _tiled(model, settings) and not more:
+        given += bundle_tiles.text()
+        main = main.replace("called(prepare(read(arguments.input)))", "whole(arguments.input)")
     if more:
         main = main.replace("    show(called(", "    pick(arguments.input)\n    show(called(")
     return text + loader(artifact.runtime) + given + result + _CALL + main
+
+
+def _tiled(model: Model, settings: Mapping[str, Any]) -> bool:
+    """Whether a photo of any size can go through the network in tiles, instead of being scaled and cropped to it."""
+    fitted = settings["resize"] or settings["crop"] or settings["further"]
+    return model.task in bundle_tiles.TASKS and settings["channels"] in (1, 3) and not fitted
 
 
 def further(artifacts: Sequence[Artifact]) -> list[Artifact]:

@@ -42,6 +42,23 @@ def test_the_sample_turns_an_image_into_an_image(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), pixels)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (61, 37), (9, 40)])
+def test_the_sample_restores_photos_of_any_size_in_tiles(size: tuple[int, int], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = network_of("restoration", (1, 3, 16, 16), (1, 3, 16, 16))
+    file = file_of(tmp_path / "built", "AveragePool", (1, 3, 16, 16), (1, 3, 16, 16), kernel_shape=[3, 3],
+                   pads=[1, 1, 1, 1])  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    np.save(tmp_path / "in.npy", pixels)
+    _sample(model, file, tmp_path, "in.npy", "--out", "out.npy")
+    whole = torch.from_numpy(pixels.transpose(2, 0, 1)[None] / np.float32(255))
+    wanted = torch.nn.functional.avg_pool2d(whole, 3, 1, 1, count_include_pad=False).numpy()
+    found = np.load(tmp_path / "out.npy")
+    inner = (..., slice(size[0] - (size[0] < 16)), slice(None))  # a photo smaller than a tile is mirrored at its end
+    np.testing.assert_allclose(found[inner], wanted[inner], rtol=0, atol=1e-5)
+    assert found.shape == wanted.shape and np.abs(found - whole.numpy()).max() > 0.1
+
+
 def test_the_sample_prepares_images_as_edgegen_does(tmp_path: Path) -> None:
     from PIL import Image
 
