@@ -71,7 +71,7 @@ bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/prepare_data.py
 	$(BIN)/python benchmarks/peers/run.py $(if $(CASES),--case $(CASES))
 
-train-edsr train-dcgan train-cifar train-encoder train-sagan: train-%: $(STAMP)
+train-edsr train-dcgan train-cifar train-encoder train-sagan train-paint: train-%: $(STAMP)
 	$(BIN)/python benchmarks/train/$*.py
 
 train-mnist-ddpm train-cifar-ddpm: train-%-ddpm: $(STAMP)

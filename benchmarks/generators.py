@@ -64,6 +64,7 @@ CASES = {
     "styleswin": Case(PRUNED, {"widths": [64, 64, 64], "style": 64, "layers": 2}, (1, 64)),
     "fastgan": Case(PRUNED, {"size": 64, "latent": 64, "width": 16}, (1, 64)),
     "pix2pix": Case(PRUNED, {"width": 16, "levels": 6}, IMAGE),
+    "pix2pix_paint": Case(PRUNED),
     "cyclegan": Case(PRUNED, {"width": 16, "blocks": 3}, IMAGE),
     "ugatit": Case(PRUNED, {"width": 16, "blocks": 2, "size": 64}, IMAGE),
     "animegan": Case(PRUNED, {"width": 16}, IMAGE),

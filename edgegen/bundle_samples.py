@@ -6,12 +6,12 @@ It needs numpy and the runtime, and Pillow for image files; .npy files do withou
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgegen import bundle_denoisers, samplers
+from edgegen import bundle_denoisers, bundle_tiles, samplers
 from edgegen.bundle_loaders import LOADERS, PACKAGES, WRITE_PNG, loader
-from edgegen.types import Artifact, Model
+from edgegen.types import Artifact, Model, TensorSpec
 
 _HEAD = '''"""Run {title} on {target}: {usage}"""
 
@@ -87,6 +87,21 @@ def latent(seed, index=0):
     return np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32)[None]
 '''
 
+_FURTHER = '''
+
+def further(seed):
+    """The network's other inputs: noise N(0, 1), or the class that the seed draws, as an index or one-hot."""
+    rng, given = np.random.default_rng([seed, 1]), {}
+    for name, (shape, kind) in SETTINGS["further"].items():
+        if kind == "noise":
+            given[name] = rng.standard_normal(shape, dtype=np.float32)
+        elif kind == "one-hot":
+            given[name] = np.eye(shape[1], dtype=np.float32)[rng.integers(shape[1], size=1)]
+        else:
+            given[name] = rng.integers(kind, size=shape)
+    return given
+'''
+
 _PICK = '''
 
 def pick(file):
@@ -128,6 +143,13 @@ def show(y, out):
     print(out)
 '''
 
+_WRITE_VECTOR = '''
+
+def show(y, out):
+    np.save(out, y)
+    print(out)
+'''
+
 _SHOW_CLASSES = '''
 
 def show(y, out):
@@ -139,9 +161,9 @@ def show(y, out):
 
 _CALL = '''
 
-def called(x):
-    """The network's output for one input."""
-    return load(SETTINGS)({SETTINGS["inputs"][0]: x})[SETTINGS["outputs"][0]]
+def called(x, **more):
+    """The network's output for one input, and others where it takes any."""
+    return load(SETTINGS)({SETTINGS["inputs"][0]: x, **more})[SETTINGS["outputs"][0]]
 '''
 
 _MAIN_FILE = '''
@@ -202,9 +224,25 @@ def script(model: Model, artifact: Artifact, file: str, target: str, more: Seque
         text = text.replace("import struct\n", "").replace("import zlib\n", "")
     result = _SHOW_CLASSES if model.task == "classification" else WRITE_PNG + _WRITE_IMAGE
     main = _MAIN_LATENT if latents else _MAIN_FILE
+    if settings["further"]:
+        given += _FURTHER
+        main = main.replace("latent(arguments.seed)", "latent(arguments.seed), **further(arguments.seed)")
+    if latents and len(artifact.outputs[0].shape) != 4:  # a mapping's styles
+        result = _WRITE_VECTOR
+        main = main.replace("out.png", "out.npy").replace("image goes (.png or .npy)", "numbers go")
+        text = text.replace("out.png", "out.npy").replace("import struct\n", "").replace("import zlib\n", "")
+    if _tiled(model, settings) and not more:
+        given += bundle_tiles.text()
+        main = main.replace("called(prepare(read(arguments.input)))", "whole(arguments.input)")
     if more:
         main = main.replace("    show(called(", "    pick(arguments.input)\n    show(called(")
     return text + loader(artifact.runtime) + given + result + _CALL + main
+
+
+def _tiled(model: Model, settings: Mapping[str, Any]) -> bool:
+    """Whether a photo of any size can go through the network in tiles, instead of being scaled and cropped to it."""
+    fitted = settings["resize"] or settings["crop"] or settings["further"]
+    return model.task in bundle_tiles.TASKS and settings["channels"] in (1, 3) and not fitted
 
 
 def further(artifacts: Sequence[Artifact]) -> list[Artifact]:
@@ -251,6 +289,7 @@ def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
     return {
         "file": file if known or file.startswith("model-") else "model.onnx",
         "inputs": [spec.name for spec in artifact.inputs],
+        "further": {spec.name: [list(spec.shape), _kind(spec)] for spec in artifact.inputs[1:]},
         "outputs": [spec.name for spec in artifact.outputs],
         "threads": int(artifact.options.get("threads", 0)),
         "options": {k: v for k, v in artifact.options.items() if isinstance(v, str | int | float)} if known else {},
@@ -269,6 +308,13 @@ def _settings(model: Model, artifact: Artifact, file: str) -> dict[str, Any]:
         "output_range": list(made.value_range or (0.0, 1.0)),
         "classes": list(model.options.get("classes", [])),
     }
+
+
+def _kind(spec: TensorSpec) -> str | int:
+    """How a further input is drawn: "noise", "one-hot", or the number of values of an index."""
+    if spec.value_range is None:
+        return "noise"
+    return "one-hot" if spec.dtype.startswith("float") else int(spec.value_range[1]) + 1
 
 
 def _literal(settings: dict[str, Any]) -> str:

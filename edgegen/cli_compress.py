@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def compress(
     model: Annotated[str, cli_options.named("models", cli_options.MODEL_HELP)],
     target: Annotated[str, cli_options.named("targets", "Target name, or a .toml file.")] = "cpu",
-    weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
+    weights: Annotated[Path | None, typer.Option(help=cli_options.WEIGHTS_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
     calibration: Annotated[str, cli_options.named("calibration", "Calibration set: a name or a path.")] = "",

@@ -13,7 +13,7 @@ from edgegen import cli_options
 
 def lint_calibration(
     model: Annotated[str, cli_options.named("models", cli_options.MODEL_HELP)],
-    weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
+    weights: Annotated[Path | None, typer.Option(help=cli_options.WEIGHTS_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help="Images: folder, archive of one, or .npz.")] = None,
     calibration: Annotated[str, cli_options.named("calibration", "A set's name; without both: the model's own.")] = "",
     curve: Annotated[bool, typer.Option(help="Also: error of INT8 against the number of images.")] = False,

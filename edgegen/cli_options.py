@@ -19,6 +19,7 @@ DROP_HELP = (
     " KID x 1000, two-sided (unconditional); with % the perceptual distance to the teacher."
 )
 MODEL_HELP = "Built-in name, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx."
+WEIGHTS_HELP = "Weights: .safetensors, .pth without code in it, or a model folder of diffusers."
 SAMPLER_HELP = "How a denoiser makes images: a sampler's name, then settings, such as 'heun,spacing=karras,rho=7'."
 CONFIG_HELP = "Sizes of the network, as its factory names them, such as size=1024,part=synthesis or widths=64:32."
 RESOLUTION_HELP = "Input size HxW, such as 384x640; once for each: one bundle for all, decided at the first one."

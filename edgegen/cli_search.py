@@ -26,7 +26,7 @@ def search(
     space: Annotated[str, cli_options.named("spaces", "A name (edgegen list spaces) or a .toml file.")] = "recipe",
     trials: Annotated[int, typer.Option(help="Candidates to try, by all workers together.", min=1)] = 40,
     sampler: Annotated[str, typer.Option(help="tpe, nsga2, evolution, two-stage, shifting or random.")] = "tpe",
-    weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth without code in it.")] = None,
+    weights: Annotated[Path | None, typer.Option(help=cli_options.WEIGHTS_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help="Images to learn from: folder, archive of one, or .npz.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Images to judge on; else a part of --data.")] = None,
     max_latency: Annotated[str, typer.Option(help="Latency limit (p50, batch 1), such as 5ms.")] = "",

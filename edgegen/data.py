@@ -58,7 +58,7 @@ class Dataset:
     |---|---|---|---|
     | classification | the image, preprocessed | - | its class |
     | super-resolution | a tile, reduced bicubically by options["scale"] | the tile | - |
-    | image-to-image | the image; a large photo in tiles as well | - | - |
+    | image-to-image | the image; a large photo in tiles as well | y, where the source has it | - |
     | restoration | x | y | - |
     | unconditional | latent (seed, index) | - | - |
 

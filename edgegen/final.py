@@ -90,7 +90,8 @@ def golden_of(run: Run, final: Final, count: int = 3) -> tuple[dict[str, np.ndar
     else:
         inputs = np.stack([run.data.test[i].input for i in range(min(count, len(run.data.test)))]).astype(np.float32)
     loop, artifact = final.chosen.graph.sampler, final.chosen.artifact
-    given = {spec: inputs} if loop is None else samplers.feeds(loop, inputs)
+    more = run.bench.feeds if run.data.test is None else {}  # further inputs are there under --latency-only alone
+    given = {**more, spec: inputs} if loop is None else samplers.feeds(loop, inputs)
     if artifact is None:
         raise RuntimeFailed(f"{final.chosen.label} was not built")
     return given, *_answers(run, artifact, given)

@@ -50,9 +50,9 @@ def stage(
 
 
 def forward_shape(
-    module: nn.Module, shape: tuple[int, ...], name: str, *others: tuple[int, ...]
+    module: nn.Module, shape: tuple[int, ...], name: str, *others: TensorSpec
 ) -> tuple[int, ...]:
-    """Output shape of a forward pass on zeros; `others` are the shapes of further inputs.
+    """Output shape of a forward pass on zeros; `others` are the further inputs.
 
     Raises:
         ModelError: the pass fails, does not give one float tensor, or gives NaN or infinity.
@@ -60,7 +60,8 @@ def forward_shape(
     torch = origins.require("torch")
     try:
         with torch.no_grad():
-            output = module(torch.zeros(shape), *(torch.zeros(other) for other in others))
+            further = [torch.zeros(tuple(map(int, spec.shape)), dtype=getattr(torch, spec.dtype)) for spec in others]
+            output = module(torch.zeros(shape), *further)
     except Exception as error:
         raise ModelError(
             f"{name}: the forward pass on zeros of shape {shape} failed: {origins.describe(error)}; check --input-shape"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -93,6 +94,12 @@ def example_inputs(
     """Random inputs for every input of `stage`; the same seed gives the same values."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(example_input(spec, generator, batch=batch, preprocessing=preprocessing) for spec in stage.inputs)
+
+
+def example_feeds(specs: Sequence[TensorSpec], seed: int, batch: int = 1) -> dict[str, np.ndarray]:
+    """Random values for some inputs by name; the same seed gives the same values."""
+    generator = torch.Generator().manual_seed(seed)
+    return {spec.name: example_input(spec, generator, batch=batch).numpy() for spec in specs}
 
 
 def outputs(module: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

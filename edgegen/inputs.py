@@ -49,6 +49,8 @@ def prepare(request: Request, model: Model) -> RunData:
     """
     if request.latency_only:
         return _unjudged(request, model)
+    if why := _not_judged(model):
+        raise DataError(f"{model.name} {why}, so that its quality is not judged alone: give --latency-only")
     if model.task == "unconditional":
         return _latents(request, model)
     train_source, eval_source, names = _sources(request, model)
@@ -112,6 +114,16 @@ def _sources(request: Request, model: Model) -> tuple[Any, Any, dict[str, str]]:
         held_out = data.open_source(request.eval_data)
     names = {"train": f"calibration set {chosen}, training part", "evaluation": str(request.eval_data or chosen)}
     return calibration_sets.load_split(chosen, "train"), held_out, names
+
+
+def _not_judged(model: Model) -> str:
+    """Why there is no measure of a network's quality; empty where there is one."""
+    given, made = model.stage.inputs, model.stage.outputs[0].shape
+    if samplers.of(model.options) is not None:
+        return ""
+    if len(given) > 1:
+        return f"takes {', '.join(spec.name for spec in given)}"
+    return f"gives {made}, which is no image" if model.task == "unconditional" and len(made) != 4 else ""
 
 
 def _latents(request: Request, model: Model) -> RunData:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgegen import files, foreign, origins, records, registry, samplers
+from edgegen import files, folders, foreign, origins, records, registry, samplers
 from edgegen.errors import ModelError
 from edgegen.records import ModelOptions, Record
 from edgegen.types import Model, Provenance, Stage, TensorSpec
@@ -32,7 +32,8 @@ def load_model(
 
     Args:
         spec: a built-in name, `timm:NAME`, `FILE.py:FACTORY` (that code runs here), `FILE.pt2` or `FILE.onnx`.
-        weights: .safetensors or torch weights; without them only what ships weights, or returns a trained network.
+        weights: .safetensors or torch weights, or a model folder of diffusers, whose sizes go before the record's;
+            without them only what ships weights, or returns a trained network.
         options: what the user states; goes before the model's own record.
         latency_only: allow random weights (seeded; norms are randomised, so that no branch folds away); the model's
             options then say {"latency_only": True} and nothing made from it may claim quality.
@@ -49,8 +50,11 @@ def load_model(
         stage, record, digest = read(Path(spec), options, name)
         origin = {"kind": kind, "path": str(Path(spec).absolute())}
         return _model(name, stage, record, origin, digest, latency_only)
+    facts: dict[str, Any] = {}
+    if weights is not None and Path(weights).is_dir():
+        weights, options, facts = folders.opened(name, kind, Path(weights), options)
     origin = _origin(kind, spec, options)
-    raw = _raw_record(origin, options)
+    raw = folders.with_facts(_raw_record(origin, options), facts)
     record = records.complete(raw, options, name)
     module = _network(origin, record, weights, latency_only, options.seed, name)
     stage = _stage(module, record, name)
@@ -190,17 +194,18 @@ def _randomise_norms(module: nn.Module) -> None:
 
 def _stage(module: nn.Module, record: Record, name: str) -> Stage:
     """The stage, with the output's real shape from a forward pass on zeros; a denoiser also takes time and label."""
-    settings = samplers.of(record.options)
+    settings, given = samplers.of(record.options), record.input.shape or ()
     if settings is None:
-        shape = foreign.forward_shape(module, record.input.shape or (), name)
-        return foreign.stage(module, record, ("input", shape, "output"), name)
-    told = samplers.inputs(settings)
-    given = record.input.shape or ()
-    shape = foreign.forward_shape(module, given, name, *[(1,)] * len(told))
-    if shape != given:
+        layouts = {1: "N", 2: "NC", 4: "NCHW"}
+        more = tuple(TensorSpec(one.name, one.shape, one.dtype, one.value_range, layouts.get(len(one.shape), ""))
+                     for one in record.inputs)  # fmt: skip
+    else:
+        told = samplers.inputs(settings).items()
+        more = tuple(TensorSpec(key, (1,), value_range=span, layout="N") for key, span in told)
+    shape = foreign.forward_shape(module, given, name, *more)
+    if settings is not None and shape != given:
         raise ModelError(f"{name}: a denoiser gives what it takes, {given}; got {shape}")
-    more = tuple(TensorSpec(key, (1,), value_range=span, layout="N") for key, span in told.items())
-    stage = foreign.stage(module, record, ("sample", shape, "output"), name)
+    stage = foreign.stage(module, record, ("input" if settings is None else "sample", shape, "output"), name)
     return dataclasses.replace(stage, inputs=(*stage.inputs, *more))
 
 

@@ -85,9 +85,24 @@ class InputRecord(_Strict):
 
 
 class OutputRecord(_Strict):
-    """The network's output; `value_range` of images."""
+    """The network's output; `value_range` of images. kind: "vector" where it is none, such as a style."""
 
     shape: tuple[Size, ...] | None = None
+    value_range: Range | None = None
+    kind: Literal["image", "vector"] = "image"
+
+    @field_validator("value_range")
+    @classmethod
+    def _ordered(cls, value: Range | None) -> Range | None:
+        return ordered(value)
+
+
+class FurtherInput(_Strict):
+    """An input beside the first, batch 1: noise N(0, 1) without a value range, numbers in it, or an index (int64)."""
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: Literal["float32", "int64"] = "float32"
     value_range: Range | None = None
 
     @field_validator("value_range")
@@ -97,10 +112,14 @@ class OutputRecord(_Strict):
 
 
 class Record(_Strict):
-    """The schema of RECORD. weights: "factory" says that the factory returns a trained network (else --weights)."""
+    """The schema of RECORD. inputs: what the network takes beside `input`, in the order of its arguments.
+
+    weights: "factory" says that the factory returns a trained network (else --weights).
+    """
 
     task: Task | None = None
     input: InputRecord = InputRecord()
+    inputs: tuple[FurtherInput, ...] = ()
     output: OutputRecord = OutputRecord()
     options: dict[str, Any] = Field(default_factory=dict)
     paper: str = ""
@@ -117,7 +136,7 @@ class Record(_Strict):
     @property
     def gives_images(self) -> bool:
         """Whether the output is an image."""
-        return self.task != "classification"
+        return self.task != "classification" and self.output.kind == "image"
 
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the input (the defaults for latents)."""

@@ -86,7 +86,7 @@ def wants_program(target: Target) -> bool:
 
 
 def feeds(run: Run, graph: Graph) -> dict[str, np.ndarray]:
-    """One real sample in every input; random values only under --latency-only without data."""
+    """One real sample in every input; random values only under --latency-only without data, and in further inputs."""
     spec = graph.inputs[0]
     samples = run.data.test if run.data.test is not None else run.data.calibration
     if samples is None:
@@ -96,7 +96,9 @@ def feeds(run: Run, graph: Graph) -> dict[str, np.ndarray]:
     else:
         values = samples[0].input[None].astype(np.float32)
     settings = samplers.of(run.model.options)
-    return {spec.name: values} if settings is None else samplers.feeds(settings, values)
+    if settings is not None:
+        return samplers.feeds(settings, values)
+    return {spec.name: values, **layers.example_feeds(graph.inputs[1:], run.request.seed)}
 
 
 def calibration_folder(run: Run) -> Path:
@@ -108,11 +110,13 @@ def calibration_folder(run: Run) -> Path:
         if samplers.of(run.model.options) is not None:
             _write_trajectory(run, folder)
         elif run.data.calibration is None:
-            values = np.concatenate([run.bench.feeds[spec.name]] * 4)
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(file, values, allow_pickle=False)
+            _write_inputs(folder, {name: np.concatenate([value] * 4) for name, value in run.bench.feeds.items()})
         else:
-            data.write_calibration(run.data.calibration, folder, spec.name, run.request.calibration_images)
+            count = min(run.request.calibration_images, len(run.data.calibration))
+            more = layers.example_feeds(run.model.stage.inputs[1:], run.request.seed, count)
+            if more:
+                _write_inputs(folder, more)
+            data.write_calibration(run.data.calibration, folder, spec.name, count)
     return folder
 
 

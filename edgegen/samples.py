@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -226,7 +227,20 @@ class SuperResolutionMaker(ImageMaker):
 
 
 class ImageToImageMaker(ImageMaker):
-    """The whole photo, fitted to the input; one at least twice as large also gives tiles at half its fitted scale."""
+    """The whole photo, fitted to the input; one at least twice as large also gives tiles at half its fitted scale.
+
+    Where the source has reference images (uint8 y, as large as x), they are fitted and cut in the same way.
+    """
+
+    def __init__(self, source: Source, model: Model):
+        super().__init__(source, model)
+        reference, made = source.reference(0), model.stages[-1].outputs[0].shape[-2:]
+        if reference is not None and (reference.dtype != np.uint8 or reference.shape[:2] != source.size(0)):
+            got = f"{source.name}: y is {reference.dtype} {reference.shape}"
+            raise DataError(f"{got}; references of image-to-image are uint8 images as large as x, {source.size(0)}")
+        if reference is not None and made != (self.height, self.width):
+            raise DataError(f"{source.name} has reference images, and {model.name} makes images of another size than it"
+                            f" takes ({made}, {(self.height, self.width)}); give images alone")  # fmt: skip
 
     def items(self) -> list[Item]:
         found: list[Item] = []
@@ -240,21 +254,32 @@ class ImageToImageMaker(ImageMaker):
         return found
 
     def sample(self, index: int, part: tuple[int, int] | None) -> Sample:
-        image = self.source.image(index)
-        if part is None:
-            image = images.view(image, self.model.preprocessing, self.height, self.width)
-        else:
+        def fitted(image: np.ndarray) -> np.ndarray:
+            if part is None:
+                return images.view(image, self.model.preprocessing, self.height, self.width)
             image = images.cover(image, 2 * self.height, 2 * self.width)
-            image = images.crop(image, *part, self.height, self.width)
-        return Sample(self.network_input(image), None, None, self.key(index))
+            return images.crop(image, *part, self.height, self.width)
+
+        return self._of(index, fitted)
 
     def augmented(self, index: int, part: tuple[int, int] | None, rng: np.random.Generator) -> Sample:
         image = self.source.image(index)
         room = min(image.shape[0] / self.height, image.shape[1] / self.width)
         zoom = rng.uniform(1.0, min(2.0, max(1.0, room)))
-        image = images.cover(image, round(zoom * self.height), round(zoom * self.width))
-        image = _flipped(_random_crop(image, self.height, self.width, rng), rng)
-        return Sample(self.network_input(image), None, None, self.key(index))
+        tall, wide = round(zoom * self.height), round(zoom * self.width)
+        state = rng.bit_generator.state
+
+        def fitted(image: np.ndarray) -> np.ndarray:
+            rng.bit_generator.state = state  # input and reference take the same place
+            return _flipped(_random_crop(images.cover(image, tall, wide), self.height, self.width, rng), rng)
+
+        return self._of(index, fitted)
+
+    def _of(self, index: int, fitted: Callable[[np.ndarray], np.ndarray]) -> Sample:
+        """The photo and its reference, if there is one, both fitted in the same way."""
+        reference = self.source.reference(index)
+        made = None if reference is None else _as_output(fitted(reference), self.model)
+        return Sample(self.network_input(fitted(self.source.image(index))), made, None, self.key(index))
 
 
 class RestorationMaker(ImageMaker):

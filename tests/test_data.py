@@ -101,6 +101,24 @@ def test_image_to_image_takes_the_whole_and_tiles_of_large_photos():
     assert {large[i].input.shape for i in range(7)} == {(3, 20, 20)} and large[0].reference is None
 
 
+def test_image_to_image_fits_a_reference_as_its_photo():
+    net = model("image-to-image", (1, 3, 20, 20), (1, 3, 20, 20), out_range=(0.0, 1.0))
+    x = np.stack([photo(100, 160), photo(100, 160)[:, ::-1]])
+    pairs = data.Dataset(data.ArraySource("a", x, 255 - x), net)
+    assert len(pairs) == len(data.Dataset(data.ArraySource("a", x), net))
+    for i in (0, 3, 6):
+        for sample in (pairs[i], pairs.train_item(i, np.random.default_rng(i))):
+            np.testing.assert_allclose(sample.reference, 1 - sample.input, atol=2.1 / 255)  # rounded when resized
+            assert np.abs(sample.reference - sample.input).max() > 0.1
+    plain = data.Dataset(data.ArraySource("a", x), net).train_item(0, np.random.default_rng(3))
+    np.testing.assert_array_equal(plain.input, pairs.train_item(0, np.random.default_rng(3)).input)
+    for y in (255 - x[:, ::2], (x / 255).transpose(0, 3, 1, 2).astype(np.float32)):
+        with pytest.raises(DataError, match="references of image-to-image are uint8 images as large as x"):
+            data.Dataset(data.ArraySource("a", x, y), net)
+    with pytest.raises(DataError, match="makes images of another size than it takes"):
+        data.Dataset(data.ArraySource("a", x, 255 - x), model("image-to-image", (1, 3, 20, 20), (1, 3, 40, 40)))
+
+
 def test_restoration_pairs_inputs_with_references():
     x = RNG.normal(size=(4, 8, 5, 5)).astype(np.float32)
     y = RNG.integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)

@@ -149,3 +149,14 @@ def test_runs_of_a_denoiser_are_told_by_image(run: Any, monkeypatch: pytest.Monk
     assert (rate.value, rate.interval, rate.samples) == (25.0, (22.5, 30.0), (25.0,))
     assert rate.conditions["nfe"] == 4
     assert per_image(Measurement("latency", "ms", 2.0), settings).value == 8.0
+
+
+def test_golden_inputs_are_all_that_the_network_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgegen import final
+
+    feeds = {"input": np.ones((1, 4), np.float32), "label": np.array([3])}
+    run = SimpleNamespace(data=SimpleNamespace(test=None), bench=SimpleNamespace(feeds=feeds))
+    graph = SimpleNamespace(inputs=(SimpleNamespace(name="input"), SimpleNamespace(name="label")), sampler=None)
+    monkeypatch.setattr(final, "_answers", lambda run, artifact, given: ({}, 0.0))
+    chosen = SimpleNamespace(chosen=SimpleNamespace(graph=graph, artifact="built", label="fp32"))
+    assert final.golden_of(run, chosen)[0] == feeds

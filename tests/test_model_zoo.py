@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ IMAGE = (1, 3, 32, 32)
 TINY: dict[str, tuple[str, dict[str, Any], tuple[int, ...] | None]] = {
     "animegan": ("animegan", {"width": 4}, IMAGE),
     "cgan": ("cgan", {"width": 8}, None),
+    "cgan-index": ("cgan", {"width": 8, "label": "index"}, None),
     "cut": ("cyclegan", {"width": 4, "blocks": 1, "antialias": True}, IMAGE),
     "cyclegan": ("cyclegan", {"width": 4, "blocks": 1}, IMAGE),
     "fastgan": ("fastgan", {"size": 64, "latent": 16, "width": 2}, (1, 16)),
@@ -30,6 +32,7 @@ TINY: dict[str, tuple[str, dict[str, Any], tuple[int, ...] | None]] = {
     "rlfn": ("rlfn", {"channels": 8, "middle": 8, "attention": 4, "blocks": 1}, IMAGE),
     "sagan": ("sagan", {"size": 32, "latent": 8, "classes": 4, "width": 8, "attention": 16}, None),
     "stylegan2": ("stylegan2", {**STYLE, "size": 16, "width": 8}, None),
+    "stylegan2-noise": ("stylegan2", {**STYLE, "size": 8, "width": 8, "noise": "input"}, None),
     "stylegan2-mapping": ("stylegan2", {**STYLE, "size": 16, "part": "mapping"}, None),
     "stylegan2-synthesis": ("stylegan2", {**STYLE, "size": 16, "width": 8, "part": "synthesis"}, None),
     "styleswin": ("styleswin", {"widths": [16, 16, 16], "style": 16, "layers": 2}, (1, 16)),
@@ -37,7 +40,8 @@ TINY: dict[str, tuple[str, dict[str, Any], tuple[int, ...] | None]] = {
     "ugatit": ("ugatit", {"width": 4, "blocks": 1, "size": 32}, IMAGE),
     "ugatit-light": ("ugatit", {"width": 4, "blocks": 1, "light": True}, IMAGE),
 }
-SLOW = ("animegan", "cut", "fastgan", "stylegan2-mapping", "stylegan2-synthesis", "styleswin", "taesd", "ugatit")
+SLOW = ("animegan", "cgan-index", "cut", "fastgan", "stylegan2-mapping", "stylegan2-noise", "stylegan2-synthesis",
+        "styleswin", "taesd", "ugatit")  # fmt: skip
 CASES = [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in TINY]
 MINE = sorted({name for name, _, _ in TINY.values()})
 
@@ -97,6 +101,34 @@ def test_macs_are_those_published(name, config, shape, giga, allowed, source, ho
     assert found / 1e9 == pytest.approx(giga, rel=allowed), source
 
 
+@pytest.mark.slow  # importing diffusers alone takes many seconds
+@pytest.mark.parametrize(("config", "millions", "source"), [
+    ({"channels": 3, "widths": (128, 256, 256, 256), "blocks": 2, "attention": (False, True, False, False),
+      "groups": 32}, 35.7, "arXiv:2006.11239, appendix B: CIFAR-10"),
+    ({"channels": 3, "widths": (192, 384, 576, 768), "blocks": 3, "attention": (False, True, True, True), "groups": 32,
+      "labels": 999, "size": 64, "scale_shift": True, "resample": "resnet", "head_width": 64, "learned_sigma": True},
+     295.9, "arXiv:2105.05233, appendix: 296 M for ImageNet 64 (999 + 1 classes here: no class is one of them)"),
+])  # fmt: skip
+def test_parameters_of_denoisers_are_those_published(config, millions, source):
+    pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        found = graph.params(registry.module("models", "ddpm_unet").create(**config))
+    assert round(found / 1e6, 1) == millions, source
+
+
+@pytest.mark.slow
+def test_dit_xl_2_costs_what_is_published():
+    pytest.importorskip("diffusers")
+    config = {"channels": 4, "size": 32, "patch": 2, "layers": 28, "heads": 16, "head_width": 72, "labels": 1000}
+    with torch.device("meta"):
+        module = registry.module("models", "dit").create(**config, learned_sigma=True).eval()
+    # diffusers gives each block the embedders of time and class, which the paper's code has once
+    told = [graph.params(block.norm1.emb) for block in module.net.transformer_blocks]
+    assert (graph.params(module) - sum(told[1:])) / 1e6 == pytest.approx(675, abs=0.5)  # arXiv:2212.09748, table 4
+    given = [torch.empty(1, 4, 32, 32, device="meta"), torch.empty(1, device="meta"), torch.empty(1, device="meta")]
+    assert graph.cost(module, given).macs / 1e9 == pytest.approx(118.6, abs=0.1)  # "Gflops" there, counted as MACs
+
+
 def test_mobile_stylegan_costs_what_its_code_makes():
     # The paper states 8.01 M and 15.09 GMAC (arXiv:2104.04767, table 2). The code that was released later enlarges by
     # an inverse Haar transform without weights: 7.34 M with the heads of all sizes, 5.80 M with the last alone.
@@ -112,24 +144,18 @@ def test_mobile_stylegan_costs_what_its_code_makes():
 @pytest.mark.parametrize("case", CASES)
 def test_runs_elsewhere_as_in_torch(case: str, tmp_path: Path):
     name, config, shape = TINY[case]
-    task = "classification" if case.endswith("mapping") else None  # gives numbers, not images
-    options = ModelOptions(config=config, input_shape=shape, task=task) if not task else None
-    if options is None:
-        module = registry.module("models", name).create(**config).eval()
-        spec = TensorSpec("input", (1, 16), layout="NC")
-        stage = Stage("model", module, (spec,), (TensorSpec("output", (1, 16), layout="NC"),))
-    else:
-        stage = loading.load_model(name, options=options, latency_only=True).stage
+    options = ModelOptions(config=config, input_shape=shape)
+    stage = loading.load_model(name, options=options, latency_only=True).stage
     with torch.no_grad():
         for parameter in stage.module.parameters():
             if parameter.numel() == 1:
                 parameter.fill_(0.5)  # shares of noise and attention that start at zero would hide a fault
     made = onnx_graph.to_onnx(stage, tmp_path / "model.onnx")
-    feed = {"input": graph.example_inputs(stage, seed=3)[0].numpy()}
+    feed = graph.example_feeds(stage.inputs, 3)
     onnx_graph.parity(stage, made, feed, atol=1e-4, rtol=1e-4)
     openvino = pytest.importorskip("openvino")
     compiled = openvino.Core().compile_model(str(made.onnx), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    wanted = graph.outputs(stage.module, [torch.from_numpy(feed["input"])])[0].numpy()
+    wanted = graph.outputs(stage.module, [torch.from_numpy(value) for value in feed.values()])[0].numpy()
     got = compiled(feed)[0]
     assert np.abs(got - wanted).max() <= 1e-4 + 1e-3 * np.abs(wanted).max()
     assert np.abs(wanted).std() > 1e-4 and not np.allclose(got, 2 * wanted, atol=1e-4)  # the comparison can fail
@@ -153,7 +179,8 @@ def test_record_is_a_literal_and_complete(name: str):
     tree = ast.parse(registry.path("models", name).read_text(encoding="utf-8"))
     value = next(
         node.value for node in tree.body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RECORD"
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and getattr(node.targets[0] if isinstance(node, ast.Assign) else node.target, "id", "") == "RECORD"
     )  # fmt: skip
     record = ast.literal_eval(value)
     assert record["licence"] and record["source"] and (record["paper"] or name == "taesd")
@@ -208,26 +235,41 @@ def test_the_class_can_be_given_in_three_ways(name: str, config: dict[str, Any])
         networks["index"](z)
 
 
-def test_index_labels_and_noise_maps_export_as_further_inputs(tmp_path: Path):
-    cgan = registry.module("models", "cgan").create(width=8, label="index").eval()
-    inputs = (TensorSpec("z", (1, 10), layout="NC"), TensorSpec("label", (1,), "int64", (0, 9), "N"))
-    stage = Stage("model", cgan, inputs, (TensorSpec("output", (1, 1, 28, 28)),))
-    made = onnx_graph.to_onnx(stage, tmp_path / "cgan.onnx")
-    feed = {"z": np.ones((1, 10), np.float32), "label": np.array([3], np.int64)}
-    onnx_graph.parity(stage, made, feed, atol=1e-4, rtol=1e-4)
+def test_index_labels_and_noise_maps_are_further_inputs_that_reach_the_image():
+    def loaded(name: str, config: dict[str, Any]) -> Stage:
+        return loading.load_model(name, options=ModelOptions(config=config), latency_only=True).stage
 
-    stylegan = registry.module("models", "stylegan2").create(**STYLE, size=8, width=8, noise="input").eval()
-    sizes = stylegan.synthesis.noise_sizes
-    assert sizes == (4, 8, 8)
-    maps = [TensorSpec(f"noise{i}", (1, 1, r, r)) for i, r in enumerate(sizes)]
-    inputs = (TensorSpec("z", (1, 16), layout="NC"), *maps)
-    stage = Stage("model", stylegan, inputs, (TensorSpec("output", (1, 3, 8, 8)),))
-    made = onnx_graph.to_onnx(stage, tmp_path / "stylegan2.onnx")
-    feed = {spec.name: x.numpy() for spec, x in zip(stage.inputs, graph.example_inputs(stage))}
-    onnx_graph.parity(stage, made, feed, atol=1e-4, rtol=1e-4)
-    still = {**feed, "noise2": np.zeros((1, 1, 8, 8), np.float32)}
-    first, second = (stylegan(*(torch.from_numpy(f[spec.name]) for spec in inputs)) for f in (feed, still))
-    assert not torch.allclose(first, second, atol=1e-4)  # the last map reaches the image
+    cgan = loaded("cgan", {"width": 8, "label": "index"})
+    assert cgan.inputs[1] == TensorSpec("label", (1,), "int64", (0, 9), "N")
+    noisy = {**STYLE, "noise": "input", "size": 8, "width": 8}
+    whole, part = loaded("stylegan2", noisy), loaded("stylegan2", {**noisy, "part": "synthesis"})
+    mobile = loaded("mobile_stylegan", {**STYLE, "noise": "input", "widths": [16, 16, 8]})
+    assert [spec.shape[-1] for spec in whole.inputs] == [16, 4, 8, 8] == [spec.shape[-1] for spec in part.inputs]
+    assert [spec.shape[-1] for spec in mobile.inputs[1:]] == [4, 8, 8, 16, 16]
+    for stage in (cgan, whole, mobile):
+        feed = {name: torch.from_numpy(value) for name, value in graph.example_feeds(stage.inputs, 0).items()}
+        last = stage.inputs[-1].name
+        other = {**feed, last: (feed[last] + 1) % 10 if last == "label" else torch.zeros_like(feed[last])}
+        with torch.no_grad():
+            for parameter in stage.module.parameters():
+                if parameter.numel() == 1:
+                    parameter.fill_(0.5)  # the noise' share starts at zero
+            assert not torch.allclose(stage.module(*feed.values()), stage.module(*other.values()), atol=1e-4)
+
+
+def test_what_is_not_judged_alone_is_timed_alone():
+    from edgegen import inputs
+    from edgegen.errors import DataError
+    from edgegen.request import Request
+
+    for config, said in (({"part": "mapping"}, r"gives \(1, 16\), which is no image"),
+                         ({"noise": "input"}, "takes input, noise0, noise1, noise2")):  # fmt: skip
+        options = ModelOptions(config={**STYLE, "size": 8, "width": 8, **config})
+        model = loading.load_model("stylegan2", options=options, latency_only=True)
+        request = Request(model="stylegan2", target="cpu", out=Path("out"))
+        with pytest.raises(DataError, match=said + ", so that its quality is not judged alone: give --latency-only"):
+            inputs.prepare(request, model)
+        assert inputs.prepare(dataclasses.replace(request, latency_only=True), model).test is None
 
 
 def test_truncation_draws_styles_to_their_mean():

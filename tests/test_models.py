@@ -219,12 +219,29 @@ def test_unknown_encoder_names_the_near_match():
 def training(monkeypatch):
     """The training scripts' folder on the path, as when one of them runs."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "train"))
-    kept = {name: sys.modules.pop(name, None) for name in ("common", "edsr", "cifar", "encoder", "dcgan")}
+    kept = {name: sys.modules.pop(name, None) for name in ("common", "edsr", "cifar", "encoder", "dcgan", "paint")}
     yield importlib.import_module
     for name, module in kept.items():
         sys.modules.pop(name, None)
         if module is not None:
             sys.modules[name] = module
+
+
+def test_the_painting_filter_takes_the_mean_of_the_calmest_square(training):
+    paint = training("paint")
+    flat = np.full((9, 12, 3), (10, 200, 90), np.uint8)
+    assert np.array_equal(paint.painted(flat), flat)
+    edge = flat.copy()
+    edge[:, 6:] = (250, 20, 30)
+    assert np.array_equal(paint.painted(edge), edge)  # a blur of any kind would mix the two colours
+    noisy = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    squares = [noisy[y:y + 3, x:x + 3].reshape(9, 3).astype(float) for y in (6, 8) for x in (5, 7)]  # around (8, 7)
+    calmest = min(squares, key=lambda square: (square @ (0.299, 0.587, 0.114)).var())
+    assert np.array_equal(paint.painted(noisy)[8, 7], calmest.mean(0).round())
+    data = [[(noisy.repeat(10, 0).repeat(10, 1), noisy.repeat(10, 0).repeat(10, 1))]]
+    photos, paintings = paint.batch(data, 0, 3)
+    assert photos.shape == (16, 3, 128, 128) and torch.equal(photos, paintings)  # cut and turned alike
+    assert torch.equal(paint.batch(data, 0, 3)[0], photos) and not torch.equal(paint.batch(data, 0, 4)[0], photos)
 
 
 def test_a_stopped_training_ends_with_the_same_bits(training, tmp_path: Path, capsys):

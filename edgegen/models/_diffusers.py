@@ -1,18 +1,21 @@
-"""diffusers' networks as denoisers (sample, timestep, label) -> tensor."""
+"""diffusers' networks as denoisers (sample, timestep, label) -> tensor, and the config.json of its model folders."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from edgegen.errors import MissingExtra
+from edgegen.errors import MissingExtra, ModelError
 
 
 def network(module: str, name: str, config: Mapping[str, Any]) -> nn.Module:
@@ -21,14 +24,73 @@ def network(module: str, name: str, config: Mapping[str, Any]) -> nn.Module:
     Raises:
         MissingExtra: diffusers is not installed.
     """
+    with _quiet():
+        return _class(module, name)(**config)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """How a network of this folder stands in a model folder of diffusers.
+
+    module, name: its class there. config: our arguments -> the fields of config.json that they decide. arguments: the
+    inverse, of a config.json with all its fields. free: fields that do not change what the network computes.
+    """
+
+    module: str
+    name: str
+    config: Callable[..., dict[str, Any]]
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    free: frozenset[str] = frozenset()
+    older: tuple[str, ...] = ()  # names of the class in older files
+
+
+def arguments(folder: Folder, found: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `create` for a config.json, those that the user states before them.
+
+    Raises:
+        ModelError: another class, or a field that would compute something else than the network can. MissingExtra.
+    """
+    name = found.get("_class_name")
+    if name not in (folder.name, *folder.older):
+        raise ModelError(f"config.json is of {name}; this network is diffusers' {folder.name}")
+    with _quiet():
+        parameters = inspect.signature(_class(folder.module, folder.name).__init__).parameters
+    defaults = {key: value.default for key, value in parameters.items() if value.default is not inspect.Parameter.empty}
+    given = {key: value for key, value in found.items() if not key.startswith("_")}
+    try:
+        told = {**folder.arguments({**defaults, **given}), **stated}
+        made = {**defaults, **folder.config(**told)}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(f"config.json: a field of {name} is missing or of another kind ({error})") from error
+    for key, value in {**defaults, **given}.items():
+        if key in folder.free or (key not in made and value in (None, False, "default")):  # what newer ones lack is off
+            continue
+        if key not in made or _plain(made[key]) != _plain(value):
+            here = f"{made[key]!r} here" if key in made else "unknown here"
+            raise ModelError(f"config.json: {key} is {value!r} there and {here}; the network would compute something"
+                             " else")  # fmt: skip
+    return told
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _class(module: str, name: str) -> Any:
     if importlib.util.find_spec("diffusers") is None:
-        raise MissingExtra("diffusers", "for this denoiser", "diffusion")
+        raise MissingExtra("diffusers", "for this network", "diffusion")
+    return getattr(importlib.import_module(f"diffusers.models.{module}"), name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Its own imports trip over deprecations of packages that it only looks for."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own imports trip over deprecations of packages that it only looks for
+        warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            return getattr(importlib.import_module(f"diffusers.models.{module}"), name)(**config)
+            yield
         finally:
             logging.disable(before)
 

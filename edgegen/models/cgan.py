@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from edgegen.nn import conditional
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "task": "unconditional",
     "input": {"shape": [1, 20]},
     "output": {"shape": [1, 1, 28, 28], "value_range": [-1, 1]},
-    "options": {"calibration": "latents", "features": "mnist"},
+    "options": {"calibration": "latents", "features": "mnist", "labels": 10},
     "paper": "Mirza and Osindero, 2014, Conditional GAN, arXiv:1411.1784",
     "licence": "Apache-2.0",
     "source": "HayatoHongo/MNIST-Conditional-WGAN-gp (MIT), generator weights; edgegen ships none",
@@ -64,6 +64,11 @@ def create(latent: int = 10, classes: int = 10, width: int = 128, size: int = 28
 
 
 def record(**config: Any) -> dict[str, Any]:
-    """RECORD for a configuration: the length of the input."""
+    """RECORD for a configuration: the length of the input, the number of classes."""
     wide = config.get("latent", 10) + (config.get("classes", 10) if config.get("label", "joined") == "joined" else 0)
-    return {**RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}}
+    classes = config.get("classes", 10)
+    return {
+        **RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]},
+        **conditional.record(config.get("label", "joined"), classes),
+        "options": {**RECORD["options"], "labels": classes},
+    }  # fmt: skip

@@ -2,11 +2,12 @@
 
 Peebles & Xie, 2023, Scalable Diffusion Models with Transformers, arXiv:2212.09748: patches as tokens, time and class
 through adaptive layer norms whose gates start at zero. DiT-XL/2 is layers 28, heads 16, width 72 a head, on latents of
-(4, 32, 32), `learned_sigma` with 1000 classes.
+(4, 32, 32), `learned_sigma` with 1000 classes. Model folders of diffusers' DiTTransformer2DModel load.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -48,13 +49,35 @@ def create(
         labels: classes; the label of that number means no class.
         learned_sigma: the network also predicts a variance, as the published ones do; it is dropped.
     """
-    config = {
+    net = _diffusers.network(FOLDER.module, FOLDER.name, _config(**locals()))
+    return _diffusers.Denoiser(net, labelled=True, learned_sigma=learned_sigma)
+
+
+def _config(
+    *, channels: int, size: int, patch: int, layers: int, heads: int, head_width: int, labels: int, learned_sigma: bool
+) -> dict[str, Any]:  # fmt: skip
+    """DiTTransformer2DModel's arguments for those of `create`."""
+    return {
         "num_attention_heads": heads, "attention_head_dim": head_width, "in_channels": channels,
         "out_channels": channels * (2 if learned_sigma else 1), "num_layers": layers, "sample_size": size,
         "patch_size": patch, "num_embeds_ada_norm": labels,
     }  # fmt: skip
-    net = _diffusers.network("transformers.dit_transformer_2d", "DiTTransformer2DModel", config)
-    return _diffusers.Denoiser(net, labelled=True, learned_sigma=learned_sigma)
+
+
+def _arguments(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a config.json of DiTTransformer2DModel states."""
+    return {
+        "channels": found["in_channels"], "size": found["sample_size"], "patch": found["patch_size"],
+        "layers": found["num_layers"], "heads": found["num_attention_heads"],
+        "head_width": found["attention_head_dim"], "labels": found["num_embeds_ada_norm"],
+        "learned_sigma": found["out_channels"] == 2 * found["in_channels"],
+    }  # fmt: skip
+
+
+FOLDER = _diffusers.Folder(
+    "transformers.dit_transformer_2d", "DiTTransformer2DModel", _config, _arguments,
+    frozenset({"dropout", "norm_num_groups", "upcast_attention"}), ("Transformer2DModel",),
+)  # fmt: skip
 
 
 def record(**config: Any) -> dict[str, Any]:

@@ -135,9 +135,8 @@ def create(
 
 
 def record(**config: Any) -> dict[str, Any]:
-    """RECORD for a configuration: the shape of the input is that of the part."""
-    wide = config.get("style", 512) if config.get("part") == "synthesis" else config.get("latent", 512)
-    return {**RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}}
+    """RECORD for a configuration: the shape of the input is that of the part, noise maps follow, a mapping gives w."""
+    return {**RECORD, **modulated.part_record(config, 2 ** (len(config.get("widths", WIDTHS)) + 1))}
 
 
 def from_published(state: Dict[str, Tensor], config: Dict[str, Any]) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from edgegen.models import _published
 from edgegen.nn import conditional
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "task": "unconditional",
     "input": {"shape": [1, 1128]},
     "output": {"shape": [1, 3, 128, 128], "value_range": [-1, 1]},
-    "options": {"calibration": "latents"},
+    "options": {"calibration": "latents", "labels": 1000},
     "paper": "Zhang et al., 2019, SAGAN, arXiv:1805.08318",
     "licence": "Apache-2.0",
     "source": "no checkpoint in this layout is published (brain-research/self-attention-gan is TensorFlow 1): train it"
@@ -100,9 +100,14 @@ def create(
 
 
 def record(**config: Any) -> dict[str, Any]:
-    """RECORD for a configuration: the length of the input."""
+    """RECORD for a configuration: the length of the input, the number of classes."""
     wide = config.get("latent", 128) + (config.get("classes", 1000) if config.get("label", "joined") == "joined" else 0)
-    return {**RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}}
+    classes = config.get("classes", 1000)
+    return {
+        **RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]},
+        **conditional.record(config.get("label", "joined"), classes),
+        "options": {**RECORD["options"], "labels": classes},
+    }  # fmt: skip
 
 
 def from_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from torch import nn
 
 from edgegen.models import sagan
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "task": "unconditional",
     "input": {"shape": [1, 138]},
     "output": {"shape": [1, 3, 32, 32], "value_range": [-1, 1]},
-    "options": {"calibration": "latents", "features": "cifar"},
+    "options": {"calibration": "latents", "features": "cifar", "labels": 10},
     "paper": "Zhang et al., 2019, SAGAN, arXiv:1805.08318",
     "licence": "Apache-2.0",
     "source": "benchmarks/train/sagan.py, trained on the CIFAR-10 training images (Krizhevsky 2009)",
@@ -29,5 +29,7 @@ def create(latent: int = 128, classes: int = 10, width: int = 48, attention: int
 
 
 def record(**config: Any) -> dict[str, Any]:
-    """RECORD for a configuration: the length of the input."""
-    return {**RECORD, "input": {"shape": [1, config.get("latent", 128) + config.get("classes", 10)]}}
+    """RECORD for a configuration: the length of the input, the number of classes."""
+    classes = config.get("classes", 10)
+    options = {**RECORD["options"], "labels": classes}
+    return {**RECORD, "input": {"shape": [1, config.get("latent", 128) + classes]}, "options": options}

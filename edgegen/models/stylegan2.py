@@ -78,7 +78,7 @@ class Synthesis(nn.Module):
     @property
     def noise_sizes(self) -> tuple[int, ...]:
         """Height and width of each noise map (1, 1, r, r)."""
-        return tuple(r for i, r in enumerate(self.sizes) for _ in range(2 if i else 1))
+        return modulated.noise_sizes(self.sizes[-1])
 
     def forward(self, w: Tensor, *noise: Tensor) -> Tensor:
         styles = w[:, None].expand(-1, self.layers, -1) if w.ndim == 2 else w
@@ -129,9 +129,8 @@ def synthesis(**config: Any) -> nn.Module:
 
 
 def record(**config: Any) -> dict[str, Any]:
-    """RECORD for a configuration: the shape of the input is that of the part."""
-    wide = config.get("style", 512) if config.get("part") == "synthesis" else config.get("latent", 512)
-    return {**RECORD, "input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}}
+    """RECORD for a configuration: the shape of the input is that of the part, noise maps follow, a mapping gives w."""
+    return {**RECORD, **modulated.part_record(config, config.get("size", 256))}
 
 
 def from_published(state: Dict[str, Tensor], config: Dict[str, Any]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """TAESD decoder: latents of a diffusion model to an image, plain convolutions and ReLU, eight times enlarged.
 
 Bohan, madebyollin/taesd: a tiny autoencoder for the latents of Stable Diffusion (4 channels), SD3 and FLUX.1 (16) and,
-with pooled branches in the first blocks, FLUX.2 (32). Its decoder files and diffusers' AutoencoderTiny load.
+with pooled branches in the first blocks, FLUX.2 (32). Its decoder files and diffusers' AutoencoderTiny, file or
+folder, load.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from edgegen.models import _diffusers
 
 RECORD = {
     "task": "restoration",
@@ -65,6 +68,31 @@ def create(latent: int = 4, width: int = 64, blocks: int = 3, pooled: bool = Fal
         layers += [Block(width, pooled and stage == 0) for _ in range(blocks)]
         layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
     return nn.Sequential(*layers, Block(width, False), nn.Conv2d(width, 3, 3, padding=1))
+
+
+def _config(*, latent: int, width: int, blocks: int, pooled: bool = False) -> dict[str, Any]:
+    """What AutoencoderTiny's config.json states of a decoder; it makes images in -1..1 of those in 0..1 here.
+
+    Raises:
+        ValueError: pooled, which it does not know.
+    """
+    if pooled:
+        raise ValueError("AutoencoderTiny has no pooled branches")
+    return {"latent_channels": latent, "decoder_block_out_channels": [width] * 4, "out_channels": 3,
+            "num_decoder_blocks": [blocks] * 3 + [1]}  # fmt: skip
+
+
+def _arguments(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a config.json of AutoencoderTiny states."""
+    return {"latent": found["latent_channels"], "width": found["decoder_block_out_channels"][0],
+            "blocks": found["num_decoder_blocks"][0]}  # fmt: skip
+
+
+FOLDER = _diffusers.Folder(
+    "autoencoders.autoencoder_tiny", "AutoencoderTiny", _config, _arguments,
+    frozenset({"in_channels", "encoder_block_out_channels", "num_encoder_blocks", "block_out_channels", "force_upcast",
+               "latent_magnitude", "latent_shift", "scaling_factor", "shift_factor"}),  # the encoder's, the pipeline's
+)  # fmt: skip
 
 
 def record(**config: Any) -> dict[str, Any]:

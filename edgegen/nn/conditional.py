@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,15 @@ def check(label: str) -> str:
     if label not in LABELS:
         raise ValueError(f"label must be one of {', '.join(LABELS)}, got {label!r}")
     return label
+
+
+def record(label: str, classes: int) -> dict[str, Any]:
+    """The part of RECORD that says how the class is given beside the latents; empty for "joined"."""
+    kinds: dict[str, dict[str, Any]] = {
+        "one-hot": {"shape": [1, classes], "value_range": [0, 1]},
+        "index": {"shape": [1], "dtype": "int64", "value_range": [0, classes - 1]},
+    }
+    return {"inputs": [{"name": "label", **kinds[label]}]} if label in kinds else {}
 
 
 def split(x: Tensor, label: Tensor | None, latent: int, classes: int, mode: str) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,13 @@
 
 Projected: Sauer et al., 2021, Projected GANs Converge Faster, arXiv:2111.01007: a frozen encoder, and a light head on
 each of its maps. Deviation: no random mixing of the maps, and spectral norm (Miyato et al., 2018, arXiv:1802.05957) in
-the heads. Watched: any discriminator, with the outputs of its layers, as DCD needs it.
+the heads. Watched: any discriminator, with the outputs of its layers, as DCD needs it. Critic: one that is trained from
+nothing, and gives scores alone.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,6 +74,41 @@ class Watched(nn.Module):
         scores = (found[0] if isinstance(found, (list, tuple)) else found).flatten(1)
         maps, self._maps = self._maps[:-1], []
         return scores, maps
+
+
+class Critic(nn.Module):
+    """Images (N, C, H, W) of one size, and their classes (N,) where there are any, to scores (N,), float32.
+
+    Spectral norm everywhere (Miyato et al., 2018, arXiv:1802.05957). Halved until the smaller side is below 8, then one
+    number. The class is seen by projection: its vector times the sum of the last map (Miyato & Koyama, 2018,
+    arXiv:1802.05637).
+
+    Args:
+        size: height and width. classes: how many, 0 for none. width: channels after the first halving, then doubled up to
+            eight times as many.
+    """
+
+    GAIN = 8.0  # with spectral norm alone the scores stay closer than the hinge's margin
+
+    def __init__(self, channels: int, size: tuple[int, int], classes: int = 0, width: int = 64) -> None:
+        super().__init__()
+        widths, (height, wide) = [channels], size
+        while min(height, wide) >= 8:
+            widths.append(width * min(8, 2 ** (len(widths) - 1)))
+            height, wide = height // 2, wide // 2
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [spectral_norm(nn.Conv2d(inputs, outputs, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, (height, wide)))
+        self.embed = spectral_norm(nn.Embedding(classes, widths[-1])) if classes else None
+
+    def forward(self, images: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.layers(images)
+        scores = self.score(y).float().flatten()
+        if self.embed is not None:
+            scores = scores + (self.embed(label) * y.float().sum((2, 3))).sum(1)
+        return self.GAIN * scores
 
 
 def feature_distance(student: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,7 @@ the image as Haar wavelet coefficients. Gains of the equalised learning rate (1 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping as Dict
 from itertools import pairwise
 from typing import Any
 
@@ -247,3 +248,23 @@ def noised(module: Any, y: Tensor, noise: Tensor | None) -> Tensor:
     if module.noise_mode == "none":
         return y
     return y + module.strength * (module.noise if module.noise_mode == "constant" else noise)
+
+
+def noise_sizes(last: int) -> tuple[int, ...]:
+    """Height and width of each noise map: one at 4 pixels, then two at each size up to `last`, a power of two."""
+    return tuple(2**i for i in range(2, last.bit_length()) for _ in range(2 if i > 2 else 1))
+
+
+def part_record(config: Dict[str, Any], last: int) -> dict[str, Any]:
+    """The part of RECORD that follows from a style-based generator's part and noise.
+
+    A mapping takes z and gives w, a vector; a synthesis takes w; with noise="input" maps up to size `last` follow.
+    """
+    part = config.get("part", "all")
+    wide = config.get("style", 512) if part == "synthesis" else config.get("latent", 512)
+    given: dict[str, Any] = {"input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}}
+    if part == "mapping":
+        return {**given, "output": {"kind": "vector"}}
+    if config.get("noise") == "input":
+        given["inputs"] = [{"name": f"noise{i}", "shape": [1, 1, r, r]} for i, r in enumerate(noise_sizes(last))]
+    return given

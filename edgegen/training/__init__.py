@@ -75,6 +75,7 @@ def train(
     every: int = 0,
     patience: int = 0,
     rates: Mapping[str, float] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train `module` in place and return it in eval mode.
 
@@ -93,10 +94,12 @@ def train(
             steps (0: ten times in a run) and at the end; the best weights are the result. Training ends early after
             `patience` evaluations in a row that are no better; 0: never.
         rates: name of a parameter -> factor of its learning rate (`scaling.rates`).
+        identity: what else decides the result (data, batch, loss), as plain values by name; a checkpoint that differs
+            in any is then an error.
     Returns:
         TrainResult. When a loss or a gradient is not finite, training stops and the last good weights are kept.
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting out of range. RecipeError: with an identity, a checkpoint of another run.
     """
     device = distributed.own_device(device)
     if (every or patience) and evaluate is None:
@@ -111,7 +114,7 @@ def train(
     begin = time.monotonic()
     with distributed.joined(device), use_threads(threads), in_training(module, settings, device):
         loop = Loop(module, settings, device, loss_step, evaluate)
-        file = Checkpoint(checkpoint, every_s, files.key(settings.named(), loop.shapes()))
+        file = Checkpoint(checkpoint, every_s, files.key(settings.named(), loop.shapes()), identity)
         if (state := file.load()) is not None:
             loop.restore(*state)
         distributed.check_agree("the step to go on from", loop.step)

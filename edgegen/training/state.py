@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from edgegen import files
+from edgegen.errors import RecipeError
 from edgegen.training import distributed
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,24 @@ State = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 class Checkpoint:
-    """A file that holds the state of one run; `key` says which run, so that another's file is not continued."""
+    """A file that holds the state of one run; `key` says which run, so that another's file is not continued.
 
-    def __init__(self, path: Path | None, every_s: float, key: str) -> None:
-        self.path, self.every_s, self.key = path, every_s, key
+    identity: what the run was asked to do, by name; with it another run's file is refused instead of passed over.
+    """
+
+    def __init__(
+        self, path: Path | None, every_s: float, key: str, identity: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.every_s = path, every_s
+        self.key, self.identity = files.key(key, identity) if identity else key, dict(identity or {})
         self.saved = time.monotonic()
 
     def load(self) -> State | None:
-        """The state to continue from, or None; a damaged file or another run's is logged and not used."""
+        """The state to continue from, or None; a damaged file or another run's is logged and not used.
+
+        Raises:
+            RecipeError: another run's file where this run has an identity; the message names what differs.
+        """
         if self.path is None or not self.path.is_file():
             return None
         try:
@@ -44,10 +55,22 @@ class Checkpoint:
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             log.warning("%s cannot be read (%s); training starts anew", self.path, error)
             return None
+        if header["key"] != self.key and self.identity:
+            raise RecipeError(
+                f"{self.path} belongs to another training ({self._differences(header.get('identity') or {})}); give the"
+                " command that was interrupted, or start anew without resuming"
+            )
         if header["key"] != self.key:
             log.warning("%s belongs to a training with other settings; training starts anew", self.path)
             return None
         return tensors, header
+
+    def _differences(self, other: Mapping[str, Any]) -> str:
+        """What the identity of another run has differently, in words."""
+        names = [name for name in {**other, **self.identity} if other.get(name) != self.identity.get(name)]
+        told = [f"{name} {other[name]} there, {self.identity[name]} here" for name in names
+                if name in other and name in self.identity]  # fmt: skip
+        return "; ".join(told) or "of another version of edgegen"
 
     def save_if_due(self, state: Callable[[], State]) -> None:
         """Write the state whole when `every_s` seconds have gone by since the last time."""
@@ -55,8 +78,9 @@ class Checkpoint:
             return
         tensors, values = state()
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        header = json.dumps({**values, "key": self.key, "identity": self.identity})
         with files.whole(self.path) as temporary:
-            safetensors.torch.save_file(plain, temporary, {"state": json.dumps({**values, "key": self.key})})
+            safetensors.torch.save_file(plain, temporary, {"state": header})
         self.saved = time.monotonic()
 
 
