@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from test_denoiser_labels import labelled  # noqa: E402
-from test_distill_steps import TARGET, Exact, denoiser  # noqa: E402
+from test_distill_steps import MEAN, SPREAD, TARGET, Exact, denoiser  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgegen import samplers  # noqa: E402
@@ -44,6 +47,56 @@ def test_moving_the_times_alone_helps_too():
 def test_the_number_of_runs_can_be_asked_for():
     settings = samplers.of(tuned(nfe=3, times=0).model.options)
     assert settings is not None and samplers.nfe(settings) == 3
+
+
+class Moments:
+    """Stands for a feature extractor: mean and spread of an image."""
+
+    def __call__(self, images):
+        assert images.min() >= 0 and images.max() <= 1
+        return [], np.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], axis=1)
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_settings_can_be_judged_by_kid(real: bool, monkeypatch):
+    monkeypatch.setattr(tune_sampler.features, "load_features", lambda name: {"mnist": Moments()}[name])
+    base = denoiser(Exact(), 12)
+    model = dataclasses.replace(base, options={**base.options, "features": "mnist"})
+    job = Job(TARGET, teacher=None if real else TEACHER, data=Photos(TEACHER) if real else None, threads=1)
+    options = {"metric": "kid", "images": 256, "methods": ["ddim", "dpmpp_2m"], "times": 0}
+    result = tune_sampler.tune_sampler(model, job, **options)
+    assert result.notes["metric"] == "kid" and result.notes["distance"] < 0.5 * result.notes["distance_before"]
+    assert result.model.options["sampler"]["name"] == "dpmpp_2m"  # of second order
+
+
+def test_kid_of_few_images_and_other_metrics_are_refused():
+    for wrong in ({"metric": "kid", "images": 32}, {"metric": "fid"}):
+        with pytest.raises(ValueError, match="metric must be distance, or kid with 64 images or more, got"):
+            tuned(**wrong)
+
+
+def test_kid_of_a_pass_is_that_of_the_metric():
+    from edgegen.metrics import kid
+    from edgegen.nn import mmd
+
+    x, y = (np.random.default_rng(i).standard_normal((70, 5)) + i for i in range(2))
+    (value,) = kid.subset_values(x, y, seed=0, subsets=1, size=70)
+    assert mmd.squared(x, y) == pytest.approx(value)
+    assert mmd.squared(x, x[::-1]) < 0 < mmd.squared(x, y)
+
+
+class Photos:
+    """Stands for data.Dataset: real images that are distributed as the teacher's."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+
+    def real_count(self) -> int:
+        return 256
+
+    def real_image(self, i: int) -> np.ndarray:
+        pixels = MEAN + SPREAD * np.random.default_rng([i, 9]).standard_normal((1, 4, 4))
+        return np.clip((pixels + 1) / 2, 0, 1)
 
 
 @pytest.mark.parametrize("thinned", [{}, {"guidance_every": 3}, {"guidance_interval": [0.0, 0.5]}], ids=str)

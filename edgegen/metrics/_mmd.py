@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgegen.metrics._rows import Rows
-
-Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (n, D), (m, D) float64 -> (n, m)
+from edgegen.nn.mmd import Kernel, weighted
 
 _WHOLE_KERNEL_IMAGES = 2500  # up to here all subsets share one kernel (150 MB), which is much faster
 _INTERVAL_IMAGES = 1024  # kernels of this many images a side bound the interval's time and memory
@@ -22,10 +20,10 @@ def subset_values(a: Any, b: Any, kernel: Kernel, *, seed: int, subsets: int, si
     draws = [[rng.choice(len(side), size, replace=False) for side in (a, b)] for _ in range(subsets)]
     if max(len(a), len(b)) <= _WHOLE_KERNEL_IMAGES:
         in_a, in_b = (_weights([pair[side] for pair in draws], len(rows)) for side, rows in enumerate((a, b)))
-        return [float(v) for v in weighted_mmd2(_all(a), _all(b), in_a, in_b, kernel)]
+        return [float(v) for v in weighted(_all(a), _all(b), in_a, in_b, kernel)]
     one, found = np.ones((1, size)), []
     for i, j in draws:
-        found += [float(v) for v in weighted_mmd2(_take(a, i), _take(b, j), one, one, kernel)]
+        found += [float(v) for v in weighted(_take(a, i), _take(b, j), one, one, kernel)]
     return found
 
 
@@ -111,19 +109,6 @@ def _centred(kernel: np.ndarray) -> tuple[np.ndarray, float]:
 def _some(rng: np.random.Generator, count: int) -> np.ndarray:
     """At most `_INTERVAL_IMAGES` row numbers."""
     return rng.choice(count, min(count, _INTERVAL_IMAGES), replace=False)
-
-
-def weighted_mmd2(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray, kernel: Kernel) -> np.ndarray:
-    """Unbiased squared MMD of each weighting: x (n, D), y (m, D), weights (k, n) and (k, m) -> (k,)."""
-    cross = ((in_x @ kernel(x, y)) * in_y).sum(axis=1) / (in_x.sum(axis=1) * in_y.sum(axis=1))
-    return _within(in_x, kernel(x, x)) + _within(in_y, kernel(y, y)) - 2.0 * cross
-
-
-def _within(weights: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Weighted mean of the kernel over pairs of different rows: (k, n), (n, n) -> (k,). Clears the diagonal."""
-    np.fill_diagonal(kernel, 0.0)
-    pairs = weights.sum(axis=1) ** 2 - np.square(weights).sum(axis=1)
-    return ((weights @ kernel) * weights).sum(axis=1) / np.maximum(pairs, 1.0)
 
 
 def _weights(draws: list[np.ndarray], rows: int) -> np.ndarray:

@@ -120,8 +120,8 @@ def add_feedback(denoiser: Any, cache: Sequence[int], seed: int) -> Feedback:
     It sits beside a module that makes or takes the time's embedding, so that the full network does as before.
     """
     name = _place(denoiser.net)
-    inner = getattr(denoiser.net, name)
-    inner = inner.inner if isinstance(inner, Feedback) else inner
+    old = getattr(denoiser.net, name)
+    inner: Any = old.inner if isinstance(old, Feedback) else old
     space, told = len(cache) == 4, inner.in_features if name == "proj_out_1" else inner.linear_2.out_features
     channels = int(cache[1] if space else cache[2])
     with torch.random.fork_rng(devices=[]):

@@ -73,7 +73,8 @@ def cache_steps(
         if not samplers.cached(chosen):
             return _denoising.untouched(model, f"{settings['steps']} steps are too few to cache over")
         job.progress(f"images with a full run at every {interval}. step", (every - interval) / (every - 1))
-        found, more = model, {}
+        found = model
+        more: dict[str, Any] = {}
         reached = without = _psnr(samplers.generate(chosen, runs, latents), wanted, span)
         if feedback:
             module, more = _feedback.trained(model, job, chosen, feedback)

@@ -15,12 +15,14 @@ import numpy as np
 from torch import nn
 
 from edgegen import graph, samplers
-from edgegen.nn import diffusion
+from edgegen.nn import diffusion, features, mmd
 from edgegen.nn.skips import ScaledSkips
 from edgegen.passes import _denoising
+from edgegen.passes._reals import reals
 from edgegen.types import Job, Model, PassResult
 
 METHODS = ("ddim", "euler", "heun", "dpmpp_2m")  # those whose images depend on nothing but the latent
+METRICS, FEWEST = ("distance", "kid"), 64  # images from which on KID tells settings apart
 Score = Callable[[Mapping[str, Any], nn.Module], float]
 NOT_PROBED = "other settings of the same runs; for fewer runs see distill_steps"
 
@@ -37,8 +39,9 @@ def tune_sampler(
     backbones: Sequence[float] = (),
     images: int = 16,
     finest: int = 0,
+    metric: str = "distance",
 ) -> PassResult:
-    """Search over settings, each judged by the mean squared distance to the teacher's images of the same latents.
+    """Search over settings, each judged by the distance to the teacher's images of the same latents, or by KID.
 
     Args:
         nfe: network runs for one image, at most, guidance counted twice where it is applied; 0: as many as now.
@@ -46,6 +49,9 @@ def tune_sampler(
         times: rounds over the steps in which each one's time is moved towards its neighbours.
         skips, backbones: factors to try on a U-Net's skips and on half of the channels from below; none: left alone.
         images: how many latents. finest: steps of the teacher's sampler; 0: as its settings say.
+        metric: distance (mean square to the teacher's images of the same latents) or kid (kernel distance, in the
+            features that the model's options name, to as many real images of the data, or where it has none to the
+            teacher's of other latents; from 64 images on).
     Returns:
         PassResult; `notes` has every setting that was tried with its distance.
     Raises:
@@ -58,12 +64,14 @@ def tune_sampler(
     if nfe < 0 or times < 0 or images < 1 or finest < 0:
         raise ValueError(f"nfe, times and finest must be 0 or more and images 1 or more, got {nfe}, {times}, {finest},"
                          f" {images}")  # fmt: skip
+    if metric not in METRICS or (metric == "kid" and images < FEWEST):
+        raise ValueError(f"metric must be distance, or kid with {FEWEST} images or more, got {metric} with {images}")
     if any(not factor > 0 for factor in (*rhos, *skips, *backbones)):
         raise ValueError("rhos, skips and backbones must be above 0")
     if settings is None or model.stage.module is None:
         return _denoising.untouched(model, "the network makes its output in one run; it has no sampler")
     runs = nfe or samplers.nfe(settings)
-    score = _distance(model, job, settings, images, finest)
+    score = (_distance if metric == "distance" else _kid)(model, job, settings, images, finest)
     tried: list[dict[str, Any]] = []
 
     def judged(candidate: Mapping[str, Any], module: nn.Module, more: Mapping[str, Any]) -> float:
@@ -81,7 +89,8 @@ def tune_sampler(
             best, found = candidate, value
     best, found = _moved(best, found, times, runs, lambda candidate: judged(candidate, model.stage.module, {}))
     module, factors, found = _factors(model, best, found, skips, backbones, judged)
-    notes = {"nfe": samplers.nfe(best), "distance_before": start, "distance": found, "tried": tried, **factors}
+    notes = {"nfe": samplers.nfe(best), "metric": metric, "distance_before": start, "distance": found, "tried": tried,
+             **factors}  # fmt: skip
     if best == settings and not factors:
         return _denoising.untouched(model, "no other setting comes nearer to the teacher", **notes)
     told = {name: str(value) for name, value in factors.items()}
@@ -90,15 +99,42 @@ def tune_sampler(
     return PassResult(dataclasses.replace(model.with_module(module), options=options), changed, {}, notes)
 
 
-def _distance(model: Model, job: Job, settings: Mapping[str, Any], images: int, finest: int) -> Score:
-    """The score of (settings, module) on fixed latents."""
+def _latents(model: Model, images: int, *seed: int) -> np.ndarray:
+    shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
+    return np.random.default_rng(seed).standard_normal((images, *shape), dtype=np.float32)
+
+
+def _taught(model: Model, job: Job, settings: Mapping[str, Any], finest: int, latents: np.ndarray) -> np.ndarray:
+    """The images of the job's teacher, or without one of the model itself."""
     origin = job.teacher if job.teacher is not None and samplers.of(job.teacher.options) else model
     truth = dict(samplers.of(origin.options) or settings)
     if finest:
         truth.update(steps=finest, timesteps=[])
-    shape = tuple(int(d) for d in model.stage.inputs[0].shape[1:])
-    latents = np.random.default_rng([job.seed, 4]).standard_normal((images, *shape), dtype=np.float32)
-    wanted = samplers.generate(truth, diffusion.runner(origin.stage.module), latents)
+    return samplers.generate(truth, diffusion.runner(origin.stage.module), latents)
+
+
+def _kid(model: Model, job: Job, settings: Mapping[str, Any], images: int, finest: int) -> Score:
+    """The score of (settings, module): KID of its images of fixed latents."""
+    low, high = model.stage.outputs[0].value_range or (-1.0, 1.0)
+    extractor = features.load_features(str(model.options.get("features", "cifar")))
+
+    def seen(made: np.ndarray) -> np.ndarray:
+        return extractor(np.clip((made - low) / (high - low), 0, 1).astype(np.float32))[1]
+
+    latents, others = _latents(model, images, job.seed, 4), _latents(model, images, job.seed, 8)
+    real = reals(job.data, model, default=(-1.0, 1.0))
+    wanted = seen(_taught(model, job, settings, finest, others) if real is None else real.drawn(images, [job.seed, 8]))
+
+    def score(candidate: Mapping[str, Any], module: nn.Module) -> float:
+        return mmd.squared(wanted, seen(samplers.generate(candidate, diffusion.runner(module), latents)))
+
+    return score
+
+
+def _distance(model: Model, job: Job, settings: Mapping[str, Any], images: int, finest: int) -> Score:
+    """The score of (settings, module) on fixed latents."""
+    latents = _latents(model, images, job.seed, 4)
+    wanted = _taught(model, job, settings, finest, latents)
 
     def score(candidate: Mapping[str, Any], module: nn.Module) -> float:
         made = samplers.generate(candidate, diffusion.runner(module), latents)
