@@ -84,8 +84,8 @@ class Critic(nn.Module):
     arXiv:1802.05637).
 
     Args:
-        size: height and width. classes: how many, 0 for none. width: channels after the first halving, then doubled up to
-            eight times as many.
+        size: height and width. classes: how many, 0 for none. width: channels after the first halving, then doubled
+            up to eight times as many.
     """
 
     GAIN = 8.0  # with spectral norm alone the scores stay closer than the hinge's margin
