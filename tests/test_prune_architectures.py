@@ -13,7 +13,7 @@ from torch import nn
 
 from edgegen import architecture, graph, registry
 from edgegen.errors import PassError
-from edgegen.passes import _removal
+from edgegen.passes import _inverse, _removal
 from edgegen.passes.prune_blocks import prune_blocks
 from edgegen.passes.prune_channels import prune_channels
 from edgegen.types import Job, Model, PassResult, Stage, Target, TensorSpec
@@ -373,6 +373,10 @@ def glow() -> nn.Module:
 
 
 SHAPES |= {Flow: (1, 3, 8, 8), glow: (1, 3, 8, 8)}
+
+
+def test_a_layer_that_is_called_inverse_makes_no_invertible_network():
+    assert hasattr(mobile_stylegan().synthesis, "inverse") and not _inverse.first(mobile_stylegan())
 
 
 def test_invertible_layers_keep_their_channels_and_their_inverse():

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from edgegen.models import pix2pix_paint
 
-SIDE, RADIUS, BATCH, PEAK, DECAY = 128, 2, 16, 2e-3, 0.999
+SIDE, RADIUS, BATCH, PEAK, DECAY = 128, 4, 16, 2e-3, 0.999
 SHORTER = (144, 184, 236, 304)  # pixels of the shorter side: from the whole scene to a part of it
 WEIGHTS = Path(pix2pix_paint.__file__).parent / "weights" / "pix2pix_paint.safetensors"
 Pair = tuple[np.ndarray, np.ndarray]

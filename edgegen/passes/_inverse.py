@@ -30,7 +30,9 @@ def first(net: nn.Module) -> str:
 
 
 def _is_invertible(part: nn.Module) -> bool:
-    return any(callable(getattr(part, name, None)) for name in _NAMES)
+    """Whether it has a method of such a name: a layer that is called so (an inverse wavelet transform) is none."""
+    found = [getattr(part, name, None) for name in _NAMES]
+    return any(callable(one) and not isinstance(one, nn.Module) for one in found)
 
 
 def _around(net: nn.Module, path: str) -> str:
