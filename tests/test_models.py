@@ -237,7 +237,7 @@ def test_the_painting_filter_takes_the_mean_of_the_calmest_square(training):
     noisy = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     squares = [noisy[y:y + 3, x:x + 3].reshape(9, 3).astype(float) for y in (6, 8) for x in (5, 7)]  # around (8, 7)
     calmest = min(squares, key=lambda square: (square @ (0.299, 0.587, 0.114)).var())
-    assert np.array_equal(paint.painted(noisy)[8, 7], calmest.mean(0).round())
+    assert np.array_equal(paint.painted(noisy, 2)[8, 7], calmest.mean(0).round())
     data = [[(noisy.repeat(10, 0).repeat(10, 1), noisy.repeat(10, 0).repeat(10, 1))]]
     photos, paintings = paint.batch(data, 0, 3)
     assert photos.shape == (16, 3, 128, 128) and torch.equal(photos, paintings)  # cut and turned alike
