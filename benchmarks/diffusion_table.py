@@ -36,7 +36,7 @@ def table(found: dict[str, Any]) -> str:
              "faster", "than fewest")  # fmt: skip
     lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     rivals = [spent_on(key, points[key], times) for key in (own, fewest(points))] if own else []
-    for key, point in points.items():
+    for key, point in sorted(points.items(), key=_order):
         name, build, sampler, steps, cache = key.split(" | ")
         runs = f"{point['nfe']}" + (f" ({point['partial']})" if point["partial"] else "")
         low, high = (1000 * end for end in point["kid_interval"])
@@ -49,6 +49,12 @@ def table(found: dict[str, Any]) -> str:
             f"{point['psnr_to_teacher']:.1f} | {spent_ms} | {' | '.join(faster)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _order(entry: tuple[str, dict[str, Any]]) -> tuple[Any, ...]:
+    """The teacher before the student, what belongs to one line together, most steps first."""
+    name, build, sampler, steps, cache = entry[0].split(" | ")
+    return name == "student", build, sampler, cache, -int(steps)
 
 
 def window_of(points: dict[str, Any]) -> str:
