@@ -130,6 +130,28 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def regression(
+    model: nn.Module, average: Average, optimizer: torch.optim.Optimizer,
+    batch_at: Callable[[int], tuple[torch.Tensor, torch.Tensor]], steps: int, peak: float,
+) -> Callable[[int], dict[str, float]]:  # fmt: skip
+    """A step of L1 regression to `batch_at(index)`'s second part, warmed up for 200 steps, then falling to nothing."""
+
+    def step(index: int) -> dict[str, float]:
+        set_rate(optimizer, cosine(index, steps, peak, 200))
+        given, wanted = batch_at(index)
+        with autocast():
+            output = model(given)
+        loss = nn.functional.l1_loss(output.float(), wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update(model, index)
+        return {"l1": loss.item()}
+
+    return step
+
+
 def generator(seed: int, step: int) -> np.random.Generator:
     """The random numbers of one step."""
     return np.random.default_rng((seed, step))

@@ -13,7 +13,6 @@ import common
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from edgegen.models import edsr
 
@@ -113,18 +112,9 @@ def main() -> None:
     run = common.Run("edsr", options.steps, options.seed, common.checkpoint(options, "edsr"),
                      {"model": model, "average": average, "optimizer": optimizer})
 
-    def step(index: int) -> dict[str, float]:
-        common.set_rate(optimizer, common.cosine(index, options.steps, PEAK, 200))
-        low, high = batch(data, options.seed, index)
-        with common.autocast():
-            output = model(low)
-        loss = F.l1_loss(output.float(), high)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model, index)
-        return {"l1": loss.item()}
+    step = common.regression(
+        model, average, optimizer, lambda index: batch(data, options.seed, index), options.steps, PEAK
+    )
 
     def evaluate() -> dict[str, float]:
         scores = [psnr(high / 255.0, enlarge(average.module, low)) for low, high in judged.values()]

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import uniform_filter
-from torch.nn import functional as F
 
 from edgegen.models import pix2pix_paint
 
@@ -116,18 +115,9 @@ def main() -> None:
     run = common.Run("pix2pix_paint", options.steps, options.seed, common.checkpoint(options, "pix2pix_paint"),
                      {"model": model, "average": average, "optimizer": optimizer})
 
-    def step(index: int) -> dict[str, float]:
-        common.set_rate(optimizer, common.cosine(index, options.steps, PEAK, 200))
-        photos, paintings = batch(data, options.seed, index)
-        with common.autocast():
-            output = model(photos)
-        loss = F.l1_loss(output.float(), paintings)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model, index)
-        return {"l1": loss.item()}
+    step = common.regression(
+        model, average, optimizer, lambda index: batch(data, options.seed, index), options.steps, PEAK
+    )
 
     def measure_norms(batches: int) -> None:  # averaged weights, and batches of their own
         dcgan.measure_norms(average.module, batches, lambda index: batch(data, options.seed + 1, index)[0])
