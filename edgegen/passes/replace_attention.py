@@ -229,9 +229,9 @@ class _Lesson:
         return loss
 
     def _wrong(self, loss: Callable[[nn.Module, _lessons.Batch, int], torch.Tensor], first: int) -> float:
-        """The loss on the batches after the last one that is learned from."""
+        """The loss on the batches after the last one that is learned from; on the CPU, where both networks are then."""
         with torch.no_grad(), training.use_threads(self.job.threads):
-            others = _lessons.held_out(self.batch_at, first, self.job.device)
+            others = _lessons.held_out(self.batch_at, first, "cpu")
             found = [loss(self.student.eval(), batch, 0) for batch in others]
         return float(torch.stack(found).mean())
 
