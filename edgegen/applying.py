@@ -51,7 +51,7 @@ def applied(
         run.progress(title, "done", 1.0)
         undone = ""
         if place + 1 < len(group) and _other_structure(run, current, result.model):
-            result, best, undone = _timed(run, f"{title}, not trained", result, baseline, best)
+            result, best, undone = _timed(run, f"{number}.{place + 1} {step.name}, not trained", result, baseline, best)
         if undone and not asked:
             done.append(Applied(step, result, undone))
             continue
@@ -80,6 +80,7 @@ def _timed(
 ) -> tuple[PassResult, Candidate, str]:
     """(result with its gain among the notes, the fastest build now, why the pass does not pay or empty).
 
+    name: of this network alone: graphs are files of that name.
     Timed in the runtime of the fastest build; in all of them before it is said that none gains.
     """
     try:
