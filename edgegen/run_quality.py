@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ IMAGES = 64
 
 @dataclass
 class Judge:
-    """`Job.quality` of a run. key: identity of the data and the figure; two judges of one key say the same."""
+    """`Job.quality` of a run."""
 
     run: Run
     data: Any
-    key: str
     evaluation: list[quality.Evaluation] = field(default_factory=list)
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of the data and the figure; two judges of one key say the same. Reads the data: few passes ask."""
+        request = self.run.request
+        return files.key(self.data.digest, self.run.gate.figure, request.features, request.seed)
 
     def __call__(self, model: Model) -> Measurement:
         """The figure that decides about a candidate, of this network on the CPU; its module is not modified."""
@@ -67,5 +73,4 @@ def judge(run: Run) -> Judge | None:
     one = run.model.stage.module is not None and len(run.model.stage.inputs) == 1
     if run.data.select is None or not one or samplers.of(run.model.options) is not None:
         return None
-    data = run.data.select.select(MOST.get(run.model.task, IMAGES), run.request.seed)
-    return Judge(run, data, files.key(data.digest, run.gate.figure, run.request.features, run.request.seed))
+    return Judge(run, run.data.select.select(MOST.get(run.model.task, IMAGES), run.request.seed))
