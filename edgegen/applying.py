@@ -51,7 +51,7 @@ def applied(
         run.progress(title, "done", 1.0)
         undone = ""
         if place + 1 < len(group) and _other_structure(run, current, result.model):
-            result, best, undone = _timed(run, f"{number}.{place + 1} {step.name}, not trained", result, baseline, best)
+            result, best, undone = _timed(run, f"{number}.{place + 1} {step.name} not trained", result, baseline, best)
         if undone and not asked:
             done.append(Applied(step, result, undone))
             continue
@@ -81,17 +81,24 @@ def _timed(
     """(result with its gain among the notes, the fastest build now, why the pass does not pay or empty).
 
     name: of this network alone: graphs are files of that name.
-    Timed in the runtime of the fastest build; in all of them before it is said that none gains.
+    Timed in the runtime of the fastest build; in all of them before it is said that none gains, or none takes it.
     """
     try:
         graph = export(run, result.model, name)
-        for only in (best.runtime, ""):
-            found = fastest(unquantized(run, name, graph, baseline, only))
-            status, reason = decide.group_verdict(found, best.gain, "", False, run.bench.measures)
-            if status != "undone":
-                break
-    except RuntimeFailed as error:  # no runtime takes it
+    except RuntimeFailed as error:
         return result, best, str(error)
+    failure, found, status, reason = "", None, "undone", ""
+    for only in (best.runtime, ""):
+        try:
+            found = fastest(unquantized(run, name, graph, baseline, only))
+        except RuntimeFailed as error:
+            failure = str(error)
+            continue
+        status, reason = decide.group_verdict(found, best.gain, "", False, run.bench.measures)
+        if status != "undone":
+            break
+    if found is None:
+        return result, best, failure
     result = replace(result, notes={**result.notes, "gain": found.gain, "gain_before": best.gain})
     if status == "undone":
         return result, best, reason + decide.cause(run, found, best)

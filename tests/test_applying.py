@@ -68,7 +68,7 @@ def test_each_pass_that_changes_the_structure_is_timed_before_the_training(timed
     clock = timed(1.5, 1.8)
     told, records, model = clock.applied(THIN, THIN, REFIT, TRAIN)
     assert told == [("prune_channels", ""), ("prune_channels", ""), ("reconstruct", ""), ("distill", "")]
-    timed_ones = [f"1.{place} prune_channels, not trained" for place in (1, 2)]  # neither what refits nor what trains
+    timed_ones = [f"1.{place} prune_channels not trained" for place in (1, 2)]  # neither what refits nor what trains
     assert clock.asked == [(name, "fake") for name in timed_ones]
     figures = [(record["figures"].get("gain_before"), record["figures"].get("gain")) for record in records]
     assert figures == [(1.0, pytest.approx(1.5)), (pytest.approx(1.5), pytest.approx(1.8)), (None, None), (None, None)]
@@ -96,8 +96,15 @@ def test_where_nothing_pays_nothing_is_trained(timed: Any, conv_chain: Model) ->
 
 
 def test_what_no_runtime_takes_is_put_back_with_its_reason(timed: Any, conv_chain: Model) -> None:
-    told, _, model = timed(None).applied(NARROW, TRAIN)
+    told, _, model = timed(None, None).applied(NARROW, TRAIN)
     assert told[0] == ("prune_channels", "no build runs: it is too wide") and model is conv_chain
+
+
+def test_where_the_fastest_runtime_does_not_take_it_the_others_are_asked(timed: Any, conv_chain: Model) -> None:
+    clock = timed(None, 1.5)
+    told, _, model = clock.applied(NARROW, TRAIN)
+    assert told == [("prune_channels", ""), ("distill", "")] and widths(model) < widths(conv_chain)
+    assert [only for _, only in clock.asked] == ["fake", ""]
 
 
 def test_a_pass_that_the_recipe_keeps_stays_and_so_does_what_makes_it_smaller(timed: Any, conv_chain: Model) -> None:

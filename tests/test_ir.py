@@ -59,3 +59,24 @@ def test_a_transposed_convolution_that_makes_the_output_bears_its_name(tmp_path:
     kinds = {op.get_friendly_name(): op.get_type_name() for op in _ir.convert(graph.onnx).get_ops()}
     assert kinds["0/Conv"] == "Convolution" and kinds["2/ConvTranspose"] == "ConvolutionBackpropData"
     assert "2/ConvTranspose" in _ir.operations(_ir.convert(graph.onnx), ["2/ConvTranspose"])
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["within", "weights beside it"])
+def test_a_path_with_a_comma_is_one_file(tmp_path: Path, beside: bool) -> None:
+    """OpenVINO's converter takes it for a list: every build of the file failed."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weight = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    told = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 64]) for name in ("x", "y")]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    graph = helper.make_graph(nodes, "g", told[:1], told[1:], [numpy_helper.from_array(weight, "w")])
+    folder = tmp_path / "first, second"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"another one")
+    file = folder / "one, not trained.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), file,
+              save_as_external_data=beside, location="weights.bin", size_threshold=0)  # fmt: skip
+    run = _ir.core().compile_model(_ir.convert(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    x = np.eye(64, dtype=np.float32)[3:4]
+    assert np.array_equal(run([x])[0], weight[3:4])

@@ -10,7 +10,9 @@ import importlib
 import logging
 import math
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from edgegen.onnx_cost import WEIGHTED
 
@@ -68,7 +71,24 @@ def quiet() -> Iterator[None]:
 
 def convert(path: Path) -> Any:
     """An ONNX file as an OpenVINO model; the operation that does a weighted ONNX node's work bears the node's name."""
-    return _named(openvino().convert_model(str(path)), path)
+    with _without_comma(path) as named:
+        return _named(openvino().convert_model(str(named)), path)
+
+
+@contextmanager
+def _without_comma(path: Path) -> Iterator[Path]:
+    """The file by a path that has no comma: OpenVINO's converter takes a path with one for a list of files."""
+    if "," not in str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="edgegen-") as folder:
+        model = Path(folder) / "model.onnx"
+        shutil.copyfile(path, model)
+        held = onnx.load(path, load_external_data=False).graph.initializer
+        for name in {ExternalDataInfo(one).location for one in held if uses_external_data(one)}:
+            (model.parent / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path.parent / name, model.parent / name)  # a link that leads out of the folder is refused
+        yield model
 
 
 def keep_reduced(model: Any) -> Any:
