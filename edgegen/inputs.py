@@ -16,8 +16,9 @@ from edgegen.request import Request
 from edgegen.types import Model
 
 # Without a number from the user: enough for a KID at its usual subset size, and for a point of top-1.
-# A denoiser runs many times for each of them.
-DEFAULT_SAMPLES = {"unconditional": 2000, "denoiser": 200, "classification": 5000}
+# A denoiser runs many times for each of them; a few-step one makes other images of the same latents, so that KID alone
+# can tell, and with 200 it never does.
+DEFAULT_SAMPLES = {"unconditional": 2000, "denoiser": 200, "few steps": 2000, "classification": 5000}
 
 # Along its own way from noise to image, or (to compare with) noise at the first time alone.
 DENOISER_CALIBRATION = ("trajectory", "naive")
@@ -120,7 +121,7 @@ def _not_judged(model: Model) -> str:
     """Why there is no measure of a network's quality; empty where there is one."""
     given, made = model.stage.inputs, model.stage.outputs[0].shape
     if samplers.of(model.options) is not None:
-        return ""
+        return "" if made[1] in (1, 3) else f"makes latents of {made[1]} channels, which need a decoder to be images"
     if len(given) > 1:
         return f"takes {', '.join(spec.name for spec in given)}"
     return f"gives {made}, which is no image" if model.task == "unconditional" and len(made) != 4 else ""

@@ -85,11 +85,11 @@ class InputRecord(_Strict):
 
 
 class OutputRecord(_Strict):
-    """The network's output; `value_range` of images. kind: "vector" where it is none, such as a style."""
+    """The network's output; `value_range` of images. kind: "vector" or "latent" where it is none."""
 
     shape: tuple[Size, ...] | None = None
     value_range: Range | None = None
-    kind: Literal["image", "vector"] = "image"
+    kind: Literal["image", "vector", "latent"] = "image"
 
     @field_validator("value_range")
     @classmethod

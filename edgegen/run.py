@@ -72,10 +72,13 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
         devices.parse(request.device)
     train_device = training.chosen_device(request.train_device)
     model = _model(request)
+    plan = recipe.with_kept(chosen or default_recipe(model, request), request.kept)
+    request = _with_samples(request, model, plan)
+    if request.features:  # weights that are not here are told before any work
+        quality.features(model, request.features)
     for size in request.resolutions[1:]:  # what a further size cannot take is refused here, before any work
         inputs.prepare(request, resizing.at(model, size))
     found = inputs.prepare(request, model)
-    plan = recipe.with_kept(chosen or default_recipe(model, request), request.kept)
     _check_trainable(plan, model)
     gate, budget = gate_and_budget(request, model, found)
     threads = request.threads or target.threads or measuring.host_threads()
@@ -90,6 +93,14 @@ def open_run(request: Request, progress: judgement.Progress) -> Run:
     log = runlog.RunLog(folder / "log.jsonl")
     bench = Bench(target, folder, log, limits, progress, seed=request.seed, device=request.device)
     return Run(request, model, target, plan, found, bench, gate, budget, folder, out, progress, train_device)
+
+
+def _with_samples(request: Request, model: Model, plan: recipe.Recipe) -> Request:
+    """The request with as many samples as a denoiser of a few steps is judged on, where the user states no number."""
+    fewer = samplers.of(model.options) is not None and any(step.name == "distill_steps" for step in plan.steps)
+    if request.samples or not fewer:
+        return request
+    return dataclasses.replace(request, samples=inputs.DEFAULT_SAMPLES["few steps"])
 
 
 def _model(request: Request) -> Model:

@@ -27,6 +27,16 @@ def test_the_built_in_denoisers_are_found():
     assert samplers.alpha_bars("linear", 100)[-1] ** 0.5 > 0.5  # so that the test above can fail
 
 
+@pytest.mark.parametrize("name", ["ddpm_unet", "dit"])
+def test_the_record_follows_the_channels(name: str):
+    record = registry.module("models", name).record
+    grey, colour, latent = (record(channels=channels) for channels in (1, 3, 4))
+    assert [one["output"].get("value_range") for one in (grey, colour, latent)] == [[-1, 1], [-1, 1], None]
+    assert [samplers.of(one["options"])["clip"] for one in (grey, colour, latent)] == [1, 1, 0]
+    assert grey["options"]["features"] == ("mnist" if name == "ddpm_unet" else "cifar")
+    assert colour["options"]["features"] == "cifar"
+
+
 def test_sinddm_has_the_papers_number_of_parameters():
     count = sum(parameter.numel() for parameter in sinddm.create().parameters())
     assert count == pytest.approx(1.1e6, rel=0.01)  # Kulikov et al., 2023

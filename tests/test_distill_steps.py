@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from edgegen import samplers  # noqa: E402
+from edgegen.errors import PassError  # noqa: E402
 from edgegen.nn import diffusion  # noqa: E402
 from edgegen.passes import _denoising, _lessons, distill_steps  # noqa: E402
 from edgegen.types import Job, Model, Stage, Target, TensorSpec  # noqa: E402
@@ -154,6 +155,24 @@ def test_training_that_stops_before_a_loss_is_told_keeps_what_it_has(monkeypatch
     step = recipe.Step.model_validate({"pass": "distill_steps"})
     (record,) = summary.step_records([step], [result], "undone", "no gain")
     assert record["reason"] == f"no gain; {result.notes['stopped']}"
+
+
+def test_a_later_round_that_cannot_begin_leaves_what_the_rounds_before_it_learned(monkeypatch):
+    loss = distill_steps._Lesson.loss
+
+    def broken(self, student: nn.Module, batch: tuple, step: int) -> dict[str, torch.Tensor]:
+        parts = loss(self, student, batch, step)
+        return {name: value * (math.nan if self.steps == 1 else 1.0) for name, value in parts.items()}
+
+    monkeypatch.setattr(distill_steps._Lesson, "loss", broken)
+    options = {"method": "progressive", "train": 20}
+    whole, kept = distilled(steps=1, **options), distilled(steps=2, **options)
+    assert samplers.of(whole.model.options) == samplers.of(kept.model.options) and whole.notes["nfe"] == 2
+    weights = [result.model.stage.module.state_dict() for result in (whole, kept)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert whole.notes["stopped"].startswith("1 steps: stopped at step 0 of 20: ")
+    with pytest.raises(PassError, match="lower lr"):
+        distilled(method="consistency", steps=1, train=20)
 
 
 def test_rounds_halve_the_steps():

@@ -262,11 +262,12 @@ def test_what_is_not_judged_alone_is_timed_alone():
     from edgegen.errors import DataError
     from edgegen.request import Request
 
-    for config, said in (({"part": "mapping"}, r"gives \(1, 16\), which is no image"),
-                         ({"noise": "input"}, "takes input, noise0, noise1, noise2")):  # fmt: skip
-        options = ModelOptions(config={**STYLE, "size": 8, "width": 8, **config})
-        model = loading.load_model("stylegan2", options=options, latency_only=True)
-        request = Request(model="stylegan2", target="cpu", out=Path("out"))
+    small = {**STYLE, "size": 8, "width": 8}
+    for name, config, said in (("stylegan2", {**small, "part": "mapping"}, r"gives \(1, 16\), which is no image"),
+                               ("stylegan2", {**small, "noise": "input"}, "takes input, noise0, noise1, noise2"),
+                               ("dit", {"channels": 4, "layers": 1}, "makes latents of 4 channels, .* to be images")):
+        model = loading.load_model(name, options=ModelOptions(config=config), latency_only=True)
+        request = Request(model=name, target="cpu", out=Path("out"))
         with pytest.raises(DataError, match=said + ", so that its quality is not judged alone: give --latency-only"):
             inputs.prepare(request, model)
         assert inputs.prepare(dataclasses.replace(request, latency_only=True), model).test is None

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgegen import graph, run, run_jobs, run_quality, steps  # noqa: E402
+from edgegen.errors import DataError  # noqa: E402
 from edgegen.request import Request  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,3 +111,21 @@ def test_other_data_to_judge_on_are_another_result_only_where_it_was_asked(opene
         distilled(found)
         fewer = dataclasses.replace(found, data=dataclasses.replace(found.data, select=found.data.select.select(5, 0)))
         assert (distilled(fewer).notes.get("from") == "cache") is again
+
+
+def test_a_denoiser_of_few_steps_is_judged_on_enough_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
+    recipe, found = tmp_path / "r.toml", {}
+    for name, more in (("distill_steps", {}), ("cache_steps", {}), ("distill_steps", {"samples": 30})):
+        recipe.write_text(f"schema = 1\n[[steps]]\npass = '{name}'\n")
+        request = Request(model="ddpm_unet", recipe=str(recipe), out=tmp_path / "out", **more)
+        found[name, *more] = len(run.open_run(request, run.quiet).data.test)
+    assert found == {("distill_steps",): 2000, ("cache_steps",): 200, ("distill_steps", "samples"): 30}
+
+
+def test_unknown_features_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EDGEGEN_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match="unknown feature extractor 'none'"):
+        run.open_run(Request(model="dcgan", features="none", out=tmp_path / "out"), run.quiet)
+    assert not (tmp_path / "runs").exists()

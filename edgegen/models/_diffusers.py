@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,16 @@ def network(module: str, name: str, config: Mapping[str, Any]) -> nn.Module:
     """
     with _quiet():
         return _class(module, name)(**config)
+
+
+def record(base: Mapping[str, Any], shape: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A denoiser's record for samples (1, C, H, W): grey or colour images in -1..1, other C: latents, of any range."""
+    told = {"kind": "latent"} if shape[1] not in (1, 3) else {"value_range": [-1, 1]}
+    sampler = {**options["sampler"], **({"clip": 0} if "kind" in told else {})}
+    return {
+        **base, "input": {"shape": list(shape)}, "output": {"shape": list(shape), **told},
+        "options": {**options, "sampler": sampler},
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

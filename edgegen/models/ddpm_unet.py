@@ -119,11 +119,16 @@ FOLDER = _diffusers.Folder(
 
 
 def record(**config: Any) -> dict[str, Any]:
-    """RECORD for a configuration: the sample's channels and size, and the number of classes where there are any."""
+    """RECORD for a configuration: the sample's channels and size, and the number of classes where there are any.
+
+    Only digits are judged in the features of digits.
+    """
     channels, size, labels = config.get("channels", 1), config.get("size", 32), config.get("labels", 0)
     shape = [1, channels, size, size]
     options = {**RECORD["options"], **({"labels": labels} if labels else {})}
-    return {**RECORD, "input": {"shape": shape}, "output": {**RECORD["output"], "shape": shape}, "options": options}
+    if channels != 1:
+        options["features"] = "cifar"
+    return _diffusers.record(RECORD, shape, options)
 
 
 def from_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -85,4 +85,4 @@ def record(**config: Any) -> dict[str, Any]:
     channels, size = config.get("channels", 3), config.get("size", 32)
     options = {**RECORD["options"], "labels": config.get("labels", 10)}
     shape = [1, channels, size, size]
-    return {**RECORD, "input": {"shape": shape}, "output": {**RECORD["output"], "shape": shape}, "options": options}
+    return _diffusers.record(RECORD, shape, options)

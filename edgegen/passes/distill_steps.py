@@ -56,7 +56,8 @@ def distill_steps(
         perceptual: weight of a distance of `encoder` (cifar or mnist) maps beside the squared error; for pairs.
     Returns:
         PassResult; `notes` has the rounds with their loss curves, and why training stopped early if so. Nothing changes
-        in a network without a sampler, or in one that takes as few steps already.
+        in a network without a sampler, or in one that takes as few steps already. A later round of progressive that
+        cannot begin leaves the result of the one before, and its number of steps.
     Raises:
         ValueError: an option out of range, a teacher that does not fit. PassError: the loss was never finite.
     """
@@ -72,7 +73,8 @@ def distill_steps(
     _check_fit(settings, started)
     teacher = _denoising.Teacher(_frozen(origin.stage.module, job.device), started)
     counts = _rounds(started["steps"], steps) if method == "progressive" else [steps]
-    student, rounds = graph.clone(model.stage.module), []
+    student, learned = graph.clone(model.stage.module), 0
+    rounds: list[dict[str, Any]] = []
     for number, count in enumerate(counts):
         lesson: _Lesson | _matching.Matching
         if method == "distribution":
@@ -85,15 +87,19 @@ def distill_steps(
             checkpoint=job.checkpoints / f"steps-{number}-{count}.safetensors" if job.checkpoints else None,
             progress=job.progress, warmup=0.05, threads=job.threads, device=job.device,
         )  # fmt: skip
-        if result.stopped and not result.steps:
+        if result.stopped and not result.steps and not rounds:
             raise PassError(f"distill_steps: {result.stopped}; lower lr, or use another method")
         rounds.append({**_lessons.told(result), "trained": result.steps, "steps": count, "images": lesson.source})
+        if not result.steps:  # what the rounds before it learned is kept
+            break
+        learned = count
         teacher = _denoising.Teacher(_frozen(student, job.device), {**started, "guidance": 1.0})
     student.requires_grad_(False)
-    loop = {"name": "ddim" if method == "progressive" else "consistency", "steps": steps, "clip": settings["clip"]}
+    loop = {"name": "ddim" if method == "progressive" else "consistency", "steps": learned, "clip": settings["clip"]}
     made = dataclasses.replace(model.with_module(student.eval()), options={**model.options, "sampler": loop})
     stopped = "; ".join(f"{point['steps']} steps: {point['stopped']}" for point in rounds if point["stopped"])
-    notes = {"method": method, "nfe_before": samplers.nfe(settings), "nfe": steps, "rounds": rounds, "stopped": stopped}
+    notes = {"method": method, "nfe_before": samplers.nfe(settings), "nfe": learned, "rounds": rounds}
+    notes["stopped"] = stopped
     return PassResult(made, dict.fromkeys(graph.layers(student), "trained"), {}, notes)
 
 
