@@ -24,6 +24,8 @@ ENDS = ("distill", "distill_gan", "distill_steps", "tune_sampler", "cache_steps"
 ROUNDS = ("distill", "distill_gan")
 # Those among them that train the network, and so bring back what the passes before them took.
 TRAINS = (*ROUNDS, "distill_steps")
+# Those that learn from a teacher, which may be another network than the original.
+TAUGHT = ("distill", "quantize_aware")
 # Those that do nothing else: without a change before them there is no use in them.
 RECOVERS = ("reconstruct", *ROUNDS)
 # Passes that change nothing but how well the network stands INT8: judged by INT8 builds, beside those without them.
@@ -31,12 +33,18 @@ PREPARING_PASSES = ("equalize", "correct_bias", "round_adaptively", "quantize_aw
 
 
 class Step(BaseModel):
-    """One pass with its options; `keep` keeps it even when it does not pay (the report says so)."""
+    """One pass with its options; `keep` keeps it even when it does not pay (the report says so).
+
+    teacher: another network than the original to learn from, as --model takes it, with its weights file where it ships
+    none; for the passes in TAUGHT.
+    """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
     name: str = Field(alias="pass")
     options: dict[str, Any] = {}
     keep: bool = False
+    teacher: str = ""
+    teacher_weights: str = ""
 
 
 class Recipe(BaseModel):
@@ -81,6 +89,12 @@ def check(recipe: Recipe, source: str) -> Recipe:
         raise errors.RecipeError(f"{source}: recipe schema must be {SCHEMA}, got {recipe.version}")
     for step in recipe.steps:
         registry.check("passes", step.name)
+        if (step.teacher or step.teacher_weights) and step.name not in TAUGHT:
+            raise errors.RecipeError(
+                f"{source}: pass {step.name} takes no teacher of its own; these do: {', '.join(TAUGHT)}"
+            )
+        if step.teacher_weights and not step.teacher:
+            raise errors.RecipeError(f"{source}: pass {step.name}: teacher_weights says no network; give teacher too")
         known = {argument.arg: argument.annotation for argument, _ in _parameters(step.name)}
         for option, value in step.options.items():
             if option not in known:
@@ -198,6 +212,8 @@ def to_toml(recipe: Recipe) -> str:
             lines.append(f"options = {_value(step.options)}")
         if step.keep:
             lines.append("keep = true")
+        given = {"teacher": step.teacher, "teacher_weights": step.teacher_weights}
+        lines += [f"{key} = {json.dumps(value)}" for key, value in given.items() if value]
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,7 @@ from edgegen import (
     runlog,
     samplers,
     serial,
+    steps,
     targets,
     training,
 )
@@ -176,6 +177,9 @@ def _check_trainable(plan: recipe.Recipe, model: Model) -> None:
             f"{structural[0]} needs a torch network; {model.name} comes as {model.origin.get('kind')}, which allows"
             " post-training passes only: use --recipe post-training"
         )
+    for step in plan.steps:
+        if step.teacher:
+            steps.teacher_of(step, model)
 
 
 def model_key(model: Model) -> str:

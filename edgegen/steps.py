@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgegen import __version__, architecture, files, registry, serial, weights
+from edgegen import __version__, architecture, files, loading, registry, serial, weights
 from edgegen.errors import EdgegenError, NothingChanged, PassError, RecipeError
 from edgegen.recipe import Step
 from edgegen.types import Job, Model, PassResult, PrecisionPlan
@@ -21,8 +21,11 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     """Apply one pass, or take its result from the cache: the key is (input, step, options, data, seed, version).
 
     Raises:
-        RecipeError: an option value that the pass refuses. PassError: the pass failed; says which.
+        RecipeError: an option value that the pass refuses. PassError: the pass failed; says which. ModelError: the
+            step's own teacher cannot be loaded.
     """
+    if step.teacher:
+        job = dataclasses.replace(job, teacher=teacher_of(step, original))
     teacher = architecture.identity(job.teacher.stage.module) if job.teacher is not None else ""
     module = registry.module("passes", step.name)
     timed = getattr(module, "ON_TARGET", False) or step.options.get("by") == "latency"  # by times of this target alone
@@ -60,6 +63,30 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
     _keep(kept, result, original)
     shutil.rmtree(files.cache_folder() / "checkpoints" / key, ignore_errors=True)
     return result
+
+
+def teacher_of(step: Step, original: Model) -> Model:
+    """The network that a step names as its teacher, which must take and give what the original does.
+
+    Raises:
+        RecipeError: another task, input, output or preprocessing. ModelError: it cannot be loaded.
+    """
+    weights_file = Path(step.teacher_weights) if step.teacher_weights else None
+    shape = tuple(int(side) for side in original.stage.inputs[0].shape)
+    found = loading.load_model(step.teacher, weights=weights_file, options=loading.ModelOptions(input_shape=shape))
+    ours, theirs = _taken(original), _taken(found)
+    if wrong := [key for key in ours if ours[key] != theirs[key]]:
+        told = "; ".join(f"{key} {theirs[key]}, {original.name} {ours[key]}" for key in wrong)
+        raise RecipeError(f"{step.name}: teacher {step.teacher} does not fit: {told}")
+    return found
+
+
+def _taken(model: Model) -> dict[str, Any]:
+    """What a network is for, takes and gives, and how an image becomes its input (but for resizing)."""
+    kept = ("value_range", "mean", "std", "colour")
+    sides = {"inputs": model.stage.inputs, "outputs": model.stage.outputs}
+    told = {name: [(tuple(spec.shape), spec.value_range) for spec in specs] for name, specs in sides.items()}
+    return {"task": model.task, **told, **{key: getattr(model.preprocessing, key) for key in kept}}
 
 
 def _files(options: Mapping[str, Any]) -> dict[str, str]:

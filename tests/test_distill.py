@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,7 @@ def test_no_teacher_is_said(residual: Model):
 
 def test_features_without_common_layers_are_said(residual: Model):
     other = residual.with_module(nn.Sequential(nn.Identity(), nn.Conv2d(3, 3, 1)))
-    with pytest.raises(ValueError, match="no layer of the student has a map that fits"):
+    with pytest.raises(ValueError, match="no layer of the student has a map of the size of one of the teacher's"):
         quick(residual, job(other), features=1.0)
 
 
@@ -279,6 +280,31 @@ def test_pairs_are_layers_with_maps_of_equal_size():
     assert nn_losses.pairs(net(8), net(16), x) == ("0", "2")
     assert nn_losses.pairs(net(8), net(16), x, count=1) == ("2",)
     assert nn_losses.pairs(net(8), nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU()), x) == ()
+
+
+def staged(depth: int, width: int, prefix: str = "") -> nn.Module:
+    """`depth` convolutions of 12 pixels, as many of 6, and an output."""
+    torch.manual_seed(depth)
+    sizes = [(3 if i == 0 else width, width, 3, 2 if i == depth else 1, 1) for i in range(2 * depth)]
+    layers = {f"{prefix}{i}": nn.Conv2d(*size) for i, size in enumerate(sizes)}
+    return nn.Sequential(OrderedDict({**layers, f"{prefix}out": nn.Conv2d(width, 3, 1)}))
+
+
+def test_layers_of_other_names_are_paired_by_their_depth():
+    x, own, other = (torch.rand(2, 3, 12, 12),), staged(2, 4), staged(4, 8, "stage")
+    found = nn_losses.pairs(own, other, x)
+    assert found == ("0=stage1", "1=stage3", "2=stage5", "3=stage7")
+    assert nn_losses.pairs(own, other, x, count=2) == ("1=stage3", "3=stage7")
+    assert nn_losses.pairs(own, other, x, count=1) == ("3=stage7",)
+    assert nn_losses.pairs(own, nn.Sequential(OrderedDict(only=nn.Conv2d(3, 3, 1))), x) == ()  # that is the output
+    assert nn_losses.named_pairs(own, other, x, ["1=stage3"]) == {"1=stage3": (4, 8)}
+    with pytest.raises(ValueError, match=r"'1=stage9' is not called once .* or STUDENT=TEACHER"):
+        nn_losses.named_pairs(own, other, x, ["1=stage9"])
+    loss = nn_losses.FeatureLoss(own, other, found)
+    own(*x), other(*x)
+    assert loss().item() > 0 and [layer.weight.shape for layer in loss.projections.values()] == 4 * [(8, 4)]
+    loss.close()
+    assert not any(part._forward_hooks for part in (*own.modules(), *other.modules()))
 
 
 @pytest.mark.parametrize("projection", ["conv", "orthogonal"])

@@ -121,3 +121,17 @@ def test_several_rounds_of_distillation_are_judged_together() -> None:
     assert [[s.name for s in g] for g in groups] == [
         ["prune_blocks", "reconstruct", "distill", "distill"], ["prune_channels", "distill"],
     ]  # fmt: skip
+
+
+def test_a_teacher_of_its_own_is_for_passes_that_learn_from_one(tmp_path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text("schema = 1\n[[steps]]\npass = 'distill'\nteacher = 'timm:resnet50'\nteacher_weights = 'w.pth'\n")
+    loaded = recipe.load(str(file))
+    assert (loaded.steps[0].teacher, loaded.steps[0].teacher_weights) == ("timm:resnet50", "w.pth")
+    file.write_text(recipe.to_toml(loaded))
+    assert recipe.load(str(file)) == loaded
+    for text, told in (("pass = 'prune_blocks'\nteacher = 'edsr'", "prune_blocks takes no teacher of its own"),
+                       ("pass = 'distill'\nteacher_weights = 'w.pth'", "says no network; give teacher too")):
+        file.write_text(f"schema = 1\n[[steps]]\n{text}\n")
+        with pytest.raises(RecipeError, match=told):
+            recipe.load(str(file))

@@ -107,7 +107,7 @@ def picture(module: torch.nn.Module, path: Path) -> None:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, steps=12_000)
+    options = common.arguments(__doc__, steps=6000)
     data = pairs([photo for photo, _ in edsr.training_photos()])
     model = pix2pix_paint.create().to(memory_format=torch.channels_last).train()
     average = common.Average(model, DECAY)

@@ -75,10 +75,11 @@ def _unit(maps: torch.Tensor) -> torch.Tensor:
 
 
 class FeatureLoss(nn.Module):
-    """Regression of a few inner maps of the teacher from those of the student under the same module names.
+    """Regression of a few inner maps of the teacher from those of the student.
 
-    Call it after both networks ran; the maps are caught by hooks. Where channels differ, a 1x1 projection (student to
-    teacher) is learned along; `projections` holds them.
+    A name is a module's in both, or "STUDENT=TEACHER" where they differ. Call it after both networks ran; the maps are
+    caught by hooks. Where channels differ, a 1x1 projection (student to teacher) is learned along; `projections` holds
+    them.
     """
 
     def __init__(
@@ -94,9 +95,13 @@ class FeatureLoss(nn.Module):
         self._student: dict[str, torch.Tensor] = {}
         self._teacher: dict[str, torch.Tensor] = {}
         nets = ((student, self._student), (teacher, self._teacher))
-        self._handles = [_catch(net, name, caught) for net, caught in nets for name in self.names]
+        self._handles = [
+            _catch(net.get_submodule(part), name, caught)
+            for name in self.names for (net, caught), part in zip(nets, sides(name), strict=True)
+        ]  # fmt: skip
         for name in self.names:
-            a, b = (widths or {}).get(name) or tuple(_channels(net.get_submodule(name)) for net, _ in nets)
+            layers = (net.get_submodule(part) for net, part in zip((student, teacher), sides(name), strict=True))
+            a, b = (widths or {}).get(name) or tuple(_channels(layer) for layer in layers)
             if a != b or self.normalised:
                 self.projections[name.replace(".", "/")] = _projection(a, b, projection)
 
@@ -120,11 +125,17 @@ class FeatureLoss(nn.Module):
             handle.remove()
 
 
-def _catch(net: nn.Module, name: str, caught: dict[str, torch.Tensor]) -> Any:
+def sides(name: str) -> tuple[str, str]:
+    """The modules of student and teacher that a name stands for: "STUDENT=TEACHER", or one that both have."""
+    student, _, teacher = name.partition("=")
+    return student, teacher or student
+
+
+def _catch(part: nn.Module, name: str, caught: dict[str, torch.Tensor]) -> Any:
     def keep(module: nn.Module, args: Any, out: torch.Tensor) -> None:
         caught[name] = out
 
-    return net.get_submodule(name).register_forward_hook(keep)
+    return part.register_forward_hook(keep)
 
 
 def _channels(layer: Any) -> int:
@@ -147,10 +158,13 @@ def pairs(
 ) -> tuple[str, ...]:
     """Names of up to `count` convolution or linear layers, evenly spread over the depth, whose maps can be compared.
 
-    They exist in both under one name, are called once, and give maps (N, C, H, W) or (N, T, C) of equal size but for
-    the channels. The last one is left out: it is the output.
+    They are called once and give maps (N, C, H, W) or (N, T, C) of equal size but for the channels, under one name in
+    both networks; where none has, of each size the layers at the same share of that size's depth ("STUDENT=TEACHER").
+    The last one is left out: it is the output.
     """
     a, b = _shapes(student, inputs), _shapes(teacher, inputs)
+    if not any(_place(shape) == _place(b.get(name, ())) is not None for name, shape in a.items()):
+        return _by_depth(a, b, count)
     fitting = [name for name, shape in a.items() if name in b and _place(shape) == _place(b[name]) is not None]
     fitting = fitting[:-1]
     # Maps of one width need no projection, and where only the inside of blocks was pruned they are its trunk.
@@ -161,19 +175,40 @@ def pairs(
     return tuple(fitting[round((i + 1) * len(fitting) / count) - 1] for i in range(count))
 
 
+def _by_depth(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]], count: int) -> tuple[str, ...]:
+    """Pairs of layers of two networks that share no names: first of the last layers of each size, then inside sizes."""
+    grouped: list[dict[Any, list[str]]] = [{}, {}]
+    for group, shapes in zip(grouped, (a, b), strict=True):
+        for name in list(shapes)[:-1]:
+            if (place := _place(shapes[name])) is not None:
+                group.setdefault(place, []).append(name)
+    shared = [place for place in grouped[0] if place in grouped[1]]
+    if len(shared) > count:
+        shared = [shared[round((i + 1) * len(shared) / count) - 1] for i in range(count)]
+    found = []
+    for place in shared:
+        mine, theirs = (group[place] for group in grouped)
+        each = min(count // len(shared), len(mine), len(theirs))
+        for i in range(1, each + 1):
+            found.append("=".join(names[round(i * len(names) / each) - 1] for names in (mine, theirs)))
+    return tuple(found)
+
+
 def named_pairs(
     student: nn.Module, teacher: nn.Module, inputs: Sequence[torch.Tensor], names: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
-    """Name -> channels of student and teacher for modules of the user's choice.
+    """Name (as in `FeatureLoss`) -> channels of student and teacher for modules of the user's choice.
 
     Raises:
         ValueError: a name that one of the two does not have, or maps that cannot be compared.
     """
     found = {}
     for name in names:
-        a, b = (_shapes(net, inputs, (name,)).get(name) for net in (student, teacher))
+        mine, theirs = sides(name)
+        a, b = (_shapes(net, inputs, (part,)).get(part) for net, part in ((student, mine), (teacher, theirs)))
         if a is None or b is None:
-            raise ValueError(f"feature layer {name!r} is not called once in student and teacher; give names of both")
+            raise ValueError(f"feature layer {name!r} is not called once in student and teacher; give a name of both,"
+                             " or STUDENT=TEACHER")  # fmt: skip
         if _place(a) is None or _place(a) != _place(b):
             raise ValueError(f"feature layer {name!r} gives {a} in the student and {b} in the teacher; give another")
         found[name] = (a[1 if len(a) == 4 else 2], b[1 if len(b) == 4 else 2])

@@ -78,7 +78,7 @@ class Lesson:
         self.names = tuple(widths) or nn_losses.pairs(self.student, self.teacher, inputs)
         kinds = [kind for kind in MAPS if kind in self.table]
         if not self.names:
-            raise ValueError("no layer of the student has a map that fits one of the teacher under the same name; "
+            raise ValueError("no layer of the student has a map of the size of one of the teacher's; "
                              f"leave out the loss {', '.join(kinds)}")  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -89,7 +89,8 @@ class Lesson:
                     else losses_maps.MapLoss(kind, self.student, self.teacher, self.names, widths)
                 )
         if not set(FROM_OUTPUT) & set(self.table):
-            self.teacher = _UpTo(self.teacher, _last_called(self.teacher, self.names, inputs))
+            theirs = [nn_losses.sides(name)[1] for name in self.names]
+            self.teacher = _UpTo(self.teacher, _last_called(self.teacher, theirs, inputs))
         self.learner.update(self.maps)
 
     def rates(self, job: Job, first: _lessons.Batch, optimizer: str) -> dict[str, float]:

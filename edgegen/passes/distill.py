@@ -62,8 +62,9 @@ def distill(
             two with a weight.
         crop: train on random squares of this many input pixels (not for classification). margin: input pixels at each
             edge of a crop in which the output is not compared with the reference: it is computed from padding there.
-        feature_layers: modules whose outputs the losses of maps compare; none: up to four layers over the depth. A
-            teacher that is asked for nothing else runs no further than the last of them.
+        feature_layers: modules whose outputs the losses of maps compare, names of both networks or "STUDENT=TEACHER";
+            none: up to four layers over the depth. A teacher that is asked for nothing else runs no further than the
+            last of them.
         temperature: of the softened logits. projection: "conv" or "orthogonal" (V_kD) from student to teacher maps.
         batchnorm: "train" moves the statistics slowly, "frozen" keeps them. optimizer: adamw, adam, sgd or muon.
         precision: "auto", "bf16", "fp32", or "fp16" on CUDA. accumulate: batches to a step.
