@@ -166,7 +166,7 @@ def _steps(run: Run, forward: float) -> tuple[list[Step], list[str]]:
             if step.name.startswith("prune") and isinstance(ratio, float):
                 left *= (1.0 - ratio) ** 2
             unknown += [f"{step.name}: {why}"] if why else []
-            options = ", ".join(f"{key} {value}" for key, value in step.options.items())
+            options = ", ".join(f"{key} {value}" for key, value in step.told.items())
             found.append(Step(f"{number} {step.name}", options or "default options", seconds))
         found.append(Step(f"{number} judge", f"{floats} builds of it, timed and scored", _timed(run, floats, FLOAT_S)))
     if quantized and any(step.name == "quantize" for step in run.recipe.steps):

@@ -46,6 +46,12 @@ class Step(BaseModel):
     teacher: str = ""
     teacher_weights: str = ""
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """All that the step states, by name: its options, and whom it learns from."""
+        own = {"teacher": self.teacher, "teacher_weights": self.teacher_weights}
+        return self.options | {key: value for key, value in own.items() if value}
+
 
 class Recipe(BaseModel):
     """Ordered steps; `description` is for people, `schema` is the version of this format."""

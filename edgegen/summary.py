@@ -31,7 +31,7 @@ def step_records(
     return [
         {
             "name": step.name,
-            "options": dict(step.options),
+            "options": step.told,
             "status": status,
             "reason": "; ".join(part for part in (shared, result.notes.get("stopped")) if part),
             "changed": dict(result.changed),

@@ -128,6 +128,7 @@ def test_a_teacher_of_its_own_is_for_passes_that_learn_from_one(tmp_path) -> Non
     file.write_text("schema = 1\n[[steps]]\npass = 'distill'\nteacher = 'timm:resnet50'\nteacher_weights = 'w.pth'\n")
     loaded = recipe.load(str(file))
     assert (loaded.steps[0].teacher, loaded.steps[0].teacher_weights) == ("timm:resnet50", "w.pth")
+    assert loaded.steps[0].told == {"teacher": "timm:resnet50", "teacher_weights": "w.pth"}
     file.write_text(recipe.to_toml(loaded))
     assert recipe.load(str(file)) == loaded
     for text, told in (("pass = 'prune_blocks'\nteacher = 'edsr'", "prune_blocks takes no teacher of its own"),
