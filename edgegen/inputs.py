@@ -122,6 +122,8 @@ def _not_judged(model: Model) -> str:
     given, made = model.stage.inputs, model.stage.outputs[0].shape
     if samplers.of(model.options) is not None:
         return "" if made[1] in (1, 3) else f"makes latents of {made[1]} channels, which need a decoder to be images"
+    if model.options.get("latents") == "styles":
+        return "takes styles, which its mapping makes and N(0, 1) does not"
     if len(given) > 1:
         return f"takes {', '.join(spec.name for spec in given)}"
     return f"gives {made}, which is no image" if model.task == "unconditional" and len(made) != 4 else ""

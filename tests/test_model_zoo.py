@@ -265,10 +265,11 @@ def test_what_is_not_judged_alone_is_timed_alone():
     small = {**STYLE, "size": 8, "width": 8}
     for name, config, said in (("stylegan2", {**small, "part": "mapping"}, r"gives \(1, 16\), which is no image"),
                                ("stylegan2", {**small, "noise": "input"}, "takes input, noise0, noise1, noise2"),
+                               ("mobile_stylegan", {**STYLE, "widths": [8, 8], "part": "synthesis"}, "takes styles, "),
                                ("dit", {"channels": 4, "layers": 1}, "makes latents of 4 channels, .* to be images")):
         model = loading.load_model(name, options=ModelOptions(config=config), latency_only=True)
         request = Request(model=name, target="cpu", out=Path("out"))
-        with pytest.raises(DataError, match=said + ", so that its quality is not judged alone: give --latency-only"):
+        with pytest.raises(DataError, match=said + ".*, so that its quality is not judged alone: give --latency-only"):
             inputs.prepare(request, model)
         assert inputs.prepare(dataclasses.replace(request, latency_only=True), model).test is None
 

@@ -265,6 +265,8 @@ def part_record(config: Dict[str, Any], last: int) -> dict[str, Any]:
     given: dict[str, Any] = {"input": {"shape": [1, wide]}, "output": {"value_range": [-1, 1]}}
     if part == "mapping":
         return {**given, "output": {"kind": "vector"}}
+    if part == "synthesis":
+        given["options"] = {"calibration": "latents", "latents": "styles"}  # w is not distributed as z is
     if config.get("noise") == "input":
         given["inputs"] = [{"name": f"noise{i}", "shape": [1, 1, r, r]} for i, r in enumerate(noise_sizes(last))]
     return given
