@@ -205,12 +205,13 @@ def by_pass(steps: list[dict[str, Any]], part: float) -> dict[str, float]:
 
 def table(results: dict[str, Any]) -> str:
     """All rows as Markdown: goals, then the ablation."""
-    lines = ["| row | date | minutes | shown | met |", "|---|---|---|---|---|"]
+    lines = ["| row | date | minutes | processor | shown | met |", "|" + 6 * "---|"]
     for name, found in results.items():
         told = found.get("checks", [])
         text = "; ".join(text for text, _ in told) or found.get("message", "")
         met = "yes" if told and all(holds for _, holds in told) else "**no**"
-        lines.append(f"| {name} | {found['date']} | {found['seconds'] / 60:.1f} | {text} | {met} |")
+        when = f"{found['date']} | {found['seconds'] / 60:.1f}"
+        lines.append(f"| {name} | {when} | {_processor(found)} | {text} | {met} |")
     lines += ["", "| row | INT8 alone | structure alone | rewritten | all | shares of the gain | undone |",
               "|" + 7 * "---|"]  # fmt: skip
     for name, found in results.items():
@@ -220,9 +221,19 @@ def table(results: dict[str, Any]) -> str:
             undone = "; ".join(f"{key}: {why}" for key, why in part["undone"].items()) or "-"
             gains = (part["structure, float"], part["structure rewritten, float"], part["all"])
             lines.append(f"| {name} | {alone} | {' | '.join(f'{g:.2f}x' for g in gains)} | {shares} | {undone} |")
-    machine: dict[str, Any] = next((f["report"]["machine"] for f in results.values() if "report" in f), {})
-    where = f"Machine: {machine.get('cpu_model', 'unknown')}, {machine.get('cores', '?')} cores."
-    return "\n".join([*lines, "", where]) + "\n"
+    lines += ["", "Ratios of processors with other instructions are not comparable: BF16 makes the unquantized build"
+              " faster, VNNI the INT8 build."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _processor(found: dict[str, Any]) -> str:
+    """The processor of a row and its instructions; where those were not recorded, what its builds say of them."""
+    if not (report := found.get("report")):
+        return ""
+    machine = report["machine"]
+    named = "BF16; no more was recorded" if any("bf16" in c["label"] for c in report["candidates"]) else "not recorded"
+    known = machine.get("instructions", named)
+    return f"{machine.get('cpu_model', 'unknown')}, {machine.get('cores', '?')} cores: {known}"
 
 
 def save(results: dict[str, Any], file: Path) -> None:

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "ai-edge
 
 
 def conditions(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """date (ISO), machine (processor), cores (that this process may use), system, python, versions (of packages)."""
+    """date (ISO), machine (processor), instructions, cores (that this process may use), system, python, versions."""
     facts = local.probe()
     versions = {}
     for package in packages:
@@ -30,7 +30,8 @@ def conditions(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "date": datetime.date.today().isoformat(), "machine": facts["cpu_model"] or "unknown", "cores": facts["cores"],
+        "date": datetime.date.today().isoformat(), "machine": facts["cpu_model"] or "unknown",
+        "instructions": facts.get("instructions", "unknown"), "cores": facts["cores"],
         "system": facts["os"], "python": facts["python"], "versions": versions,
     }  # fmt: skip
 

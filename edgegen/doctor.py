@@ -33,6 +33,7 @@ def examine() -> list[Finding]:
     """Everything about this machine, broken things first inside each part."""
     facts = local.probe()
     host = f"{facts['cpu_model']}, {facts['cores']} cores, {facts['memory_bytes'] / 2**30:.0f} GiB, {facts['os']}"
+    host += f"; {told}" if (told := facts.get("instructions")) else ""
     found = [Finding("host", "works", host), Finding("edgegen", "works", f"{__version__} on Python {facts['python']}")]
     table = registry.load_toml(TABLE)
     found += rivals(owners())

@@ -14,7 +14,7 @@ import pytest
 from bundles_for_devices import QUICK, measured_here, script, tiny
 
 from edgegen import bundle, cli_device, device_records, errors, measuring, on_device, registry
-from edgegen.devices import _spec
+from edgegen.devices import _spec, local
 from edgegen.types import Artifact, Graph, Model, PrecisionPlan, Stage, Target, TensorSpec
 
 FAKES = Path(__file__).parent / "fakes"
@@ -279,3 +279,9 @@ def test_two_runs_at_once_are_refused(bundles: Any, tmp_path: Path, monkeypatch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(errors.RuntimeFailed, match="another run measures on this device; try again when it has"):
             measured_here(bundles("good"))
+
+
+def test_this_host_tells_the_instructions_that_decide_precisions(monkeypatch: Any) -> None:
+    for flags, told in (({"avx2", "fma", "avx512_vnni"}, "avx2 avx512_vnni"), ({"fma"}, None)):
+        monkeypatch.setattr(local, "cpu_flags", lambda flags=flags: frozenset(flags))
+        assert local.probe().get("instructions") == told

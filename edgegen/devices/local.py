@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from edgegen.devices._shell import Device, Options
     from edgegen.devices._spec import Spec
 
+# What decides which precisions are fast, by Linux's names; processors of one name differ in them.
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+                "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
@@ -39,10 +42,10 @@ def connect(spec: Spec, options: Options) -> Iterator[Device]:
 
 
 def probe() -> dict[str, Any]:
-    """Facts of this host: cpu_model, cores, memory_bytes, os, python; and when readable governor, mhz, load.
+    """Facts of this host: cpu_model, cores, memory_bytes, os, python; when readable instructions, governor, mhz, load.
 
-    cores: those that this process may use. mhz: present clock of the first core. load: processes running or waiting to
-    run, mean of the last minute.
+    instructions: those of INSTRUCTIONS that the processor has. cores: those that this process may use. mhz: present
+    clock of the first core. load: processes running or waiting to run, mean of the last minute.
     """
     facts: dict[str, Any] = {
         "cpu_model": cpu_model(),
@@ -51,6 +54,8 @@ def probe() -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
     }
+    if found := [name for name in INSTRUCTIONS if name in cpu_flags()]:
+        facts["instructions"] = " ".join(found)
     if governor := _read(_CPUFREQ / "scaling_governor"):
         facts["governor"] = governor
     if mhz := _mhz():
