@@ -126,14 +126,14 @@ def run(row: Row, scale: float, seconds: float) -> dict[str, Any]:
 
 
 def _bounded(command: list[str], seconds: float) -> tuple[int | None, str]:
-    """(exit code or None when the time was up, the end of what it said). Ctrl-C reaches it too: it keeps its work."""
+    """(exit code or None when the time was up, the end of what it said). It ends with this, and keeps its work."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                           start_new_session=True) as process:  # fmt: skip
         try:
             message = process.communicate(timeout=seconds)[1]
             return process.returncode, message
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM)  # a background shell's children ignore SIGINT
             try:
                 process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
@@ -247,6 +247,7 @@ def save(results: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     """Run what is not done yet."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=[row.name for row in ROWS])
     parser.add_argument("--again", action="store_true", help="run finished rows as well, in place of their bundles")
