@@ -150,7 +150,10 @@ def _find(value: np.ndarray, node: str, calls: Sequence[_flow.Call]) -> int | No
 
 
 def _layers(quantized: onnx.ModelProto, module: nn.Module) -> dict[str, torch.Tensor | None]:
-    """Path of each layer whose weight the file stores as integers -> the steps where these have 4 bits, else None."""
+    """Path of each layer whose weight the file stores as integers -> the steps where these have 4 bits, else None.
+
+    A product that a module makes with another's weight (an embedding's table) is no layer, and stays as it is.
+    """
     consts = onnx_cost.constants(quantized)
     makers = {name: node for node in quantized.graph.node for name in node.output}
     modules = dict(module.named_modules())
@@ -160,7 +163,7 @@ def _layers(quantized: onnx.ModelProto, module: nn.Module) -> dict[str, torch.Te
         if node.op_type not in onnx_cost.WEIGHTED or dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue
         weight, layer = onnx_cost.weight_of(node, consts, makers), modules.get(path)
-        if weight and layer is not None and path not in found:
+        if weight and layer is not None and "weight" in layer._parameters and path not in found:
             steps = torch.from_numpy(numpy_helper.to_array(consts[dequantize.input[1]]).copy())
             narrow = consts[weight].data_type == onnx.TensorProto.INT4
             found[path] = _scaling.by_output(layer, steps) if narrow else None
