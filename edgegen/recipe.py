@@ -47,10 +47,15 @@ class Step(BaseModel):
     teacher_weights: str = ""
 
     @property
+    def taught_by(self) -> dict[str, str]:
+        """The fields that name a teacher, where the step states them."""
+        own = {"teacher": self.teacher, "teacher_weights": self.teacher_weights}
+        return {key: value for key, value in own.items() if value}
+
+    @property
     def told(self) -> dict[str, Any]:
         """All that the step states, by name: its options, and whom it learns from."""
-        own = {"teacher": self.teacher, "teacher_weights": self.teacher_weights}
-        return self.options | {key: value for key, value in own.items() if value}
+        return self.options | self.taught_by
 
 
 class Recipe(BaseModel):
@@ -95,7 +100,7 @@ def check(recipe: Recipe, source: str) -> Recipe:
         raise errors.RecipeError(f"{source}: recipe schema must be {SCHEMA}, got {recipe.version}")
     for step in recipe.steps:
         registry.check("passes", step.name)
-        if (step.teacher or step.teacher_weights) and step.name not in TAUGHT:
+        if step.taught_by and step.name not in TAUGHT:
             raise errors.RecipeError(
                 f"{source}: pass {step.name} takes no teacher of its own; these do: {', '.join(TAUGHT)}"
             )
@@ -218,8 +223,7 @@ def to_toml(recipe: Recipe) -> str:
             lines.append(f"options = {_value(step.options)}")
         if step.keep:
             lines.append("keep = true")
-        given = {"teacher": step.teacher, "teacher_weights": step.teacher_weights}
-        lines += [f"{key} = {json.dumps(value)}" for key, value in given.items() if value]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in step.taught_by.items()]
     return "\n".join(lines) + "\n"
 
 

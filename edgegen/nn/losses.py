@@ -170,9 +170,13 @@ def pairs(
     # Maps of one width need no projection, and where only the inside of blocks was pruned they are its trunk.
     same = [name for name in fitting if a[name] == b[name]]
     fitting = same if len(same) >= count else fitting
-    if len(fitting) <= count:
-        return tuple(fitting)
-    return tuple(fitting[round((i + 1) * len(fitting) / count) - 1] for i in range(count))
+    return tuple(_spread(fitting, count))
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Up to `count` of them, evenly spread, the last one among them."""
+    count = min(count, len(items))
+    return [items[round((i + 1) * len(items) / count) - 1] for i in range(count)]
 
 
 def _by_depth(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]], count: int) -> tuple[str, ...]:
@@ -182,15 +186,12 @@ def _by_depth(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]
         for name in list(shapes)[:-1]:
             if (place := _place(shapes[name])) is not None:
                 group.setdefault(place, []).append(name)
-    shared = [place for place in grouped[0] if place in grouped[1]]
-    if len(shared) > count:
-        shared = [shared[round((i + 1) * len(shared) / count) - 1] for i in range(count)]
+    shared = _spread([place for place in grouped[0] if place in grouped[1]], count)
     found = []
     for place in shared:
-        mine, theirs = (group[place] for group in grouped)
-        each = min(count // len(shared), len(mine), len(theirs))
-        for i in range(1, each + 1):
-            found.append("=".join(names[round(i * len(names) / each) - 1] for names in (mine, theirs)))
+        both = [group[place] for group in grouped]
+        each = min(count // len(shared), *(len(names) for names in both))
+        found += ["=".join(pair) for pair in zip(*(_spread(names, each) for names in both), strict=True)]
     return tuple(found)
 
 
