@@ -81,11 +81,27 @@ def example_input(
 
 def normalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """(x - mean) / std for images (N, C, H, W) in the preprocessing's value range; as they are without mean and std."""
-    for name, apply in (("mean", torch.sub), ("std", torch.div)):
+    for values, apply in _by_channel(images, preprocessing, ("mean", torch.sub), ("std", torch.div)):
+        images = apply(images, values)
+    return images
+
+
+def unnormalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """x * std + mean: what `normalise` was given."""
+    for values, apply in _by_channel(images, preprocessing, ("std", torch.mul), ("mean", torch.add)):
+        images = apply(images, values)
+    return images
+
+
+def _by_channel(images: torch.Tensor, preprocessing: Preprocessing, *steps: tuple[str, Any]) -> list[tuple[Any, Any]]:
+    """The named numbers as tensors to apply to images (N, C, H, W), where they fit the channels."""
+    found = []
+    for name, apply in steps:
         values = getattr(preprocessing, name)
         if values and images.ndim == 4 and images.shape[1] in (1, len(values)):
-            images = apply(images, torch.tensor(values[: images.shape[1]], dtype=images.dtype).view(1, -1, 1, 1))
-    return images
+            told = torch.tensor(values[: images.shape[1]], dtype=images.dtype, device=images.device)
+            found.append((told.view(1, -1, 1, 1), apply))
+    return found
 
 
 def example_inputs(

@@ -68,10 +68,14 @@ def run_step(step: Step, model: Model, original: Model, job: Job, data_key: str)
 def teacher_of(step: Step, original: Model) -> Model:
     """The network that a step names as its teacher, which must take and give what the original does.
 
+    A generator whose inner maps are learned from is none of its kind: it is loaded in its own size.
+
     Raises:
         RecipeError: another task, input, output or preprocessing. ModelError: it cannot be loaded.
     """
     weights_file = Path(step.teacher_weights) if step.teacher_weights else None
+    if "generator" in (step.options.get("losses") or ()):
+        return loading.load_model(step.teacher, weights=weights_file)
     shape = tuple(int(side) for side in original.stage.inputs[0].shape)
     found = loading.load_model(step.teacher, weights=weights_file, options=loading.ModelOptions(input_shape=shape))
     ours, theirs = _taken(original), _taken(found)

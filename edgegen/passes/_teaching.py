@@ -12,14 +12,14 @@ from torch import nn
 from edgegen import graph, training
 from edgegen.nn import encoders, losses_adversarial, losses_maps
 from edgegen.nn import losses as nn_losses
-from edgegen.passes import _lessons
+from edgegen.passes import _dreams, _lessons
 from edgegen.training import scaling
 from edgegen.types import Job, Model
 
 MAPS = ("features", *losses_maps.KINDS)
 LOSSES = (
     "output", "l2", "perceptual", "reference", "reference_l2", "reference_psnr", "labels", *MAPS, "discriminator",
-    "weights",
+    "weights", "generator",
 )  # fmt: skip
 FROM_OUTPUT = ("output", "l2", "perceptual", "discriminator")
 FROM_TEACHER = (*FROM_OUTPUT, *MAPS, "weights")
@@ -33,7 +33,7 @@ class Lesson:
 
     def __init__(
         self, model: Model, job: Job, table: Mapping[str, float], first: _lessons.Batch, temperature: float,
-        projection: str, encoder: str, margin: int = 0, feature_layers: Sequence[str] = (),
+        projection: str, encoder: str, margin: int = 0, feature_layers: Sequence[str] = (), noise: float = 0.1,
     ) -> None:  # fmt: skip
         self.margin = margin
         self.table, self.temperature, self.task = table, temperature, model.task
@@ -57,6 +57,10 @@ class Lesson:
             self.weighed = losses_maps.weight_pairs(self.student, self.teacher)
         if "weights" in table and not self.weighed:
             raise ValueError("no layer of the student stands for a matrix of its teacher's; leave out the loss weights")
+        self.dream: _dreams.Dream | None = None
+        if "generator" in table and job.teacher is not None:
+            self.dream = _dreams.Dream(model, self.student, job.teacher, inputs, noise, job.seed)
+            self.names, self.learner["pyramid"] = self.dream.names, self.dream.pyramid
         if "discriminator" in table:
             self._judge(inputs, job.seed)
         if set(MAPS) & set(table):
@@ -107,7 +111,8 @@ class Lesson:
 
     def losses(self, learner: nn.Module, batch: _lessons.Batch, step: int) -> dict[str, torch.Tensor]:
         """Name -> weighted loss of a batch."""
-        found = graph.flatten(self.student(*batch["input"]))
+        given = batch["input"] if self.dream is None else self.dream.inputs(batch["input"], step)
+        found = graph.flatten(self.student(*given))
         taught: tuple[torch.Tensor, ...] = found
         if self.teacher is not None:
             with torch.no_grad():
@@ -119,6 +124,8 @@ class Lesson:
     ) -> torch.Tensor:
         if name in self.maps:
             return self.maps[name]()
+        if name == "generator" and self.dream is not None:
+            return self.dream.loss()
         if name == "weights":
             teacher = self.teacher.network if isinstance(self.teacher, _UpTo) else self.teacher
             return losses_maps.weight_distance(self.student, teacher, self.weighed)
@@ -152,7 +159,7 @@ class Lesson:
         """Take the hooks off the student, which is the result, and freeze it again if it was."""
         if self.frozen:
             self.student.requires_grad_(False)
-        for maps in self.maps.values():
+        for maps in (*self.maps.values(), *((self.dream,) if self.dream else ())):
             maps.close()
 
 

@@ -1,9 +1,9 @@
 """Train the network to give what its teacher gives.
 
 Hinton et al., 2015, arXiv:1503.02531 for logits; for images the mean absolute difference. Labels and reference images
-can be added, inner maps too (`nn.losses`, `nn.losses_maps`, `nn.losses_adversarial` name the papers). Without data the
-inputs are made up: latents N(0, 1) for inputs without a value range, else smooth random images, which are no photos:
-they teach the shape of the function roughly, so that an image network should be given data.
+can be added, inner maps too (`nn.losses`, `nn.losses_maps`, `nn.losses_adversarial`, `nn.dreams` name the papers).
+Without data the inputs are made up: latents N(0, 1) for inputs without a value range, else smooth random images, which
+are no photos: they teach the shape of the function roughly, so that an image network should be given data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from edgegen import graph, training
 from edgegen.errors import PassError
-from edgegen.passes import _lessons
+from edgegen.passes import _dreams, _lessons
 from edgegen.passes._teaching import FROM_TEACHER, LOSSES, Lesson
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
@@ -45,6 +45,7 @@ def distill(
     optimizer: str = "adamw",
     margin: int = 0,
     feature_layers: Sequence[str] = (),
+    noise: float = 0.1,
     accumulate: int = 1,
     scale_lr: bool = False,
     every: int = 0,
@@ -58,13 +59,15 @@ def distill(
             reference_psnr (its logarithm for each image: the mean PSNR itself), labels (cross entropy), features (inner
             maps of up to four layers); of the same maps attention (where their energy is), relations (of places to each
             other), contrast (each pixel found among all); discriminator (a small one of the outputs, trained along);
-            weights (of layers, whole or factorised, not far from the teacher's). `features` and `reference` add those
-            two with a weight.
+            weights (of layers, whole or factorised, not far from the teacher's); generator (the inner maps of a
+            denoiser, or of a generator from latents, which is the step's own teacher). `features` and `reference` add
+            those two with a weight.
         crop: train on random squares of this many input pixels (not for classification). margin: input pixels at each
             edge of a crop in which the output is not compared with the reference: it is computed from padding there.
         feature_layers: modules whose outputs the losses of maps compare, names of both networks or "STUDENT=TEACHER";
             none: up to four layers over the depth. A teacher that is asked for nothing else runs no further than the
             last of them.
+        noise: with the loss generator, the share of a denoiser's training times at which it sees the images.
         temperature: of the softened logits. projection: "conv" or "orthogonal" (V_kD) from student to teacher maps.
         batchnorm: "train" moves the statistics slowly, "frozen" keeps them. optimizer: adamw, adam, sgd or muon.
         precision: "auto", "bf16", "fp32", or "fp16" on CUDA. accumulate: batches to a step.
@@ -81,13 +84,14 @@ def distill(
         PassError: the loss was never finite.
     """
     table = _lessons.weights(losses, features, reference, LOSSES)
-    _check(model, job, table, batch, crop, temperature, margin)
-    if scale_lr and job.teacher is None:
-        raise ValueError("scale_lr follows from the teacher, and the job has none; leave it out")
+    _check(model, job, table, batch, crop, temperature, margin, noise)
+    if scale_lr and (job.teacher is None or "generator" in table):
+        what = "the job has none" if job.teacher is None else "a generator is no such one"
+        raise ValueError(f"scale_lr follows from the teacher, and {what}; leave it out")
     job = dataclasses.replace(job, device=distributed.own_device(job.device))
     batch_at, source = _lessons.batches(model, job, batch, crop)
     with training.use_threads(job.threads):
-        lesson = Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin, feature_layers)
+        lesson = Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin, feature_layers, noise)
         rates = lesson.rates(job, batch_at(0), optimizer) if scale_lr else None
     evaluate = _evaluation(model, job, lesson, batch_at, steps * accumulate) if every or patience else None
     try:
@@ -112,8 +116,9 @@ def distill(
 
 
 def _check(
-    model: Model, job: Job, table: Mapping[str, float], batch: int, crop: int | None, temperature: float, margin: int
-) -> None:
+    model: Model, job: Job, table: Mapping[str, float], batch: int, crop: int | None, temperature: float, margin: int,
+    noise: float,
+) -> None:  # fmt: skip
     if model.stage.module is None:
         raise ValueError(f"distill needs a network, and {model.name} is an ONNX file; use quantize or cast")
     if batch < 1:
@@ -124,6 +129,10 @@ def _check(
         raise ValueError(f"crop must be at least 1 pixel and is not for classification, got {crop} for {model.task}")
     if margin < 0 or (margin and (crop is None or 2 * margin >= crop)):
         raise ValueError(f"margin must be 0, or less than half of crop, got {margin} with crop {crop}")
+    if not 0 <= noise <= 1:
+        raise ValueError(f"noise must lie in [0, 1], got {noise}")
+    if "generator" in table:
+        _dreams.check(table, job.teacher, FROM_TEACHER)
     needs = [name for name in table if name in FROM_TEACHER]
     if needs and job.teacher is None:
         raise ValueError(f"losses {', '.join(needs)} need a teacher, and the job has none; use reference or labels")
