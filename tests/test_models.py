@@ -22,7 +22,7 @@ from edgegen.nn import encoders  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "assets"
-NAMES = ("cifar_resnet", "dcgan", "edsr", "sagan_cifar")
+NAMES = ("cifar_resnet", "dcgan", "edsr", "pix2pix_paint", "sagan_cifar")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/assets is not here")
 
 
@@ -242,6 +242,16 @@ def test_the_painting_filter_takes_the_mean_of_the_calmest_square(training):
     photos, paintings = paint.batch(data, 0, 3)
     assert photos.shape == (16, 3, 128, 128) and torch.equal(photos, paintings)  # cut and turned alike
     assert torch.equal(paint.batch(data, 0, 3)[0], photos) and not torch.equal(paint.batch(data, 0, 4)[0], photos)
+
+
+def test_the_painter_comes_much_nearer_to_a_painting_than_the_photo_is(training):
+    data = pytest.importorskip("skimage.data")
+    paint = training("paint")
+    photo = paint.fitted(data.rocket(), 128)[:, :128]  # learnt from others
+    painting = torch.from_numpy(paint.painted(photo).copy()).float() / 255
+    made = torch.from_numpy(paint.made(trained("pix2pix_paint"), photo))
+    before, after = (psnr(painting, image) for image in (torch.from_numpy(photo.copy()).float() / 255, made))
+    assert after > before + 2, (before, after)  # dB
 
 
 def test_a_stopped_training_ends_with_the_same_bits(training, tmp_path: Path, capsys):
