@@ -276,12 +276,13 @@ def partial_feeds(graph: Graph) -> dict[str, np.ndarray]:
 
 def _plan_for(graph: Graph, plan: PrecisionPlan) -> PrecisionPlan:
     """The plan without the layers that a partial graph does not have."""
-    if not plan.float_layers and not plan.scales:
+    if not plan.float_layers and not plan.scales and not plan.eight_bits:
         return plan
     names = {node.name for node in onnx.load(graph.onnx, load_external_data=False).graph.node}
     names |= {spec.name for spec in graph.inputs}
-    layers, scales = (name for name in plan.float_layers if name in names), (s for s in plan.scales if s[0] in names)
-    return dataclasses.replace(plan, float_layers=tuple(layers), scales=tuple(scales))
+    layers, wide = (tuple(name for name in kept if name in names) for kept in (plan.float_layers, plan.eight_bits))
+    scales = tuple(s for s in plan.scales if s[0] in names)
+    return dataclasses.replace(plan, float_layers=layers, eight_bits=wide, scales=scales)
 
 
 def _parts(built: list[Candidate]) -> list[tuple[str, Artifact, Graph | None]]:

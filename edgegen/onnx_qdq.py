@@ -200,7 +200,7 @@ def insert_qdq(
         raise errors.Unsupported(f"{graph.stage}: cannot build {plan.label}: {reason}")
     found = _found_ranges(model, graph, calibration, _activations(model, nodes), plan, threads)
     data = {n: TensorData(lowest=np.float32(a), highest=np.float32(b)) for n, (a, b) in found.items()}
-    narrow = onnx_narrow.snap(model, nodes) if plan.weights == "int4" else {}
+    narrow = onnx_narrow.snap(model, [n for n in nodes if n not in plan.eight_bits]) if plan.weights == "int4" else {}
     symmetric = plan.format.startswith("s8")
     activation = QuantType.QInt8 if symmetric else QuantType.QUInt8
     quantizer = QDQQuantizer(

@@ -61,7 +61,8 @@ class PrecisionPlan:
     found where a runtime offers a choice: "mean" (of each sample's extremes: robust, clips rare values such as white
     skies) or "minmax". weights: how weights are stored where that is narrower than the arithmetic: "" (as `precision`
     says), "int8", "int4" (each block of a row with a scale of its own; with INT8 arithmetic each output channel),
-    "palette6" or "palette4" (a table of 64 or 16 values a tensor). scales: ranges of activations that were learned:
+    "palette6" or "palette4" (a table of 64 or 16 values a tensor). eight_bits: graph nodes whose weights stay in 8 bits
+    where `weights` is "int4" and the arithmetic INT8. scales: ranges of activations that were learned:
     (graph node whose output it is, or graph input; low; high); a build takes these and calibrates those not among them.
     """
 
@@ -72,6 +73,7 @@ class PrecisionPlan:
     float_types: tuple[str, ...] = ()
     ranges: str = ""
     weights: str = ""
+    eight_bits: tuple[str, ...] = ()
     scales: tuple[tuple[str, float, float], ...] = ()
 
     @property
@@ -87,7 +89,7 @@ class PrecisionPlan:
         learned = "learned ranges" if self.scales else self.ranges
         parts = [part for part in (self.format, learned, f"rest {self.rest}") if part]
         if self.weights:
-            parts.append(f"weights {self.weights}")
+            parts.append(f"weights {self.weights}" + (f" but {len(self.eight_bits)} layers" if self.eight_bits else ""))
         if self.float_types:
             parts.append(f"{'+'.join(self.float_types)} in float")
         if self.float_layers:

@@ -164,6 +164,7 @@ def with_quantized(
                 continue
             chosen = dataclasses.replace(
                 plan, float_layers=_there(of, wanted.float_layers, graphs[of]), float_types=wanted.float_types,
+                eight_bits=_there(of, wanted.eight_bits, graphs[of]) if plan.weights == "int4" else (),
                 scales=wanted.scales if plan.precision == "int8" else (),
             )  # fmt: skip
             built.append(run.bench.build(of, graphs[of], runtime, chosen, calibration))

@@ -123,15 +123,47 @@ def test_the_cheapest_allocation_is_the_best_of_all():
     noise, gain = rng.random(9), rng.random(9)
 
     def value(chosen: Any, of: np.ndarray) -> float:
-        return float(of[np.array(chosen)].sum()) if any(chosen) else 0.0
+        return float(of[np.array(chosen, bool)].sum())
 
     every = list(itertools.product([False, True], repeat=9))
     best = min(value(c, noise) for c in every if value(c, gain) >= 2.5)
-    assert value(_allocate.cheapest(noise, gain, 2.5), noise) == pytest.approx(best)
+    noise_, gain_ = noise[:, None], gain[:, None]
+    assert value(_allocate.cheapest(noise_, gain_, 2.5), noise) == pytest.approx(best)
     largest = max(value(c, gain) for c in every if value(c, noise) <= 1.0)
-    assert value(_allocate.most(noise, gain, 1.0), gain) == pytest.approx(largest)
+    assert value(_allocate.most(noise_, gain_, 1.0), gain) == pytest.approx(largest)
     with pytest.raises(ValueError, match="all layers in INT8 take off"):
-        _allocate.cheapest(noise, gain, 100.0)
+        _allocate.cheapest(noise_, gain_, 100.0)
+
+
+def test_the_best_of_all_allocations_of_three_widths():
+    rng = np.random.default_rng(2)
+    noise = np.cumsum(rng.random((6, 2)), 1)  # fewer bits lose more, and take off more
+    gain = np.cumsum(rng.random((6, 2)), 1)
+
+    def value(chosen: Any, of: np.ndarray) -> float:
+        return sum(float(of[layer, width - 1]) for layer, width in enumerate(chosen) if width)
+
+    every = list(itertools.product(range(3), repeat=6))
+    least = 0.8 * gain[:, 1].sum()
+    chosen = _allocate.cheapest(noise, gain, least)
+    best = min(value(c, noise) for c in every if value(c, gain) >= least)
+    assert value(chosen, gain) >= least - 1e-9 and value(chosen, noise) == pytest.approx(best)
+    assert set(chosen) >= {1, 2}
+    largest = max(value(c, gain) for c in every if value(c, noise) <= 2.0)
+    assert value(_allocate.most(noise, gain, 2.0), gain) == pytest.approx(largest)
+    with pytest.raises(ValueError, match="with weights in 4 bits take off"):
+        _allocate.cheapest(noise, gain, gain[:, 1].sum() + 0.01)
+
+
+def test_what_a_width_takes_off():
+    limits = {kind: _allocate.Limit(kind, 0.5) for kind in _allocate.KINDS}
+    of = ([30, 10], [100, 300], "fp32", TARGET, [True, False])
+    size = _allocate.gains(limits["size"], *of)
+    assert size == pytest.approx(np.array([[0.25 * 0.75, 0.25 * 0.875], [0.75 * 0.75, 0.75 * 0.75]]))
+    time = _allocate.gains(limits["latency"], *of)
+    assert time == pytest.approx(np.array([[0.75 * 0.75] * 2, [0.25 * 0.75] * 2]))
+    assert _allocate.gains(limits["quality"], *of)[0, 1] == pytest.approx(0.75 * 0.75 + 0.1 * 0.25)
+    assert _allocate.gains(limits["size"], *of[:4]) == pytest.approx(size[:, :1])
 
 
 def test_divergence_and_signal_to_noise_have_their_closed_forms():

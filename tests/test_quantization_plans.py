@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
-from int8_builds import RUNTIMES, TARGET, image_model, job, needy, skip_without, sorted_by_class, wrong
+from int8_builds import DATA, RUNTIMES, TARGET, image_model, job, needy, skip_without, sorted_by_class, wrong
 from torch import nn
 
 from edgegen import errors, onnx_graph, recipe, registry, steps, variants
+from edgegen.devices import local
 from edgegen.passes import _sensitivity
 from edgegen.passes.quantize import quantize
 from edgegen.types import Model, PrecisionPlan, Stage, TensorSpec
@@ -58,6 +59,58 @@ def test_a_budget_in_latency_counts_the_macs_at_the_targets_rates():
         assert result.notes["int8_macs_share"] == pytest.approx(share)
     with pytest.raises(ValueError, match="the budget asks for"):
         quantize(model, dataclasses.replace(job(), target=target), budget="latency:0.4", samples=1)
+
+
+def spiky() -> Model:
+    """Five convolutions, of which 4 bits cannot hold the middle one: one weight of each row is ten times the largest of
+    the others, and meets a channel that is 0."""
+    torch.manual_seed(3)
+    convs = [nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 16), (16, 16), (16, 16), (16, 16), (16, 3))]
+    with torch.no_grad():
+        convs[1].weight[0], convs[1].bias[0] = 0.0, -1.0
+        convs[2].weight[:, 0] = 10 * convs[2].weight.abs().max()
+    return image_model(nn.Sequential(*[part for conv in convs for part in (conv, nn.ReLU())][:-1]))
+
+
+BOTH = {"weights": ["int8", "int4"], "samples": 4}
+
+
+def test_each_layer_gets_8_or_4_bits_for_its_weights_under_a_budget():
+    model = spiky()
+    with pytest.raises(ValueError, match="all layers in INT8 take off"):
+        quantize(model, job(), budget="size:0.2", samples=2)
+    result = quantize(model, job(), budget="size:0.2", **BOTH)
+    plan, notes = result.model.plan, result.notes
+    assert notes["weights"] == ["int4"] and not plan.float_layers
+    assert "4/Conv" in plan.eight_bits and "4/Conv" not in notes["in_four_bits"]
+    assert {*plan.eight_bits, *notes["in_four_bits"]} == {f"{2 * i}/Conv" for i in range(5)}
+    assert quantize(model, job(), budget="size:0.25", **BOTH).notes["weights"] == ["int8"]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_builds_have_the_widths_that_were_chosen(name: str, tmp_path: Path):
+    skip_without(name)
+    model, runtime = spiky(), registry.module("runtimes", name)
+    graph = onnx_graph.to_onnx(model.stage, tmp_path / "float.onnx")
+    np.save(tmp_path / "input.npy", DATA.images)
+    plan = runtime.int8_from_int4(TARGET, local.cpu_flags())[0]
+    told = {}
+    for wide in ((), ("2/Conv", "4/Conv")):
+        chosen = dataclasses.replace(graph, plan=dataclasses.replace(plan, eight_bits=wide))
+        built = runtime.build(chosen, tmp_path / "built", calibration=tmp_path, target=TARGET)
+        told[wide] = {layer for layer, precision in runtime.inspect(built).layers.items() if "int4" in precision}
+        assert ("but 2 layers" in built.plan.label) == bool(wide)
+    four = {f"{2 * i}/Conv" for i in range(5)}
+    assert told == {(): four, ("2/Conv", "4/Conv"): four - {"2/Conv", "4/Conv"}}
+
+
+def test_a_budget_of_quality_takes_4_bits_where_they_cost_little():
+    model = spiky()
+    found = {db: quantize(model, job(), budget=f"quality:{db}", **BOTH) for db in (30, 38)}
+    for db, result in found.items():
+        assert result.notes["reached_sqnr_db"] >= db
+        assert "4/Conv" not in result.notes["in_four_bits"]
+    assert len(found[30].notes["in_four_bits"]) > len(found[38].notes["in_four_bits"]) > 0
 
 
 class TwoHeads(nn.Module):

@@ -1,22 +1,23 @@
-"""Mixed precision under a budget: which layers stay in float, so that the least is lost.
+"""Mixed precision under a budget: which layers stay in float, or in 8 bits, so that the least is lost.
 
-A layer is in INT8 or in what the plan calls `rest`: those are the widths that a build can mix. The cost of a layer in
-INT8 is what it alone does to the output (`_sensitivity`), and costs are added up (Dong et al., 2020, HAWQ-V2,
-arXiv:1911.03852, section 3.3; Hubara et al., 2021, AdaQuant, arXiv:2006.10518, section 4: an integer program). The
-program is solved exactly by scipy's HiGHS.
+A layer is in what the plan calls `rest`, in INT8, or in INT8 with weights stored in 4 bits where the recipe has these:
+the widths that a build can mix. The cost of a layer in one is what it alone does to the output (`_sensitivity`), and
+costs are added up (Dong et al., 2020, HAWQ-V2, arXiv:1911.03852, section 3.3; Hubara et al., 2021, AdaQuant,
+arXiv:2006.10518, section 4: an integer program). The program is solved exactly by scipy's HiGHS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgegen.types import Target
 
 KINDS = ("size", "latency", "quality")
-BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 INT8_RATE = 4.0  # multiply-accumulates of a 32-bit lane's time, where the target does not state its own
 
 
@@ -46,11 +47,22 @@ def parse(text: str) -> Limit:
     return Limit(kind, value)
 
 
-def gains(limit: Limit, macs: Sequence[int], weights: Sequence[int], rest: str, target: Target) -> np.ndarray:
-    """What each layer in INT8 takes off, in units of the whole float build (FP32 for size)."""
-    if limit.kind == "size":
-        return np.array(weights) * (BYTES[rest] - 1.0) / max(1.0, 4.0 * sum(weights))
-    return np.array(macs) * (1 - 1 / rate(rest, target)) / max(1, sum(macs))
+def gains(
+    limit: Limit, macs: Sequence[int], weights: Sequence[int], rest: str, target: Target, four_bits: Sequence[bool] = ()
+) -> np.ndarray:
+    """What each layer takes off in each width (layers, 1 or 2), in units of the whole float build (FP32 for size).
+
+    four_bits: whether a layer's weight can be stored so, for a second width; it takes the time of INT8, and in a budget
+    of quality a tenth of what INT8 itself is worth.
+    """
+    share, work = np.array(weights) / max(1, sum(weights)), np.array(macs) / max(1, sum(macs))
+    time = work * (1 - 1 / rate(rest, target))
+    eight = share * (BYTES[rest] - BYTES["int8"]) / 4.0 if limit.kind == "size" else time
+    if not len(four_bits):
+        return eight[:, None]
+    worth = {"size": (BYTES["int8"] - BYTES["int4"]) / 4.0, "latency": 0.0, "quality": 0.1}[limit.kind]
+    less = np.array(four_bits) * share * worth
+    return np.stack([eight, eight + less], 1)
 
 
 def rate(rest: str, target: Target) -> float:
@@ -64,35 +76,44 @@ def needed(limit: Limit, rest: str) -> float:
     return (BYTES[rest] / 4.0 if limit.kind == "size" else 1.0) - limit.value
 
 
-def cheapest(noise: Sequence[float], gain: Sequence[float], least: float) -> list[bool]:
-    """Which layers to put in INT8 so that the gains sum up to `least` or more, with the least noise.
+def cheapest(noise: Any, gain: Any, least: float) -> list[int]:
+    """The width of each layer so that the gains sum up to `least` or more, with the least noise.
 
+    Args:
+        noise, gain: (layers, widths).
+    Returns:
+        For each layer 0 (float) or the number of its width from 1.
     Raises:
         ValueError: all of them together do not gain enough.
     """
     noise_, gain_ = np.asarray(noise, float), np.asarray(gain, float)
-    if gain_.sum() < least - 1e-9:
-        found = gain_.sum()
-        raise ValueError(f"all layers in INT8 take off {found:.3g} of the float build, the budget asks for {least:.3g}")
+    if (found := gain_.max(axis=1).sum()) < least - 1e-9:
+        how = "" if gain_.shape[1] == 1 else " with weights in 4 bits"
+        told = f"all layers in INT8{how} take off {found:.3g} of the float build"
+        raise ValueError(f"{told}, the budget asks for {least:.3g}")
     if least <= 0:
-        return [False] * len(noise_)
+        return [0] * len(noise_)
     return _solved(noise_, gain_, least, np.inf)
 
 
-def most(noise: Sequence[float], gain: Sequence[float], allowed: float) -> list[bool]:
-    """Which layers to put in INT8 so that the noise sums up to `allowed` at most, with the most gain."""
+def most(noise: Any, gain: Any, allowed: float) -> list[int]:
+    """The width of each layer (as in `cheapest`) so that the noise sums up to `allowed` at most, with the most gain."""
     noise_, gain_ = np.asarray(noise, float), np.asarray(gain, float)
     return _solved(-gain_, noise_, -np.inf, allowed)
 
 
-def _solved(cost: np.ndarray, weight: np.ndarray, low: float, high: float) -> list[bool]:
-    """Binary x with the least cost . x and low <= weight . x <= high."""
+def _solved(cost: np.ndarray, weight: np.ndarray, low: float, high: float) -> list[int]:
+    """At most one width of each layer with the least sum of `cost`, and low <= the sum of `weight` <= high."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
+    layers, widths = cost.shape
     scale = max(1e-30, float(np.abs(weight).max()))  # HiGHS works with absolute tolerances
     size = max(1e-30, float(np.abs(cost).max()))
-    limits = LinearConstraint(weight[None] / scale, low / scale, high / scale)
-    found = milp(cost / size, constraints=limits, integrality=np.ones(len(cost)), bounds=Bounds(0, 1))
+    limits = [LinearConstraint(weight.reshape(1, -1) / scale, low / scale, high / scale)]
+    if widths > 1:
+        limits.append(LinearConstraint(np.kron(np.eye(layers), np.ones(widths)), -np.inf, 1))
+    found = milp(cost.ravel() / size, constraints=limits, integrality=np.ones(cost.size), bounds=Bounds(0, 1))
     if found.x is None:
         raise ValueError(f"no allocation found: {found.message}")
-    return [bool(value > 0.5) for value in found.x]
+    chosen = found.x.reshape(layers, widths) > 0.5
+    return [int(row.argmax()) + 1 if row.any() else 0 for row in chosen]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgegen import errors, graph, onnx_cost, onnx_exact, onnx_graph, onnx_qdq
+from edgegen import errors, graph, onnx_cost, onnx_exact, onnx_graph, onnx_narrow, onnx_qdq
 from edgegen.passes import _simulate
 from edgegen.types import Graph, Job, Model
 
@@ -33,7 +33,8 @@ class Row:
 
     noise: distance of the output with this layer alone in INT8 (share of noise power; KL divergence for classes; loss
     of the task's figure). sqnr_db: the same as signal to noise ratio. recovers: what comes back when it alone is left
-    in float, in dB of that ratio, or in units of the task's figure.
+    in float, in dB of that ratio, or in units of the task's figure. four_bits: noise and sqnr_db with its weight stored
+    in 4 bits; None where that was not asked for, or the weight is too small to count, or none that 4 bits hold.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     noise: float
     sqnr_db: float
     recovers: float
+    four_bits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,26 @@ class Simulator:
         self._factors: list[float] = []
         self.exact = self._run(self.graph.onnx)
 
-    def outputs(self, float_layers: Sequence[str] = ()) -> np.ndarray:
+    def outputs(self, float_layers: Sequence[str] = (), four_bits: Collection[str] = ()) -> np.ndarray:
         """Outputs (N, ...) with these layers in float; the float network's where that leaves nothing in INT8.
 
+        four_bits: layers whose weights are stored so.
         Several outputs become one (N, sum of their sizes), each scaled to the same power: so none is drowned.
         """
         if {layer.name for layer in self.layers} <= set(float_layers):
             return self.exact
         plan = dataclasses.replace(self.plan, float_layers=tuple(float_layers))
+        if four_bits:
+            wide = tuple(layer.name for layer in self.layers if layer.name not in four_bits)
+            plan = dataclasses.replace(plan, weights="int4", eight_bits=wide)
         made = onnx_qdq.insert_qdq(self.graph, self.folder / "int8.onnx", calibration=self.folder, plan=plan)
         return self._run(made.onnx)
+
+    def four_bits(self) -> tuple[str, ...]:
+        """The layers whose weights 4 bits can hold, and are large enough to count."""
+        proto = onnx.load(self.graph.onnx)
+        held = onnx_narrow.axes(proto, [layer.name for layer in self.layers])
+        return tuple(layer.name for layer in self.layers if layer.weight in held)
 
     def _run(self, path: Path) -> np.ndarray:
         session = onnx_exact.session(path, threads=1)
@@ -184,11 +196,13 @@ def figure(model: Model, job: Job, count: int) -> Callable[[np.ndarray], float]:
     raise ValueError("sensitivity metric needs data with labels or reference images; use output, or give --data")
 
 
-def measure(job: Job, sim: Simulator, by: str, score: Callable[[np.ndarray], float] | None = None) -> Found:
+def measure(
+    job: Job, sim: Simulator, by: str, score: Callable[[np.ndarray], float] | None = None, narrow: bool = False
+) -> Found:
     """The sensitivity of every layer, and of every operation type and block.
 
     Args:
-        by: "output", or "metric" with `score`: outputs -> figure, higher is better.
+        by: "output", or "metric" with `score`: outputs -> figure, higher is better. narrow: weights in 4 bits as well.
     """
     if by not in MEASURES or (by == "metric") != (score is not None):
         raise ValueError(f"sensitivity must be one of {', '.join(MEASURES)}, got {by!r}")
@@ -197,14 +211,25 @@ def measure(job: Job, sim: Simulator, by: str, score: Callable[[np.ndarray], flo
     def value(outputs: np.ndarray) -> float:
         return score(outputs) if score is not None else sqnr(sim.exact, outputs)
 
+    def noise(outputs: np.ndarray) -> float:
+        if score is None:
+            return distance(sim.model, sim.exact, outputs)
+        return max(0.0, value(sim.exact) - value(outputs))
+
+    able = sim.four_bits() if narrow else ()
     full = sim.outputs()
     whole, rows = value(full), []
     for number, layer in enumerate(sim.layers):
         job.progress(layer.name, number / len(names))
-        alone = sim.outputs([name for name in names if name != layer.name])
+        others = [name for name in names if name != layer.name]
+        alone = sim.outputs(others)
         without = value(sim.outputs([layer.name]))
-        noise = distance(sim.model, sim.exact, alone) if score is None else max(0.0, value(sim.exact) - value(alone))
-        rows.append(Row(layer.name, layer.op, layer.macs, layer.params, noise, sqnr(sim.exact, alone), without - whole))
+        four = None
+        if layer.name in able:
+            narrowed = sim.outputs(others, [layer.name])
+            four = noise(narrowed), sqnr(sim.exact, narrowed)
+        rows.append(Row(layer.name, layer.op, layer.macs, layer.params, noise(alone), sqnr(sim.exact, alone),
+                        without - whole, four))  # fmt: skip
     groups = {}
     for label, members in _groups(sim).items():
         groups[label] = value(sim.outputs(members)) - whole

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -55,7 +56,8 @@ def quantize(
             KL divergence of classes) or the "metric" (top-1 or PSNR on `samples` samples of the data).
         budget: choose the layers that stay in `rest`: "size:0.4" or "latency:0.5" (fractions of the float build; the
             time is that of the MACs at the target's rates) with the least loss, or "quality:40" (signal to noise of
-            the output in dB) with the most MACs in INT8.
+            the output in dB) with the most MACs in INT8. Where `weights` has int4, each layer that stays in INT8 gets
+            8 or 4 bits for its weights as well.
         samples: how many inputs sensitivity is measured on, drawn from the data. last_layer: "float" leaves the layers
             that make the outputs in `rest`: the eye sees their steps.
     Returns:
@@ -78,12 +80,14 @@ def quantize(
         {"weights_only": list(weights_only)} if weights_only else {}
     )
     names = tuple(dict.fromkeys((*names, *_output_layers(model, job))) if last_layer else names)
+    wide: tuple[str, ...] = ()
     if sensitivity or budget:
-        names, told = _measured(model, job, names, tuple(float_types), rest, sensitivity or "output", budget, samples)
+        ask = _Ask(names, tuple(float_types), rest, sensitivity or "output", budget, samples, "int4" in weights)
+        names, wide, told = _measured(model, job, ask)
         notes |= told
     plan = PrecisionPlan(
         "int8", formats[0] if len(formats) == 1 else "", rest, float_layers=names, float_types=tuple(float_types),
-        scales=model.plan.scales,
+        eight_bits=wide, scales=model.plan.scales,
     )  # fmt: skip
     changed, skipped = {}, {}
     for path, types in _plans.layer_types(model.stage.module).items():
@@ -121,51 +125,75 @@ def _output_layers(model: Model, job: Job) -> tuple[str, ...]:
         return tuple(layer.name for layer in sim.layers if layer.name in sim.last)
 
 
-def _measured(
-    model: Model, job: Job, names: tuple[str, ...], types: tuple[str, ...], rest: str, by: str, budget: str, count: int
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """(Layers in float, notes) by measured sensitivity: those that were named, and those that the budget chooses."""
-    samples, source = _sensitivity.inputs_of(model, job, count)
-    score = _sensitivity.figure(model, job, count) if by == "metric" else None
+@dataclass(frozen=True)
+class _Ask:
+    """What `_measured` is to find: layers and operation types in float anyway, and the options of `quantize`."""
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    rest: str
+    by: str
+    budget: str
+    samples: int
+    narrow: bool
+
+
+def _measured(model: Model, job: Job, ask: _Ask) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
+    """(Layers in float, those with weights in 8 bits beside others in 4, notes) by measured sensitivity."""
+    samples, source = _sensitivity.inputs_of(model, job, ask.samples)
+    score = _sensitivity.figure(model, job, ask.samples) if ask.by == "metric" else None
     with _sensitivity.simulator(model, job, samples) as sim:
-        found = _sensitivity.measure(job, sim, by, score)
+        found = _sensitivity.measure(job, sim, ask.by, score, narrow=bool(ask.narrow and ask.budget))
         notes: dict[str, Any] = {
-            "sensitivity": by, "inputs": source, "int8_sqnr_db": found.sqnr_db, "recovers_by_group": found.groups,
+            "sensitivity": ask.by, "inputs": source, "int8_sqnr_db": found.sqnr_db, "recovers_by_group": found.groups,
             "sqnr_db": {row.name: row.sqnr_db for row in found.rows},
             "recovers": {row.name: row.recovers for row in found.rows},
         }  # fmt: skip
         if found.figure is not None:
             notes["int8_figure"] = found.figure
-        if not budget:
-            return names, notes
-        free = [row for row in found.rows if row.name not in names and row.kind not in types]
-        kept = _allocated(sim, free, names, rest, job, _allocate.parse(budget), found.rows)
-        chosen = (*names, *kept)
-        reached = _sensitivity.sqnr(sim.exact, sim.outputs(chosen))
+        if not ask.budget:
+            return ask.names, (), notes
+        free = [row for row in found.rows if row.name not in ask.names and row.kind not in ask.types]
+        kept, four = _allocated(sim, free, ask, job, found.rows)
+        chosen = (*ask.names, *kept)
+        reached = _sensitivity.sqnr(sim.exact, sim.outputs(chosen, four))
     share = sum(row.macs for row in free if row.name not in kept) / max(1, sum(row.macs for row in found.rows))
-    notes |= {"budget": budget, "left_in_float": len(kept), "reached_sqnr_db": reached, "int8_macs_share": share}
-    return chosen, notes
+    notes |= {"budget": ask.budget, "left_in_float": len(kept), "reached_sqnr_db": reached, "int8_macs_share": share}
+    if not ask.narrow:
+        return chosen, (), notes
+    notes |= {"weights": ["int4" if four else "int8"], "in_four_bits": list(four)}
+    wide = tuple(row.name for row in free if row.name not in (*kept, *four)) if four else ()
+    return chosen, wide, notes
 
 
 def _allocated(
-    sim: _sensitivity.Simulator, free: Sequence[_sensitivity.Row], names: tuple[str, ...], rest: str, job: Job,
-    limit: _allocate.Limit, rows: Sequence[_sensitivity.Row],
-) -> tuple[str, ...]:  # fmt: skip
-    """Layers to leave in float beside those that were named."""
-    every = _allocate.gains(limit, [r.macs for r in rows], [r.weights for r in rows], rest, job.target)
-    gain = [float(g) for r, g in zip(rows, every, strict=True) if r in free]
+    sim: _sensitivity.Simulator, free: Sequence[_sensitivity.Row], ask: _Ask, job: Job,
+    rows: Sequence[_sensitivity.Row],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:  # fmt: skip
+    """(Layers to leave in float beside those that were named, those whose weights get 4 bits)."""
+    limit, narrow = _allocate.parse(ask.budget), any(row.four_bits is not None for row in rows)
+    able = [row.four_bits is not None for row in rows] if narrow else []
+    every = _allocate.gains(limit, [r.macs for r in rows], [r.weights for r in rows], ask.rest, job.target, able)
+    gain = [g for r, g in zip(rows, every, strict=True) if r in free]
+
+    def costs(row: _sensitivity.Row, place: int) -> list[float]:
+        """Of each width: noise (place 0), or its power (place 1)."""
+        told = [(row.noise, row.sqnr_db), row.four_bits or (row.noise, row.sqnr_db)][: 1 + narrow]
+        return [10 ** (-cost[1] / 10) if place else cost[0] for cost in told]
+
+    def names(widths: Sequence[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        kept = tuple(r.name for r, width in zip(free, widths, strict=True) if not width)
+        four = (r.name for r, width in zip(free, widths, strict=True) if width == 2 and r.four_bits is not None)
+        return kept, tuple(four)
+
     if limit.kind != "quality":
-        chosen = _allocate.cheapest([r.noise for r in free], gain, _allocate.needed(limit, rest))
-        return tuple(r.name for r, narrow in zip(free, chosen, strict=True) if not narrow)
-    noise = [10 ** (-r.sqnr_db / 10) for r in free]
-    allowed = 10 ** (-limit.value / 10)
-    best = 0.0
+        return names(_allocate.cheapest([costs(r, 0) for r in free], gain, _allocate.needed(limit, ask.rest)))
+    noise, allowed, best = [costs(r, 1) for r in free], 10 ** (-limit.value / 10), 0.0
     for _ in range(_TIGHTENINGS):
-        chosen = _allocate.most(noise, gain, allowed)
-        kept = tuple(r.name for r, narrow in zip(free, chosen, strict=True) if not narrow)
-        reached = _sensitivity.sqnr(sim.exact, sim.outputs((*names, *kept)))
+        kept, four = names(_allocate.most(noise, gain, allowed))
+        reached = _sensitivity.sqnr(sim.exact, sim.outputs((*ask.names, *kept), four))
         if reached >= limit.value:
-            return kept
+            return kept, four
         best = max(best, reached)
         allowed *= min(0.7, 10 ** ((reached - limit.value) / 10))
     raise ValueError(f"budget quality:{limit.value:g}: at best {best:.1f} dB were reached with a layer in INT8")

@@ -27,7 +27,8 @@ def snap(source: onnx.ModelProto, plan: PrecisionPlan) -> Levels:
     Raises:
         errors.Unsupported: no weight can be stored so.
     """
-    nodes = onnx_qdq.quantized_nodes(source, plan, placement="openvino")
+    able = onnx_qdq.quantized_nodes(source, plan, placement="openvino")
+    nodes = [name for name in able if name not in plan.eight_bits]
     return _integers(source, nodes, onnx_narrow.snap(source, nodes), onnx_narrow.LEVELS)
 
 
