@@ -18,8 +18,11 @@ EVALUATED = 4  # batches that an evaluation in training looks at
 Batch = dict[str, Any]  # "input": tuple of tensors, "reference": tensor or None, "label": int64 tensor or None
 
 
-def from_data(data: Any, size: int, seed: int, crop: int | None) -> Callable[[int], Batch]:
-    """Random batches without replacement inside an epoch; items are augmented and cropped from (seed, step, place)."""
+def from_data(data: Any, size: int, seed: int, crop: int | None, views: int = 0) -> Callable[[int], Batch]:
+    """Random batches without replacement inside an epoch; items are augmented and cropped from (seed, step, place).
+
+    views: from (seed, item, one of so many) instead; then a batch has "view": item * views + which, int64 (N,).
+    """
     if samplers.of(getattr(getattr(data, "model", None), "options", {})) is not None:
         return _denoising.batches(data.model, size, seed, data)[0]
     count = len(data)
@@ -29,17 +32,22 @@ def from_data(data: Any, size: int, seed: int, crop: int | None) -> Callable[[in
         return np.random.default_rng([seed, epoch]).permutation(count)
 
     def at(step: int) -> Batch:
-        samples = []
+        samples, seen = [], []
         for place in range(step * size, (step + 1) * size):
             epoch, index = divmod(place, count)
-            rng = np.random.default_rng([seed, step, place])
-            sample = data.train_item(int(order(epoch)[index]), rng)
+            rng, item = np.random.default_rng([seed, step, place]), int(order(epoch)[index])
+            if views:
+                which = int(rng.integers(views))
+                seen.append(item * views + which)
+                rng = np.random.default_rng([seed, item, which, 3])
+            sample = data.train_item(item, rng)
             samples.append((*_cropped(sample.input, sample.reference, crop, rng), sample.label))
         inputs, references, labels = zip(*samples, strict=True)
         return {
             "input": (torch.from_numpy(np.stack(inputs)),),
             "reference": None if references[0] is None else torch.from_numpy(np.stack(references)),
             "label": None if labels[0] is None else torch.tensor(labels, dtype=torch.int64),
+            **({"view": torch.tensor(seen)} if views else {}),
         }
 
     return at
@@ -80,15 +88,24 @@ def made_up(model: Model, size: int, seed: int) -> tuple[Callable[[int], Batch],
     return at, "self-generated: " + ("smooth random images with noise" if images else "random latents N(0, 1)")
 
 
-def batches(model: Model, job: Job, size: int, crop: int | None = None) -> tuple[Callable[[int], Batch], str]:
+def batches(
+    model: Model, job: Job, size: int, crop: int | None = None, views: int = 0
+) -> tuple[Callable[[int], Batch], str]:
     """Batches of the job's data, or made up where there is none or it has one of several inputs; and which, in words.
 
-    Those of a denoiser are noised images: real ones where the data has any, else its teacher's.
+    Those of a denoiser are noised images: real ones where the data has any, else its teacher's. views: as in
+    `from_data`.
+
+    Raises:
+        ValueError: views of what is no data.
     """
+    real = job.data is not None and len(model.stage.inputs) == 1 and samplers.of(model.options) is None
+    if views and (not real or model.task == "unconditional"):
+        raise ValueError("views are of the samples of a data set, and what is drawn each time has none: leave them out")
     if samplers.of(model.options) is not None:
         return _denoising.batches(model, size, job.seed, job.data, job.teacher)
     if job.data is not None and len(model.stage.inputs) == 1:
-        return from_data(job.data, size, job.seed, crop), "data"
+        return from_data(job.data, size, job.seed, crop, views), "data"
     return made_up(model, size, job.seed)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from edgegen import graph, training
 from edgegen.nn import encoders, losses_adversarial, losses_maps
 from edgegen.nn import losses as nn_losses
-from edgegen.passes import _dreams, _lessons
+from edgegen.passes import _dreams, _lessons, _views
 from edgegen.training import scaling
 from edgegen.types import Job, Model
 
@@ -34,6 +34,7 @@ class Lesson:
     def __init__(
         self, model: Model, job: Job, table: Mapping[str, float], first: _lessons.Batch, temperature: float,
         projection: str, encoder: str, margin: int = 0, feature_layers: Sequence[str] = (), noise: float = 0.1,
+        views: int = 0,
     ) -> None:  # fmt: skip
         self.margin = margin
         self.table, self.temperature, self.task = table, temperature, model.task
@@ -44,6 +45,8 @@ class Lesson:
         if self.frozen:  # loaded for inference: then everything learns, and is frozen again afterwards
             self.student.requires_grad_(True)
         inputs = training.place(first["input"], job.device)
+        self.views, self.folder = views * len(job.data or ()), job.checkpoints
+        self.kept: _views.Kept | None = None
         self.teacher: Any = _teacher(job) if any(name in FROM_TEACHER for name in table) else None
         _check_data(table, first)
         if self.teacher is not None:
@@ -113,11 +116,21 @@ class Lesson:
         """Name -> weighted loss of a batch."""
         given = batch["input"] if self.dream is None else self.dream.inputs(batch["input"], step)
         found = graph.flatten(self.student(*given))
-        taught: tuple[torch.Tensor, ...] = found
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = graph.flatten(self.teacher(*batch["input"]))
+        taught = found if self.teacher is None else self._taught(batch)
         return {name: weight * self._loss(name, found, taught, batch) for name, weight in self.table.items()}
+
+    @torch.no_grad()
+    def _taught(self, batch: _lessons.Batch) -> tuple[torch.Tensor, ...]:
+        """The teacher's outputs, of a view that it has seen those from then."""
+
+        def teach(rows: Any = slice(None)) -> tuple[torch.Tensor, ...]:
+            return graph.flatten(self.teacher(*(value[rows] for value in batch["input"])))
+
+        if "view" not in batch:
+            return teach()
+        if self.kept is None:
+            self.kept = _views.Kept(self.folder, self.views, [tuple(out.shape[1:]) for out in teach(slice(1))])
+        return self.kept.of(batch["view"], teach)
 
     def _loss(
         self, name: str, found: Sequence[torch.Tensor], taught: Sequence[torch.Tensor], batch: _lessons.Batch
@@ -161,6 +174,8 @@ class Lesson:
             self.student.requires_grad_(False)
         for maps in (*self.maps.values(), *((self.dream,) if self.dream else ())):
             maps.close()
+        if self.kept is not None:
+            self.kept.close()
 
 
 def _last_called(network: nn.Module, names: Sequence[str], inputs: Sequence[torch.Tensor]) -> str:

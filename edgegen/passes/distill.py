@@ -16,7 +16,7 @@ from torch import nn
 from edgegen import graph, training
 from edgegen.errors import PassError
 from edgegen.passes import _dreams, _lessons
-from edgegen.passes._teaching import FROM_TEACHER, LOSSES, Lesson
+from edgegen.passes._teaching import FROM_OUTPUT, FROM_TEACHER, LOSSES, MAPS, Lesson
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
 
@@ -46,6 +46,7 @@ def distill(
     margin: int = 0,
     feature_layers: Sequence[str] = (),
     noise: float = 0.1,
+    views: int = 0,
     accumulate: int = 1,
     scale_lr: bool = False,
     every: int = 0,
@@ -68,6 +69,8 @@ def distill(
             none: up to four layers over the depth. A teacher that is asked for nothing else runs no further than the
             last of them.
         noise: with the loss generator, the share of a denoiser's training times at which it sees the images.
+        views: learn from so many crops and flips of each sample, chosen once, and keep what the teacher gives for each
+            (on disk, 16 bits): it runs once for each of them, and not at every step. 0: others at every step.
         temperature: of the softened logits. projection: "conv" or "orthogonal" (V_kD) from student to teacher maps.
         batchnorm: "train" moves the statistics slowly, "frozen" keeps them. optimizer: adamw, adam, sgd or muon.
         precision: "auto", "bf16", "fp32", or "fp16" on CUDA. accumulate: batches to a step.
@@ -85,15 +88,18 @@ def distill(
     """
     table = _lessons.weights(losses, features, reference, LOSSES)
     _check(model, job, table, batch, crop, temperature, margin, noise)
+    _check_views(views, table)
     if scale_lr and (job.teacher is None or "generator" in table):
         what = "the job has none" if job.teacher is None else "a generator is no such one"
         raise ValueError(f"scale_lr follows from the teacher, and {what}; leave it out")
     job = dataclasses.replace(job, device=distributed.own_device(job.device))
-    batch_at, source = _lessons.batches(model, job, batch, crop)
+    batch_at, source = _lessons.batches(model, job, batch, crop, views)
+    fresh_at = _lessons.batches(model, job, batch, crop)[0] if views else batch_at
     with training.use_threads(job.threads):
-        lesson = Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin, feature_layers, noise)
+        lesson = Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin, feature_layers, noise,
+                        views)  # fmt: skip
         rates = lesson.rates(job, batch_at(0), optimizer) if scale_lr else None
-    evaluate = _evaluation(model, job, lesson, batch_at, steps * accumulate) if every or patience else None
+    evaluate = _evaluation(model, job, lesson, fresh_at, steps * accumulate) if every or patience else None
     try:
         result = training.train(
             lesson.learner, lesson.losses, batch_at, steps=steps, lr=lr, seed=job.seed, ema=ema, precision=precision,
@@ -136,6 +142,16 @@ def _check(
     needs = [name for name in table if name in FROM_TEACHER]
     if needs and job.teacher is None:
         raise ValueError(f"losses {', '.join(needs)} need a teacher, and the job has none; use reference or labels")
+
+
+def _check_views(views: int, table: Mapping[str, float]) -> None:
+    if views < 0:
+        raise ValueError(f"views must not be negative, got {views}")
+    if wrong := [name for name in table if views and name in (*MAPS, "generator")]:
+        raise ValueError(f"views keep the teacher's outputs alone: leave out the loss {', '.join(wrong)}, or views")
+    if views and not set(table) & set(FROM_OUTPUT):
+        told = ", ".join(table)
+        raise ValueError(f"views keep the teacher's outputs, and no loss asks for them ({told}): leave them out")
 
 
 def _evaluation(
