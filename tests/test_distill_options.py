@@ -93,7 +93,7 @@ def test_weights_without_a_common_layer_are_said(residual: Model) -> None:
 def test_scaled_rates_are_those_of_fewer_inputs(residual: Model) -> None:
     student = pruned(residual)
     batch = {"input": graph.example_inputs(residual.stage, batch=2), "reference": None, "label": None}
-    lesson = _teaching.Lesson(student, job(residual), {"output": 1.0}, batch, 4.0, "conv", "cifar")
+    lesson = _teaching.Lesson(student, job(residual), {"output": 1.0}, batch, 4.0, "conv", ("cifar", ""))
     found = lesson.rates(job(residual), batch, "adamw")
     names = {name for name, _ in lesson.learner.named_parameters()}
     assert names == set(found)

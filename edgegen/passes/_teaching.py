@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from edgegen import graph, training
-from edgegen.nn import encoders, losses_adversarial, losses_maps
 from edgegen.nn import losses as nn_losses
-from edgegen.passes import _dreams, _lessons, _views
+from edgegen.nn import losses_adversarial, losses_maps
+from edgegen.passes import _dreams, _lessons, _own, _views
 from edgegen.training import scaling
 from edgegen.types import Job, Model
 
@@ -33,8 +33,8 @@ class Lesson:
 
     def __init__(
         self, model: Model, job: Job, table: Mapping[str, float], first: _lessons.Batch, temperature: float,
-        projection: str, encoder: str, margin: int = 0, feature_layers: Sequence[str] = (), noise: float = 0.1,
-        views: int = 0,
+        projection: str, encoder: tuple[str, str], margin: int = 0, feature_layers: Sequence[str] = (),
+        noise: float = 0.1, views: int = 0,
     ) -> None:  # fmt: skip
         self.margin = margin
         self.table, self.temperature, self.task = table, temperature, model.task
@@ -51,7 +51,9 @@ class Lesson:
         _check_data(table, first)
         if self.teacher is not None:
             _check_fit(self.student, self.teacher, inputs)
-        self.encoder: Any = _frozen(encoders.create(encoder), job.device) if "perceptual" in table else None
+        self.encoder: Any = None
+        if "perceptual" in table:
+            self.encoder = _frozen(_own.encoder(*encoder, job.seed), job.device)
         self.names: tuple[str, ...] = ()
         self.maps: dict[str, nn_losses.FeatureLoss] = {}
         self.learner = nn.ModuleDict({"student": self.student})

@@ -40,6 +40,7 @@ def distill(
     temperature: float = 4.0,
     projection: str = "conv",
     encoder: str = "cifar",
+    encoder_weights: str = "",
     batchnorm: str = "train",
     grad_clip: float = 1.0,
     optimizer: str = "adamw",
@@ -56,7 +57,8 @@ def distill(
 
     Args:
         losses: names, or a table name -> weight, of: output (L1 for images, softened KL for classes), l2, perceptual
-            (`encoder`: cifar or mnist), reference (L1 to the sample's reference), reference_l2 (squared),
+            (`encoder`: cifar, mnist, or "file.py:factory" of a network from images in 0..1 to maps, with
+            `encoder_weights`), reference (L1 to the sample's reference), reference_l2 (squared),
             reference_psnr (its logarithm for each image: the mean PSNR itself), labels (cross entropy), features (inner
             maps of up to four layers); of the same maps attention (where their energy is), relations (of places to each
             other), contrast (each pixel found among all); discriminator (a small one of the outputs, trained along);
@@ -96,8 +98,8 @@ def distill(
     batch_at, source = _lessons.batches(model, job, batch, crop, views)
     fresh_at = _lessons.batches(model, job, batch, crop)[0] if views else batch_at
     with training.use_threads(job.threads):
-        lesson = Lesson(model, job, table, batch_at(0), temperature, projection, encoder, margin, feature_layers, noise,
-                        views)  # fmt: skip
+        lesson = Lesson(model, job, table, batch_at(0), temperature, projection, (encoder, encoder_weights),
+                        margin, feature_layers, noise, views)  # fmt: skip
         rates = lesson.rates(job, batch_at(0), optimizer) if scale_lr else None
     evaluate = _evaluation(model, job, lesson, fresh_at, steps * accumulate) if every or patience else None
     try:

@@ -15,16 +15,15 @@ Unconditional generators learn from latents, teacher and student from the same o
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from edgegen import graph, origins, training, weights
+from edgegen import graph, training
 from edgegen.errors import PassError
 from edgegen.nn import discriminators, encoders
 from edgegen.nn.losses_adversarial import ADVERSARIAL
-from edgegen.passes import _game, _lessons
+from edgegen.passes import _game, _lessons, _own
 from edgegen.training import adversarial as turns
 from edgegen.training import distributed
 from edgegen.types import Job, Model, PassResult
@@ -176,10 +175,4 @@ def _critic(model: Model, job: Job, spec: str, file: str, encoder: str) -> nn.Mo
         channels = int(model.stage.outputs[0].shape[1])
         return _game.seeded(job.seed, lambda: discriminators.Projected(
             encoders.create(_encoder(model, encoder)), channels)).to(job.device)  # fmt: skip
-    path, _, factory = spec.rpartition(":")
-    if not path.endswith(".py"):
-        raise ValueError(f"discriminator must be file.py:factory, got {spec!r}")
-    module = _game.seeded(job.seed, lambda: origins.create({"kind": "file", "path": path, "factory": factory}))
-    if file:
-        weights.load_into(module, weights.read_state(Path(file)), file)
-    return discriminators.Watched(module).to(job.device)
+    return discriminators.Watched(_own.network("discriminator", spec, file, job.seed)).to(job.device)
