@@ -20,6 +20,7 @@ logarithm of its own gain, timed before the training, or where one was not timed
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import math
@@ -39,6 +40,7 @@ import goals
 ROOT = goals.ROOT
 OUT = Path("out") / "compression"
 FEATURES = ("--features", f"mobilenet_v1_025:{goals.ASSETS / 'mobilenet_v1_025-imagenet.safetensors'}")
+ANY = {"--min-psnr": "1", "--max-quality-drop": "99"}  # budgets that every build keeps
 KEEP = ("headline", "baseline", "result", "candidates", "steps", "machine", "versions", "data", "seed", "budget",
         "stamps", "date", "duration_s")  # fmt: skip
 
@@ -48,7 +50,8 @@ class Row:
     """name of recipe and bundle; arguments of `edgegen compress`; what the report must show.
 
     gain: times faster than the best unquantized build. macs, smaller: times fewer MACs, and a file times smaller than
-    the best unquantized build; 0: no goal.
+    the best unquantized build; 0: no goal. perceptual: the perceptual distance to the teacher may not be larger than
+    that of the original in INT8 by NNCF, which a run of its own makes.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Row:
     macs: float = 0.0
     smaller: float = 0.0
     recipe: str = ""
+    perceptual: bool = False
 
     @property
     def file(self) -> Path:
@@ -73,12 +77,12 @@ ROWS = (
     Row("edsr-4x", ("--model", "edsr", "--data", str(goals.DATA / "photos/train"), "--eval-data",
                     str(goals.DATA / "photos/eval"), "--max-quality-drop", "0.5"), 4.0, macs=10.0),
     Row("style-3x", goals.user(*STYLE, "--min-psnr", "25.6"), 3.0),
-    Row("style-6x", goals.user(*STYLE, "--min-psnr", "22"), 6.0, macs=10.0),
+    Row("style-6x", goals.user(*STYLE, "--min-psnr", "22"), 6.0, macs=10.0, perceptual=True),
     Row("rlfn-2x", ("--model", f"{goals.NETWORKS / 'rlfn'}.py:rlfn", "--weights", str(goals.ASSETS / "rlfn-x4.pth"),
                     "--data", str(goals.DATA / "tiles/train"), "--eval-data", str(goals.ASSETS / "kodak24"),
                     "--max-quality-drop", "0.3"), 2.0),
     Row("taef2-3x", goals.user("taef2", "decoder", "taef2-decoder.pth", "taef2/train.npz", "taef2/eval.npz",
-                               "--max-quality-drop", "0.5"), 3.0, recipe="taef2"),
+                               "--max-quality-drop", "0.5"), 3.0, recipe="taef2", perceptual=True),
     Row("vit-2x", ("--model", "vit", "--data", str(goals.DATA / "cifar/train-all.npz"), "--eval-data",
                    str(goals.DATA / "cifar/test.npz"), "--max-quality-drop", "0.5"), 2.0),
     Row("vit-mnist-2x", ("--model", f"{goals.NETWORKS / 'vit_mnist'}.py:vit_mnist", "--weights",
@@ -108,8 +112,7 @@ def run(row: Row, scale: float, seconds: float) -> dict[str, Any]:
         recipe = OUT / f"{name}.toml"
         (ROOT / recipe).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / recipe).write_text(scaled((ROOT / row.file).read_text(encoding="utf-8"), scale), encoding="utf-8")
-    command = [sys.executable, "-m", "edgegen.cli", "compress", *row.arguments, "--recipe", str(recipe), "--target",
-               "cpu", "--out", str(OUT / name), "--resume", "--quiet"]  # fmt: skip
+    command = compress(row, recipe, OUT / name)
     started = time.monotonic()
     code, message = _bounded(command, seconds)
     found: dict[str, Any] = {
@@ -122,7 +125,34 @@ def run(row: Row, scale: float, seconds: float) -> dict[str, Any]:
         return {**found, "message": message[-800:], "checks": [[f"ran to its end: {message.strip()[-200:]}", False]]}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     told = {key: report[key] for key in KEEP}
-    return {**found, "checks": checks(row, report), "ablation": ablation(report), "report": told}
+    shown = checks(row, report)
+    if row.perceptual:
+        shown.append(against_int8(row, report, seconds - (time.monotonic() - started)))
+    return {**found, "checks": shown, "ablation": ablation(report), "report": told}
+
+
+def compress(row: Row, recipe: Path, out: Path) -> list[str]:
+    """The command of a row with a recipe."""
+    return [sys.executable, "-m", "edgegen.cli", "compress", *row.arguments, "--recipe", str(recipe), "--target", "cpu",
+            "--out", str(out), "--resume", "--quiet"]  # fmt: skip
+
+
+def against_int8(row: Row, report: dict[str, Any], seconds: float) -> tuple[str, bool]:
+    """The perceptual distance of the row beside that of the original in INT8, which is made and judged now."""
+    out = OUT / f"{row.name}-int8"
+    loose = dataclasses.replace(row, arguments=(*row.arguments[:-1], ANY[row.arguments[-2]]))
+    code, message = _bounded(compress(loose, goals.RECIPES / "int8.toml", out), seconds)
+    if code != 0:
+        return f"perceptual distance of the original in INT8: {message.strip()[-200:] or 'its minutes were up'}", False
+    other = json.loads((ROOT / out / "report.json").read_text(encoding="utf-8"))
+    ours, theirs = (perceptual(told) for told in (report, other))
+    label = other["result"]["label"]
+    return f"perceptual distance {ours:.4g} (goal {theirs:.4g}: {label})", "int8" in label and ours <= theirs
+
+
+def perceptual(report: dict[str, Any]) -> float:
+    """The perceptual distance to the teacher of a report's result."""
+    return float(next(q["value"] for q in report["result"]["quality"] if q["name"].startswith("perceptual distance")))
 
 
 def _bounded(command: list[str], seconds: float) -> tuple[int | None, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -80,6 +81,33 @@ def test_goals_that_are_missed_are_seen(compression: Any) -> None:
     assert [holds for _, holds in compression.checks(hard, report())] == [False, False, False, True]
     told = compression.table({"r": {"date": "d", "seconds": 60, "checks": compression.checks(hard, report())}})
     assert "8.00x faster" in told and "**no**" in told
+
+
+def test_the_perceptual_distance_is_held_against_int8_alone(
+    compression: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "ROOT", tmp_path)
+    asked: list[str] = []
+
+    def told(value: float, label: str) -> dict[str, Any]:
+        figures = {"PSNR to the teacher": 25.0, "perceptual distance to the teacher": value}
+        return {"result": {"label": label, "quality": [{"name": n, "value": v} for n, v in figures.items()]}}
+
+    def ran(command: list[str], seconds: float) -> tuple[int, str]:
+        asked.extend(command)
+        out = tmp_path / command[command.index("--out") + 1]
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json.dumps(made))
+        return 0, ""
+
+    monkeypatch.setattr(compression, "_bounded", ran)
+    row = compression.Row("r", ("--min-psnr", "22"), 6.0)
+    for own, other, label, holds in ((0.04, 0.05, "o: openvino int8", True), (0.06, 0.05, "o: openvino int8", False),
+                                     (0.04, 0.05, "o: openvino fp32", False)):  # fmt: skip
+        made = told(other, label)
+        assert compression.against_int8(row, told(own, "s: openvino int8"), 1.0)[1] == holds
+    assert asked[asked.index("--min-psnr") + 1] == "1", "the budget of the row would reject what it is held against"
+    assert {row.arguments[-2] for row in compression.ROWS if row.perceptual} == set(compression.ANY)
 
 
 def test_training_is_cut_short_and_nothing_else(compression: Any) -> None:

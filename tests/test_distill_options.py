@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgegen import graph
+from edgegen.errors import ModelError
 from edgegen.passes import _teaching
 from edgegen.passes.distill import distill
 from edgegen.passes.prune_channels import prune_channels
@@ -127,3 +128,41 @@ def test_the_jobs_own_judgement_decides(residual: Model) -> None:
     assert result.notes["scores"] == [[2, -20.0], [4, -30.0], [6, -25.0]]
     kept, best = result.model.stage.module.state_dict(), asked[1].stage.module.state_dict()
     assert all(torch.equal(kept[name], best[name]) for name in kept)
+
+
+ENCODER = """
+import torch
+
+
+class Colours(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return [self.mix(x)]
+
+
+def colours():
+    return Colours()
+"""
+
+
+def test_a_perceptual_loss_by_an_encoder_of_ones_own(residual: Model, tmp_path: Path) -> None:
+    file, weights = tmp_path / "encoders.py", tmp_path / "colours.pth"
+    file.write_text(ENCODER)
+    torch.save({"mix.weight": torch.eye(4)[:, :3, None, None], "mix.bias": torch.zeros(4)}, weights)
+    student, own = pruned(residual), {"encoder": f"{file}:colours", "encoder_weights": str(weights)}
+    options = QUICK | {"steps": 30, "losses": {"perceptual": 1.0}}
+    found = distill(student, job(residual), **options, **own)
+    assert found.notes["loss_last"] < 0.7 * found.notes["loss_first"]
+    other = distill(student, job(residual), **options, encoder=own["encoder"])  # its random weights
+    assert other.notes["loss_first"] != pytest.approx(found.notes["loss_first"])
+    for wrong, message in (
+        ({"encoder": str(file)}, "encoder must be file.py:factory"),
+        ({"encoder_weights": str(weights)}, "the encoder cifar has its own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill(student, job(residual), **options, **wrong)
+    with pytest.raises(ModelError, match="unknown encoder 'mnits'"):
+        distill(student, job(residual), **options, encoder="mnits")
