@@ -347,6 +347,7 @@ def test_a_fault_in_one_candidate_is_its_figure(monkeypatch: pytest.MonkeyPatch,
     assert "in faulty" in next((tmp_path / "faults").glob("*.txt")).read_text(), "the traceback is kept"
 
 
+@pytest.mark.slow
 def test_a_trained_candidate_is_built_in_the_runtime_that_was_the_fastest_untrained(
     request_: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

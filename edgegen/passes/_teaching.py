@@ -45,7 +45,8 @@ class Lesson:
         if self.frozen:  # loaded for inference: then everything learns, and is frozen again afterwards
             self.student.requires_grad_(True)
         inputs = training.place(first["input"], job.device)
-        self.views, self.folder = views * len(job.data or ()), job.checkpoints
+        self.views = views * len(job.data) if views and job.data is not None else 0
+        self.folder = job.checkpoints
         self.kept: _views.Kept | None = None
         self.teacher: Any = _teacher(job) if any(name in FROM_TEACHER for name in table) else None
         _check_data(table, first)
