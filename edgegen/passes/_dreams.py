@@ -14,6 +14,7 @@ from torch import nn
 
 from edgegen import graph, samplers
 from edgegen.nn import diffusion, dreams
+from edgegen.passes._game import seeded
 from edgegen.types import Model, TensorSpec
 
 
@@ -39,10 +40,8 @@ class Dream:
                              "loss generator")  # fmt: skip
         self._ours, self._theirs = dreams.Caught(student, ours), dreams.Caught(self.network, theirs)
         self.names = tuple(name for name, _ in theirs.values())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sides = ({size: channels for size, (_, channels) in found.items()} for found in (ours, theirs))
-            self.pyramid = dreams.Pyramid(*sides).to(inputs[0].device)
+        sides = ({size: channels for size, (_, channels) in found.items()} for found in (ours, theirs))
+        self.pyramid = seeded(seed, lambda: dreams.Pyramid(*sides)).to(inputs[0].device)
 
     @torch.no_grad()
     def inputs(self, inputs: Sequence[torch.Tensor], step: int) -> tuple[torch.Tensor, ...]:

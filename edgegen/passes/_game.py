@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from edgegen.nn import losses_adversarial as duel
 from edgegen.passes import _lessons
 from edgegen.passes._reals import reals
 from edgegen.types import Job, Model, TensorSpec
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def is_image(spec: TensorSpec) -> bool:
     return len(spec.shape) == 4 and spec.shape[1] in (1, 3)
 
 
-def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, make: Callable[[], Network]) -> Network:
     """A module made with random numbers of its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

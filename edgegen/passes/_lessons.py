@@ -99,12 +99,13 @@ def batches(
     Raises:
         ValueError: views of what is no data.
     """
-    real = job.data is not None and len(model.stage.inputs) == 1 and samplers.of(model.options) is None
-    if views and (not real or model.task == "unconditional"):
+    denoises = samplers.of(model.options) is not None
+    from_samples = job.data is not None and len(model.stage.inputs) == 1 and not denoises
+    if views and (not from_samples or model.task == "unconditional"):
         raise ValueError("views are of the samples of a data set, and what is drawn each time has none: leave them out")
-    if samplers.of(model.options) is not None:
+    if denoises:
         return _denoising.batches(model, size, job.seed, job.data, job.teacher)
-    if job.data is not None and len(model.stage.inputs) == 1:
+    if from_samples:
         return from_data(job.data, size, job.seed, crop, views), "data"
     return made_up(model, size, job.seed)
 
